@@ -1,0 +1,162 @@
+"""The command line: run (the default), plot, info, export. Parses first, then starts MPI."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UserError
+from .parallel.comm import Comm, launched, world
+from .settings import Settings, parse
+
+PROG = "python -m hpc_landscape"
+EPILOG = """exit codes:
+  0 complete   1 failed   2 a mistake to mend, said in one line
+  75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
+"""
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in COMMANDS:
+        return _view(words[0], words[1:])
+    return _run(words[1:] if words[:1] == ["run"] else words)
+
+
+def _run(words: list[str]) -> int:
+    """Parse; start MPI; run. What goes wrong on any rank ends all of them, and is said once."""
+    settings: Settings | None = None
+    mistake = None
+    try:
+        if {"-h", "--help"} & set(words) and launched()[1] > 0:
+            return 0
+        settings, print_config = parse(words, PROG, EPILOG)
+        if print_config:
+            if launched()[1] == 0:
+                print(settings.to_yaml(), end="")
+            return 0
+    except UserError as error:
+        mistake = error
+    try:
+        comm = world(need_mpi=settings is not None and settings.writer == "parallel" and _parallel_h5py())
+    except UserError as error:  # every process is alone: the launcher's numbers are all there is
+        return _speak(mistake or error, launched()[1])
+    if mistake is not None:
+        return _refuse(mistake, comm)
+    return _guarded(settings, comm)
+
+
+def _guarded(settings: Settings, comm: Comm) -> int:
+    try:
+        from .run import run
+
+        return run(settings, comm)
+    except UserError as error:
+        return _refuse(error, comm)
+    except BaseException as error:
+        return _fail(error, comm)
+
+
+def _refuse(mistake: UserError, comm: Comm) -> int:
+    """Say the mistake on rank 0. No rank leaves before it is said: mpirun kills the others when one fails."""
+    if comm.is_root:
+        _say(mistake)
+    comm.barrier()
+    return MISTAKE
+
+
+def _speak(mistake: UserError, rank: int) -> int:
+    if rank == 0:
+        _say(mistake)
+    else:
+        time.sleep(1)  # for process 0 to be heard before the launcher ends it
+    return MISTAKE
+
+
+def _say(mistake: UserError) -> None:
+    print(f"hpc_landscape: error: {mistake}", file=sys.stderr, flush=True)
+
+
+def _fail(error: BaseException, comm: Comm) -> int:
+    """End every rank with this error's exit code; its traceback is printed once, with its rank."""
+    code: Any = FAILED
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif isinstance(error, KeyboardInterrupt):
+        code = INTERRUPTED
+    else:
+        where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
+        print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
+    if comm.size > 1:
+        comm.abort(code)
+    return code
+
+
+def _parallel_h5py() -> bool:
+    import h5py
+
+    return bool(h5py.get_config().mpi)
+
+
+def _view(command: str, words: list[str]) -> int:
+    """Commands that read a stored file: one process, no MPI."""
+    if launched()[1] > 0:
+        return 0
+    try:
+        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command]), words)
+    except UserError as error:
+        _say(error)
+        return MISTAKE
+    except BrokenPipeError:  # info FILE | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _plot(parser: _Parser, words: list[str]) -> None:
+    from .view.plot import KINDS, plot
+
+    parser.add_argument("file", help="a landscape file")
+    parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
+    parser.add_argument("--metric", default="loss", help="default: %(default)s")
+    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two")
+    parser.add_argument("--log", action="store_true", help="logarithmic scale")
+    given = parser.parse_args(words)
+    print(plot(given.file, given.output, metric=given.metric, kind=given.kind, log=given.log))
+
+
+def _info(parser: _Parser, words: list[str]) -> None:
+    from .view.info import info
+
+    parser.add_argument("file", help="a landscape file; it may be in use")
+    print(info(parser.parse_args(words).file))
+
+
+def _export(parser: _Parser, words: list[str]) -> None:
+    from .view.export import export
+
+    parser.add_argument("file", help="a landscape file")
+    parser.add_argument("-o", "--output", required=True, help=".csv, .npz, .nc or .vtkhdf")
+    given = parser.parse_args(words)
+    print(export(given.file, given.output))
+
+
+COMMANDS = {"plot": _plot, "info": _info, "export": _export}
+_DESCRIPTIONS = {
+    "plot": "Draw a stored landscape.",
+    "info": "Say what a file holds, how complete it is and how it was made.",
+    "export": "Write a stored landscape in another format.",
+}

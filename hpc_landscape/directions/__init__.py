@@ -1,0 +1,1 @@
+"""Directions in parameter space, by parameter name."""

@@ -1,0 +1,91 @@
+"""The grid: axes, coordinates, flat index <-> point, and which points a rank takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import UserError
+
+NAMES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction's coordinates: ``linspace(low, high, n)``."""
+
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def parse(cls, text: str, name: str = "x") -> Axis:
+        """Read ``MIN:MAX:N``; raises UserError where that is not an axis."""
+        wanted = f"--{name} {text}: expected MIN:MAX:N, such as -1:1:51"
+        parts = str(text).split(":")
+        if len(parts) != 3:
+            raise UserError(wanted)
+        try:
+            low, high, n = float(parts[0]), float(parts[1]), int(parts[2])
+        except ValueError:
+            raise UserError(wanted) from None
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"--{name} {text}: MIN and MAX must be finite numbers")
+        if n < 1:
+            raise UserError(f"--{name} {text}: N is the number of points and must be at least 1")
+        if low > high or (low == high and n > 1):
+            raise UserError(f"--{name} {text}: MIN must be less than MAX")
+        return cls(low, high, n)
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """The axis's coordinates, float64, shape (n,)."""
+        if self.n == 1:  # a single point sits in the middle, on the model for a symmetric axis
+            return np.array([(self.low + self.high) / 2])
+        points = np.linspace(self.low, self.high, self.n)
+        if self.n % 2 and self.low == -self.high:
+            points[self.n // 2] = 0.0  # the trained model exactly, not to within rounding
+        return points
+
+    def __str__(self) -> str:
+        return f"{self.low:g}:{self.high:g}:{self.n}"
+
+
+class Grid:
+    """The points at which a landscape is computed, in C order: axis 0 is the first direction."""
+
+    def __init__(self, *axes: Axis):
+        self.axes = axes
+        self.coordinates = tuple(axis.coordinates for axis in axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return NAMES[: len(self.axes)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.n for axis in self.axes)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def point(self, index: int) -> tuple[float, ...]:
+        """The coordinates of the point with this flat index."""
+        where = np.unravel_index(index, self.shape)
+        return tuple(float(axis[i]) for axis, i in zip(self.coordinates, where, strict=True))
+
+    def nearest(self, coordinates: tuple[float, ...]) -> int:
+        """The flat index of the grid point nearest to these coordinates."""
+        where = [int(np.abs(axis - c).argmin()) for axis, c in zip(self.coordinates, coordinates, strict=True)]
+        return int(np.ravel_multi_index(where, self.shape))
+
+    def __str__(self) -> str:
+        return " x ".join(f"{name}={axis}" for name, axis in zip(self.names, self.axes, strict=True))
+
+
+def strided(points: np.ndarray, rank: int, size: int) -> np.ndarray:
+    """The points that rank takes of size ranks: every size-th, so that cheap and dear regions are shared evenly."""
+    return points[rank::size]

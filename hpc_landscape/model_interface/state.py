@@ -1,0 +1,66 @@
+"""A model's state by name: to bytes, to arrays, from rank 0 to all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..parallel.comm import Comm
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, tied ones once; the tensors themselves, not copies."""
+    return {name: parameter.data for name, parameter in model.named_parameters()}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones once; the tensors themselves, not copies."""
+    return parameters(model) | dict(model.named_buffers())
+
+
+def sha256(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(memoryview(_bytes(tensor)))
+    return digest.hexdigest()
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """As NumPy arrays; bfloat16, which NumPy has not, as float32."""
+    wide = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
+    return {name: t.detach().cpu().numpy() for name, t in wide.items()}
+
+
+@torch.no_grad()
+def fill(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:
+    """Fill the tensors, in place, with the arrays of the same names; KeyError, ValueError where they do not fit."""
+    if set(tensors) != set(arrays):
+        raise KeyError(", ".join(sorted(set(tensors) ^ set(arrays))[:3]))
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != arrays[name].shape:
+            raise ValueError(f"{name}: shape {arrays[name].shape}, expected {tuple(tensor.shape)}")
+        tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
+    """Fill every rank's tensors, of equal shapes and dtypes in equal order, with rank 0's; as buffers, never pickled."""
+    if comm.size == 1:
+        return
+    for tensor in tensors:
+        data = _bytes(tensor)
+        comm.bcast_array(data)
+        if not comm.is_root:
+            received = torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape)
+            tensor.copy_(received)
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """The tensor's bytes in C order: its own memory where it is contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

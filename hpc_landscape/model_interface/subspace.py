@@ -1,0 +1,123 @@
+"""A subspace of parameter space: an origin and directions; coordinates -> parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
+
+
+@dataclass
+class _Flat:
+    """The parameters of one device and dtype, in one buffer each for origin, directions and point."""
+
+    origin: Tensor
+    directions: list[Tensor]
+    point: Tensor
+
+
+class Subspace:
+    """parameters(c) = origin + sum_k c[k] * direction[k], always computed from the origin: no drift.
+
+    origin: parameters by name. directions: one mapping by name each; a name that is missing does not move.
+    device, dtype: where and in what precision points are computed; None: as each parameter is.
+    The parameters of a point are views of one flat buffer, so that a point is a few fused operations.
+    """
+
+    def __init__(
+        self,
+        origin: Mapping[str, Tensor],
+        directions: Sequence[Mapping[str, Tensor]],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.device, self.dtype = device, dtype
+        self.dimensions = len(directions)
+        self.views: dict[str, Tensor] = {}
+        groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name, tensor in origin.items():
+            if tensor.is_floating_point():  # anything else has no directions and stays put
+                groups.setdefault((device or tensor.device, dtype or tensor.dtype), []).append(name)
+        self._flats = [
+            self._flatten(origin, directions, names, device, dtype) for (device, dtype), names in groups.items()
+        ]
+
+    def _flatten(
+        self,
+        origin: Mapping[str, Tensor],
+        directions: Sequence[Mapping[str, Tensor]],
+        names: list[str],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> _Flat:
+        step = max(1, ALIGNMENT // dtype.itemsize)
+        offsets, end = {}, 0
+        for name in names:
+            offsets[name] = end
+            end += -(-origin[name].numel() // step) * step
+
+        def view(flat: Tensor, name: str) -> Tensor:
+            stride = torch.empty_like(origin[name], device="meta").stride()  # keeps channels-last weights so
+            return flat.as_strided(origin[name].shape, stride, offsets[name])
+
+        def fill(tensors: Mapping[str, Tensor]) -> Tensor:
+            flat = torch.zeros(end, device=device, dtype=dtype)
+            for name in names:
+                if name in tensors:
+                    view(flat, name).copy_(tensors[name])
+            return flat
+
+        with torch.no_grad():
+            flat = _Flat(fill(origin), [fill(direction) for direction in directions], fill(origin))
+        self.views.update((name, view(flat.point, name)) for name in names)
+        return flat
+
+    @torch.no_grad()
+    def place(self, coordinates: Sequence[float]) -> None:
+        """Compute the parameters of the point at these coordinates, one per direction, into the views."""
+        if len(coordinates) != self.dimensions:
+            raise ValueError(f"{len(coordinates)} coordinates for {self.dimensions} directions")
+        for flat in self._flats:
+            source = flat.origin
+            for c, direction in zip(coordinates, flat.directions, strict=True):
+                torch.add(source, direction, alpha=c, out=flat.point)
+                source = flat.point
+            if source is flat.origin:
+                flat.point.copy_(source)
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Let the model compute at the placed point, in eval mode; afterwards, also after an error, it is what it was.
+
+        Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
+        """
+        parameters = {name: parameter for name, parameter in model.named_parameters()}
+        data = {name: (parameter.data, parameter.grad) for name, parameter in parameters.items()}
+        buffers = [(module, key, value) for module in model.modules() for key, value in module._buffers.items()]
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            for name, parameter in parameters.items():
+                parameter.grad = None
+                parameter.data = self.views[name] if name in self.views else self._move(parameter.data)
+            copies: dict[int, Tensor] = {}
+            for module, key, value in buffers:
+                if value is not None:
+                    module._buffers[key] = copies.setdefault(id(value), self._move(value).clone())
+            model.eval()
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.grad = None
+                parameter.data, parameter.grad = data[name]
+            for module, key, value in buffers:
+                module._buffers[key] = value
+            for module, training in modes:
+                module.training = training
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)

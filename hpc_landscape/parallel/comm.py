@@ -1,0 +1,186 @@
+"""Ranks: the only file that imports mpi4py. A communicator is passed as an argument, never fetched from a global.
+
+A rank that waits polls with short sleeps: a blocked MPI call spins, and takes the core that another rank works on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+
+# What launchers tell each process they start: how many processes there are, and which one this is.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("PALS_SIZE", "PALS_RANKID"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
+)
+CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
+
+
+def launched() -> tuple[int, int, str]:
+    """(processes, this process's number, variable) as the launcher tells; (1, 0, "") without one."""
+    for size, rank in LAUNCHERS:
+        if os.environ.get(size, "").isdigit():
+            return int(os.environ[size]), int(os.environ.get(rank, "0") or 0), size
+    return 1, 0, ""
+
+
+def world(need_mpi: bool = False):
+    """All ranks of this job: MPI's world where a launcher started several, else a single process without MPI.
+
+    Raises UserError where the launcher and MPI disagree: each process would believe itself alone.
+    """
+    size, _, variable = launched()
+    if size == 1 and not need_mpi:
+        return SerialComm()
+    try:
+        from mpi4py import MPI
+    except Exception as error:  # ImportError, or RuntimeError when mpi4py finds no MPI library
+        what = f"{size} processes were started ({variable}={size})" if size > 1 else "MPI is needed"
+        raise UserError(
+            f"{what} but mpi4py cannot be used ({str(error).splitlines()[0]}); pip install 'hpc_landscape[mpi]'"
+        ) from None
+    comm = MPIComm(MPI.COMM_WORLD)
+    if size > 1 and comm.size != size:
+        library = MPI.Get_library_version().replace("\x00", "").split("\n")[0].strip()
+        raise UserError(
+            f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun and "
+            f"mpi4py use different MPIs (mpi4py: {library}); use the mpirun of that MPI, or srun --mpi=pmix, "
+            "or build mpi4py with this one"
+        )
+    return comm
+
+
+class Comm:
+    """What serial and MPI communicators share."""
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+
+    @property
+    def is_root(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a step that any rank may refuse: a UserError on one rank is raised on all, after every rank has come.
+
+        The step itself must not communicate: another rank may not arrive at its communication.
+        """
+        mine = None
+        try:
+            yield
+        except UserError as error:
+            mine = str(error)
+        said = [text for text in self.allgather(mine) if text is not None]
+        if said:
+            raise UserError(said[0])
+
+
+class SerialComm(Comm):
+    """One process, no MPI."""
+
+    mpi = None
+    library = "none"
+
+    def barrier(self) -> None:
+        pass
+
+    def bcast(self, value: Any) -> Any:
+        return value
+
+    def bcast_array(self, array: np.ndarray) -> None:
+        pass
+
+    def allgather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def node_allgather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def isend(self, value: Any, rank: int) -> Any:
+        raise ValueError(f"there is no rank {rank} to send to")
+
+    def received(self) -> list[tuple[int, Any]]:
+        return []
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class MPIComm(Comm):
+    """An mpi4py communicator; ``mpi`` is what h5py takes."""
+
+    def __init__(self, mpi: Any):
+        from mpi4py import MPI
+
+        self._MPI = MPI
+        self.mpi = mpi.Dup()  # our messages never meet the user's
+        self.rank, self.size = mpi.Get_rank(), mpi.Get_size()
+        self._node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
+        self.library = MPI.Get_library_version().replace("\x00", "").split("\n")[0].strip()
+
+    def barrier(self) -> None:
+        _wait(self.mpi.Ibarrier())
+
+    def bcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: small things, pickled."""
+        self.barrier()
+        return self.mpi.bcast(value)
+
+    def bcast_array(self, array: np.ndarray) -> None:
+        """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
+        self.barrier()
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, CHUNK):
+            self.mpi.Bcast([flat[start : start + CHUNK], self._MPI.BYTE])
+
+    def allgather(self, value: Any) -> list[Any]:
+        self.barrier()
+        return self.mpi.allgather(value)
+
+    def node_allgather(self, value: Any) -> list[Any]:
+        """The value of each rank on this node."""
+        _wait(self._node.Ibarrier())
+        return self._node.allgather(value)
+
+    def isend(self, value: Any, rank: int) -> Any:
+        """Begin to send; the result's ``Test()`` says when it has gone."""
+        return self.mpi.isend(value, rank)
+
+    def received(self) -> list[tuple[int, Any]]:
+        """What has arrived, as (sender, value); does not wait."""
+        messages = []
+        status = self._MPI.Status()
+        while (message := self.mpi.improbe(status=status)) is not None:
+            messages.append((status.Get_source(), message.recv()))
+        return messages
+
+    def abort(self, code: int) -> None:
+        """End every rank, now, with this exit code."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.mpi.Abort(code)
+
+
+def _wait(request: Any) -> None:
+    pause = 1e-4
+    while not request.Test():
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)

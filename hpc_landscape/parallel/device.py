@@ -1,0 +1,66 @@
+"""Which device a rank computes on, and with how many threads."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from ..errors import UserError
+from .comm import Comm
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The rank's device: GPU number local_rank modulo those visible; raises UserError where there is none."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted == "cuda":
+        if not torch.cuda.is_available():
+            why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU is visible"
+            raise UserError(f"--device cuda: {why}; use --device cpu, or start where a GPU is visible")
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: not available on this machine; use --device cpu")
+    return torch.device(wanted)
+
+
+def describe(device: torch.device) -> str:
+    """A device as a person names it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def shared_gpus(comm: Comm, device: torch.device) -> int:
+    """How many ranks share the busiest GPU of this node: 1 where every rank has its own (told by UUID, not by index)."""
+    mine = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    taken = comm.node_allgather(mine)
+    return max((taken.count(uuid) for uuid in taken if uuid is not None), default=1)
+
+
+def fair_threads(comm: Comm) -> int:
+    """Threads for this rank: its fair share of the cores that it may use, given what its neighbours may use.
+
+    max(1, floor(sum over this rank's cores of 1 / ranks of this node that may use that core)).
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, (os.cpu_count() or 1) // comm.local_size)
+    mine = sorted(os.sched_getaffinity(0))
+    everyone = comm.node_allgather(mine)
+    share = sum(1 / sum(core in cores for cores in everyone) for core in mine)
+    return max(1, math.floor(share + 1e-9))
+
+
+def set_threads(comm: Comm) -> int:
+    """Give PyTorch this rank's fair share of the cores; OMP_NUM_THREADS, where set, wins. Returns the number."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    threads = fair_threads(comm)
+    if wanted.isdigit() and int(wanted) > 0:
+        threads = int(wanted)
+    torch.set_num_threads(threads)
+    return threads

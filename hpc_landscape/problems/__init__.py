@@ -1,0 +1,1 @@
+"""What is measured: a model, data, a loss."""

@@ -1,0 +1,224 @@
+"""A problem: model, loss and data; and how a factory that makes one is found and called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
+
+
+@dataclass
+class Problem:
+    """What a factory returns.
+
+    model: the network. loss: ``loss(output, target)``, a mean over the batch (a torch.nn loss, say).
+    data: what the metrics are computed on: a pair of tensors, a Dataset or a DataLoader.
+    warmup_data: what batch normalization is re-estimated on; None: the data.
+    forward, count: for batches that are not (input, target): ``forward(model, batch)`` gives the output, loss receives
+    (output, batch), and ``count(batch)`` says over how many items the mean was taken.
+    train: makes the model what it should be, in place, where it does not come trained; runs on rank 0 only.
+    score: says how good the trained model is, in a few words, on data that it was not trained on.
+    axis: the default axis, MIN:MAX:N. name: for titles.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    data: Any
+    warmup_data: Any = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    count: Callable[[Any], int] | None = None
+    train: Callable[[nn.Module], None] | None = None
+    score: Callable[[nn.Module], str] | None = None
+    axis: str = "-1:1:51"
+    name: str = ""
+
+    def output(self, model: Callable[[Any], Any], batch: Any) -> Any:
+        """What the model says to a batch."""
+        return self.forward(model, batch) if self.forward else model(batch[0])
+
+    def target(self, batch: Any) -> Any:
+        """What the loss compares the output with."""
+        return batch if self.forward else batch[1]
+
+    def items(self, batch: Any) -> float:
+        """By how much the batch's mean weighs."""
+        return self.count(batch) if self.count else samples(batch)
+
+    def check(self) -> None:
+        """Raise UserError where a part is missing or of the wrong kind."""
+        if not isinstance(self.model, nn.Module):
+            raise UserError(f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module")
+        if not callable(self.loss):
+            raise UserError(f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)")
+        if getattr(self.loss, "reduction", "mean") != "mean":
+            raise UserError(f"the problem's loss has reduction='{self.loss.reduction}': it must be 'mean'")
+        if self.data is None:
+            raise UserError("the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader")
+        if not any(p.is_floating_point() for p in self.model.parameters()):
+            raise UserError("the problem's model has no floating-point parameters: there is nothing to move")
+
+
+def samples(batch: Any) -> int:
+    """How many samples a batch holds: the length of the first tensor in it."""
+    tensor = _first_tensor(batch)
+    if tensor is None or tensor.ndim == 0:
+        raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
+    return len(tensor)
+
+
+def _first_tensor(batch: Any) -> Tensor | None:
+    if isinstance(batch, Tensor):
+        return batch
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((t for t in map(_first_tensor, parts) if t is not None), None)
+
+
+def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
+    """Find the factory that ``spec`` names and call it; UserError says what is wrong with it, or where it raised."""
+    factory = find_factory(spec)
+    arguments = type_arguments(factory, arguments, spec)
+    try:
+        problem = factory(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--problem {spec}: the factory raised {user_traceback(error)}") from None
+    if not isinstance(problem, Problem):
+        raise UserError(
+            f"--problem {spec}: the factory returned a {type(problem).__name__}, not hpc_landscape.Problem(model, loss, data)"
+        )
+    problem.name = problem.name or spec.rpartition(":")[2]
+    problem.check()
+    return problem
+
+
+def find_factory(spec: str) -> Callable[..., Any]:
+    """The function that ``package.module:factory``, ``path/file.py:factory`` or a built-in name means."""
+    where, colon, name = BUILT_IN.get(spec, spec).rpartition(":")
+    if not colon or not where or not name:
+        raise UserError(
+            f"--problem {spec}: expected package.module:factory, path/file.py:factory, or one of {', '.join(BUILT_IN)}"
+        )
+    try:
+        module = _import_file(where, spec) if where.endswith(".py") else _import_module(where, spec)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # an import may even call sys.exit
+        raise UserError(f"--problem {spec}: importing {where} raised {user_traceback(error)}") from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        have = f"; it has {', '.join(public)}" if public else ""
+        raise UserError(f"--problem {spec}: {where} has no function '{name}'{have}")
+    return factory
+
+
+def _import_module(where: str, spec: str) -> ModuleType:
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does; the console script does not
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and (where == error.name or where.startswith(error.name + ".")):
+            raise UserError(f"--problem {spec}: there is no module {error.name}") from None
+        raise
+
+
+def _import_file(where: str, spec: str) -> ModuleType:
+    """The file as a module of its own name, its folder on sys.path: data-loading workers import it again by that name."""
+    if not os.path.isfile(where):
+        raise UserError(f"--problem {spec}: there is no file {where}")
+    folder, file = os.path.split(os.path.abspath(where))
+    name = file[: -len(".py")]
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == os.path.join(folder, file):
+        return loaded
+    module_spec = importlib.util.spec_from_file_location(name, os.path.join(folder, file))
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(name, module)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> dict[str, Any]:
+    """The arguments, text from the command line among them, as the types that the factory's signature asks for."""
+    import jsonargparse
+    import yaml
+
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    typed = {}
+    for key, value in arguments.items():
+        if key not in parameters:
+            if not takes_any:
+                known = ", ".join(f"--problem.{name}" for name in parameters) or "none"
+                raise UserError(f"--problem.{key}: {spec} takes no '{key}'; it takes: {known}")
+            typed[key] = yaml.safe_load(value) if isinstance(value, str) else value
+            continue
+        annotation = parameters[key].annotation
+        if annotation is inspect.Parameter.empty:
+            typed[key] = _as_default(value, parameters[key].default)
+            continue
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        try:
+            annotation = inspect.get_annotations(factory, eval_str=True).get(key, annotation)
+            parser.add_argument("--value", type=annotation)
+            typed[key] = parser.parse_object({"value": value}).value
+        except Exception:
+            kind = getattr(annotation, "__name__", str(annotation))
+            raise UserError(f"--problem.{key}: expected {kind}, got {value!r}") from None
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in typed
+    ]
+    if missing:
+        raise UserError(f"--problem {spec} needs {', '.join(f'--problem.{name} VALUE' for name in missing)}")
+    return typed
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """An unannotated argument: YAML's reading of it, except that a string default keeps it a string."""
+    import yaml
+
+    return yaml.safe_load(value) if isinstance(value, str) and not isinstance(default, str) else value
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the user's own first frame on."""
+    frames = error.__traceback__
+    while frames is not None and (
+        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
+    ):
+        frames = frames.tb_next
+    lines = traceback.format_exception(type(error), error, frames, chain=False)
+    return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"
+
+
+def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device, dtype) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device, dtype) for value in batch)
+    return batch.to(device) if device is not None and hasattr(batch, "to") else batch

@@ -1,0 +1,55 @@
+"""How far a run is: a bar on a terminal, a line a minute in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+LINE_EVERY = 60.0  # seconds
+
+
+class Progress:
+    """Points done over all ranks; rank 0 owns one. ``total`` points in all, ``done`` of them before this run."""
+
+    def __init__(self, total: int, done: int):
+        self.total, self.before, self.done = total, done, done
+        self.start = self.last = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit="pt", smoothing=0.1, dynamic_ncols=True)
+
+    def update(self, done: int) -> None:
+        """Show that ``done`` points are done."""
+        if self.bar is not None:
+            self.bar.update(done - self.done)
+        self.done = done
+        now = time.monotonic()
+        if self.bar is None and now - self.last >= LINE_EVERY:
+            self.last = now
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """One line: done, rate, time left."""
+        rate = (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
+        left = duration((self.total - self.done) / rate) if rate > 0 else "unknown"
+        return f"{self.done}/{self.total} points, {rate:.3g} points/s, {left} left"
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600:02d} h"

@@ -1,0 +1,256 @@
+"""Every setting of a run, typed, with its help text; read from the command line and from YAML. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from .errors import UserError
+from .grid import NAMES, Axis, Grid
+
+PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
+
+
+def _setting(default: Any, text: str, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+@dataclass
+class Settings:
+    """The settings of one run. Values of None mean: decided by the problem or the file, as the help text says."""
+
+    output: str = _setting("landscape.h5", "the file to write, or to go on with", "FILE.h5")
+    overwrite: bool = _setting(False, "start again even if the output exists")
+    problem: str = _setting(
+        "digits", "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments"
+    )
+    checkpoint: str | None = _setting(None, "trained weights: .pt, .pth or .safetensors", "FILE")
+    weights_only: bool = _setting(True, "false: run the code that a pickled checkpoint holds; only if you trust it")
+    x: str | None = _setting(None, "first axis; default -1:1:51 (digits: -1:1:31)", "MIN:MAX:N")
+    y: str | None = _setting(None, "second axis, or none for a line; default -1:1:51 (digits: -1:1:31)", "MIN:MAX:N")
+    z: str | None = _setting(None, "third axis, for a volume; default none", "MIN:MAX:N")
+    seed: int = _setting(0, "seed of directions and subsets", "N")
+    directions: Literal["random"] = _setting("random", "the kind of directions")
+    distribution: Literal["normal", "uniform"] = _setting("normal", "of random directions")
+    normalization: Literal["filter", "layer", "model", "none"] = _setting("filter", "of directions against the weights")
+    ignore: Literal["biasbn", "none"] = _setting("biasbn", "biasbn: biases and normalization parameters do not move")
+    orthogonalize: bool = _setting(False, "make later directions orthogonal to earlier ones, before normalization")
+    bn: Literal["warmup", "running", "batch"] = _setting(
+        "warmup", "batch normalization: statistics re-estimated at each point, the checkpoint's, or each batch's own"
+    )
+    metrics: str | None = _setting(None, "comma-separated: loss,accuracy (the default, where it applies)", "NAME,...")
+    samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")
+    warmup_samples: int | None = _setting(None, "re-estimate BN on a seeded subset of this size; default: all", "N")
+    batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
+    device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
+    writer: Literal["auto", "gather", "parallel"] = _setting(
+        "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
+    )
+    save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
+    save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
+    plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
+    dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")
+    problem_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        for name in NAMES:
+            if (text := getattr(self, name)) not in (None, "none"):
+                Axis.parse(text, name)
+        if self.x == "none":
+            raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
+        if self.y == "none" and self.z not in (None, "none"):
+            raise UserError("--z needs --y: a volume has three axes")
+        for name in ("samples", "warmup_samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value}: must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must not be negative")
+        if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
+            raise UserError(f"--metrics {self.metrics}: a metric is named twice")
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics asked for; empty: the default ones."""
+        return [name.strip() for name in (self.metrics or "").split(",") if name.strip()]
+
+    def grid(self, axis: str = "-1:1:51") -> Grid:
+        """The grid; axis: what x and y are by default."""
+        texts = {"x": self.x or axis, "y": self.y or axis, "z": self.z or "none"}
+        return Grid(*(Axis.parse(text, name) for name, text in texts.items() if text != "none"))
+
+    def to_yaml(self) -> str:
+        """The settings as a file that ``--config`` reads back."""
+        import yaml
+
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problem_arguments"}
+        values |= {PROBLEM + key: value for key, value in self.problem_arguments.items()}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def parse(arguments: Sequence[str], prog: str, epilog: str = "") -> tuple[Settings, bool]:
+    """(settings, whether --print_config was given) from a command line; what --config files say comes first.
+
+    Raises UserError for anything that is not an option, or no value for it; SystemExit(0) after --help.
+    """
+    words, problem_arguments, print_config = _split(list(arguments))
+    namespace = _parse(_parser(prog, epilog), words)
+    settings = Settings(**namespace, problem_arguments=problem_arguments)
+    settings.check()
+    return settings, print_config
+
+
+def _parser(prog: str, epilog: str) -> Any:
+    import argparse
+
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [run] [options] | plot FILE | info FILE | export FILE -o OUT",
+        description="Compute a loss landscape. With no options: of the built-in digits problem.",
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", action="append", type=str, metavar="FILE.yaml", help="settings as YAML, by name")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and stop")
+    hints = get_type_hints(Settings)
+    for option in fields(Settings):
+        if not option.metadata:
+            continue
+        keywords = {"default": option.default, "help": _help(option)}
+        if hints[option.name] is bool and option.default is False:
+            parser.add_argument(f"--{option.name}", action="store_true", **keywords)
+        else:
+            if option.metadata["metavar"]:
+                keywords["metavar"] = option.metadata["metavar"]
+            parser.add_argument(f"--{option.name}", type=hints[option.name], **keywords)
+    return parser
+
+
+def _help(option: Any) -> str:
+    text = option.metadata["help"]
+    return text if option.default is None or option.default is False else f"{text} (default: {option.default})"
+
+
+def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
+    import argparse
+
+    try:
+        namespace = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(error, words)) from None
+    names = [option.name for option in fields(Settings) if option.metadata]
+    return {name: getattr(namespace, name) for name in names}
+
+
+def _one_line(error: Exception, words: list[str]) -> str:
+    """argparse's or jsonargparse's message as one line that names the option."""
+    text = " ".join(str(error).split())
+    if text.startswith("unrecognized arguments: "):
+        unknown = text.removeprefix("unrecognized arguments: ").split()[0]
+        return f"there is no option {unknown.split('=')[0]}{_suggest(unknown)}; see --help"
+    if text.startswith('Parser key "'):
+        name, _, rest = text.removeprefix('Parser key "').partition('":')
+        hints = get_type_hints(Settings)
+        choices = getattr(hints.get(name), "__args__", ())
+        given = next((w.partition("=")[2] for w in reversed(words) if w.startswith(f"--{name}=")), None)
+        if given is None:
+            given = next((b for a, b in zip(words, words[1:], strict=False) if a == f"--{name}"), "")
+        wanted = (
+            f"one of {', '.join(choices)}"
+            if choices and all(isinstance(c, str) for c in choices)
+            else {"bool": "true or false", "int": "a whole number"}.get(_plain_type(hints.get(name)), "another value")
+        )
+        return f"--{name} {given}: expected {wanted}"
+    if text.endswith(": expected one argument"):
+        return text.removeprefix("argument ").replace(": expected one argument", " needs a value")
+    return text
+
+
+def _plain_type(hint: Any) -> str:
+    kinds = [t for t in getattr(hint, "__args__", (hint,)) if t is not type(None)]
+    return kinds[0].__name__ if kinds and isinstance(kinds[0], type) else ""
+
+
+def _suggest(unknown: str) -> str:
+    names = [option.name for option in fields(Settings) if option.metadata] + ["config", "print_config", "help"]
+    close = difflib.get_close_matches(unknown.split("=")[0].lstrip("-").replace("-", "_"), names, 1)
+    return f"; did you mean --{close[0]}?" if close else ""
+
+
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
+    """Command-line words for the parser with the config files' settings put first, and the problem's arguments.
+
+    Two traps of argparse are taken out: a value that begins with a minus (``--x -1:1:51``), and ``--problem.KEY``
+    beside ``--problem``.
+    """
+    words: list[str] = []
+    from_files: list[str] = []
+    problem_arguments: dict[str, Any] = {}
+    from_command: dict[str, Any] = {}
+    print_config = False
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if option in ("--x", "--y", "--z", "--config") or option.startswith(f"--{PROBLEM}"):
+            if not equals:
+                if not rest:
+                    raise UserError(f"{option} needs a value")
+                value = rest.pop(0)
+            if option == "--config":
+                _read_config(value, from_files, problem_arguments)
+            elif option.startswith(f"--{PROBLEM}"):
+                from_command[option.removeprefix(f"--{PROBLEM}")] = value
+            else:
+                words.append(f"{option}={value}")
+        elif word == "--print_config":
+            print_config = True
+        else:
+            words.append(word)
+    return from_files + words, problem_arguments | from_command, print_config
+
+
+def _read_config(path: str, words: list[str], problem_arguments: dict[str, Any]) -> None:
+    """Add what a YAML file says: settings as words, ``problem.KEY`` entries as the problem's arguments."""
+    import yaml
+
+    if not os.path.isfile(path):
+        raise UserError(f"--config {path}: there is no such file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=yaml.BaseLoader)  # text only: YAML reads -1:1:51 as a number of seconds
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, Mapping):
+        raise UserError(f"--config {path}: expected 'name: value' lines")
+    hints = get_type_hints(Settings)
+    known = [option.name for option in fields(Settings) if option.metadata]
+    for key, value in (content or {}).items():
+        if str(key).startswith(PROBLEM):
+            problem_arguments[key.removeprefix(PROBLEM)] = value
+        elif key == "problem" and isinstance(value, Mapping):
+            problem_arguments |= {k: v for k, v in value.items() if k != "name"}
+            words.append(f"--problem={value.get('name', 'digits')}")
+        elif key not in known:
+            raise UserError(f"--config {path}: there is no setting '{key}'{_suggest(str(key))}")
+        elif isinstance(value, Mapping):
+            raise UserError(f"--config {path}: {key} takes one value")
+        elif isinstance(value, list):
+            words.append(f"--{key}={','.join(map(str, value))}")
+        elif value in ("", "null", "~"):
+            continue  # as if it were not there
+        elif hints[key] is bool and getattr(Settings, key) is False:
+            if value.lower() not in ("true", "false"):
+                raise UserError(f"--config {path}: {key}: {value}: expected true or false")
+            words.extend([f"--{key}"] if value.lower() == "true" else [])
+        else:
+            words.append(f"--{key}={value}")

@@ -1,0 +1,266 @@
+"""The file: one HDF5 file, complete by itself, whose structure never changes after its first moment.
+
+Every dataset is contiguous and allocated when it is made, so that later only raw values change and a killed writer
+cannot break the structure. The format's low version bound is HDF5 1.8's: checksummed metadata, no consistency flag.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t
+
+from ..errors import UserError
+from ..grid import Axis, Grid
+
+FORMAT = "hpc_landscape"
+FORMAT_VERSION = 1
+LIBVER = ("v108", "v108")
+DONE, WALL_TIME = "done", "wall_time"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value stored for every point: its name, the shape of one value, and a name for each dimension of that shape."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dims: tuple[str, ...] = ()
+
+
+def create(
+    path: str,
+    grid: Grid,
+    quantities: Iterable[Quantity],
+    attributes: Mapping[str, Any],
+    directions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    model: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Lay out a new file under a temporary name, then give it its name: path is whole, or as it was before.
+
+    directions: axis name -> parameter name -> array; model: parameter or buffer name -> array.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+            file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
+            _lay_out(file, grid, list(quantities))
+            for axis, arrays in (directions or {}).items():
+                _save(file.create_group(f"directions/{axis}"), arrays)
+            if model:
+                _save(file.create_group("model"), model)
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
+    for name, values in zip(grid.names, grid.coordinates, strict=True):
+        file.create_dataset(name, data=values, track_times=False).make_scale(name)
+    for quantity in quantities:
+        dataset = _allocate(file, quantity.name, grid.shape + quantity.shape, np.float64, np.nan)
+        _attach(file, dataset, grid.names + quantity.dims)
+    wall_time = _allocate(file, WALL_TIME, grid.shape, np.float64, np.nan)
+    wall_time.attrs["units"] = "s"
+    wall_time.attrs["long_name"] = "time that the point took"
+    done = _allocate(file, DONE, grid.shape, np.uint8, 0)
+    done.attrs["long_name"] = "1 once every metric of the point is written"
+    for dataset in (wall_time, done):
+        _attach(file, dataset, grid.names)
+    _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE])
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
+    """A contiguous dataset whose space is taken, and filled, now."""
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_layout(h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5d.FILL_TIME_ALLOC)
+    plist.set_fill_value(np.array(fill, dtype))
+    plist.set_obj_track_times(False)
+    kind = h5t.py_create(np.dtype(dtype), logical=True)
+    return h5py.Dataset(h5d.create(file.id, name.encode(), kind, h5s.create_simple(shape), plist))
+
+
+def _attach(file: h5py.File, dataset: h5py.Dataset, dims: tuple[str, ...]) -> None:
+    """Give every axis its scale: xarray rejects the whole file where one has none."""
+    for axis, name in enumerate(dims):
+        if name not in file:
+            scale = file.create_dataset(name, data=np.arange(dataset.shape[axis]), track_times=False)
+            scale.make_scale(name)
+        dataset.dims[axis].attach_scale(file[name])
+        dataset.dims[axis].label = name
+
+
+def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
+    """The same datasets once more, by hard link, as VTK's ImageData.
+
+    C order makes the last axis VTK's fastest, so extents, spacing and direction come with the axes reversed.
+    """
+    n = [axis.n for axis in grid.axes][::-1]
+    origin = [values[0] for values in grid.coordinates]
+    spacing = [values[1] - values[0] if len(values) > 1 else 1.0 for values in grid.coordinates][::-1]
+    k = len(n)
+    direction = np.zeros((3, 3))  # column i: where VTK's axis i points
+    for i in range(3):
+        direction[k - 1 - i if i < k else i, i] = 1
+    group = file.create_group("VTKHDF")
+    group.attrs["Version"] = np.array([1, 0], dtype="i8")
+    group.attrs.create("Type", b"ImageData", dtype=h5py.string_dtype("ascii", 9))
+    group.attrs["WholeExtent"] = np.array([e for i in range(3) for e in (0, n[i] - 1 if i < k else 0)], dtype="i8")
+    group.attrs["Origin"] = np.array(origin + [0.0] * (3 - k))
+    group.attrs["Spacing"] = np.array(spacing + [1.0] * (3 - k))
+    group.attrs["Direction"] = direction.reshape(-1)
+    data = group.create_group("PointData")
+    for name in names:
+        data[name] = file[name]
+
+
+def _save(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        group.create_dataset(name, data=array, track_times=False)
+
+
+def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray, values: np.ndarray) -> None:
+    """Write values[i] at the flat index points[i], in one HDF5 call where a value is a single number."""
+    if dataset.shape == grid_shape:
+        where = np.stack(np.unravel_index(points, grid_shape), axis=1)
+        space = dataset.id.get_space()
+        space.select_elements(where)
+        dataset.id.write(h5s.create_simple((len(points),)), space, np.ascontiguousarray(values, dataset.dtype))
+        return
+    for point, value in zip(points, values, strict=True):
+        dataset[np.unravel_index(point, grid_shape)] = value
+
+
+def sync(path: str) -> None:
+    """Bring the file's bytes to the disk itself: HDF5's flush stops at the operating system."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file says of itself, without its values."""
+
+    attributes: dict[str, Any]
+    grid: Grid
+    quantities: tuple[Quantity, ...]
+    done: np.ndarray  # bool, the grid's shape
+    has_directions: bool
+    has_model: bool
+
+    @property
+    def unfinished(self) -> np.ndarray:
+        """Flat indices of the points still to do."""
+        return np.flatnonzero(~self.done.reshape(-1))
+
+
+# Run in a process of its own: a damaged file can hang or abort the HDF5 library.
+_PROBE = """
+import sys
+try:
+    import mpi4py; mpi4py.rc.initialize = False  # a parallel h5py would start MPI
+except ImportError:
+    pass
+import h5py
+try:
+    with h5py.File(sys.argv[1], "r", locking=False) as file:
+        def look(name, thing):
+            dict(thing.attrs)
+            if isinstance(thing, h5py.Dataset) and thing.size:
+                thing[(0,) * thing.ndim]
+        dict(file.attrs)
+        file.visititems(look)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+"""
+_LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
+
+
+def read(path: str, probe_seconds: float = 60) -> Stored:
+    """What the file at path holds; UserError where it is missing, foreign or damaged. Never writes."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory, not a landscape file")
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no permission to read it")
+    if not h5py.is_hdf5(path):
+        raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    damaged = f"{path} is damaged or cut short; it is left as it is (restore a copy, or choose another --output)"
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, path], capture_output=True, text=True, timeout=probe_seconds, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{damaged}: reading it did not end in {probe_seconds:g} s") from None
+    if probe.returncode:
+        said = probe.stderr.strip().splitlines()[-1:] or [f"the reader died ({probe.returncode})"]
+        raise UserError(f"{damaged}: {said[0]}")
+    with h5py.File(path, "r", locking=False) as file:
+        if file.attrs.get("format") != FORMAT:
+            raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
+        if int(file.attrs.get("format_version", 0)) > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
+        try:
+            return _describe(file)
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(f"{damaged}: {error}") from None
+
+
+def _describe(file: h5py.File) -> Stored:
+    names = [name for name in ("x", "y", "z") if name in file]
+    values = [file[name][()] for name in names]
+    grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values))
+    grid.coordinates = tuple(values)  # as stored, to the bit
+    done = file[DONE][()].astype(bool)
+    if done.shape != grid.shape:
+        raise ValueError(f"'done' has shape {done.shape}, the axes say {grid.shape}")
+    quantities = tuple(
+        Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
+        for name, dataset in file.items()
+        if isinstance(dataset, h5py.Dataset)
+        and name not in (DONE, WALL_TIME)
+        and not dataset.is_scale
+        and dataset.shape[: len(names)] == grid.shape
+    )
+    attributes = {key: _plain(value) for key, value in file.attrs.items()}
+    return Stored(attributes, grid, quantities, done, "directions" in file, "model" in file)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python's own type."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read_values(path: str, name: str) -> np.ndarray:
+    """One quantity, float64 in the grid's shape (and the quantity's own); UserError where the file has none so named."""
+    with h5py.File(path, "r", locking=False) as file:
+        if name not in file or not isinstance(file[name], h5py.Dataset):
+            have = sorted(k for k, v in file.items() if isinstance(v, h5py.Dataset) and not v.is_scale)
+            raise UserError(f"{path} has no '{name}'; it has {', '.join(have)}")
+        return file[name][()]
+
+
+def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
+    """The arrays of one group (``model``, ``directions/x``), by name, in the order in which they were saved."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {name: dataset[()] for name, dataset in file[group].items()}

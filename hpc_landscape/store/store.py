@@ -1,0 +1,30 @@
+"""Picks the writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..parallel.comm import Comm
+from . import parallel
+from .gather import GatherStore
+from .parallel import ParallelStore
+from .writer import Writer
+
+
+def choose_writer(wanted: str, comm: Comm) -> type[Writer]:
+    """The writer for ``auto``, ``gather`` or ``parallel``; UserError where parallel is asked for and cannot be had.
+
+    auto: parallel where h5py has it and there are several ranks.
+    """
+    if wanted == "parallel":
+        parallel.require(comm)
+    use_parallel = wanted == "parallel" or (wanted == "auto" and comm.size > 1 and parallel.available())
+    return ParallelStore if use_parallel else GatherStore
+
+
+def fall_back(writer: type[Writer], path: str, comm: Comm, notice: Callable[[str], None]) -> type[Writer]:
+    """The writer, or the gathering one where this file system takes no independent writes."""
+    if writer is ParallelStore and not parallel.works(path, comm):
+        notice("this file system refuses independent parallel writes: rank 0 writes instead (--writer gather)")
+        return GatherStore
+    return writer

@@ -1,0 +1,189 @@
+"""Brings finished points to the file, beside the computation.
+
+Each rank has a thread that writes or sends what the main thread has put, hears the other ranks, and counts. While
+points are computed it is the only thread that talks to MPI and HDF5; the main thread only computes. So a point reaches
+the disk within two seconds whatever rank 0 computes, and no rank waits for another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..parallel.comm import Comm
+from .layout import sync
+
+POLL = 0.01  # seconds between looks at the queue and at messages
+WRITE_EVERY = 0.5  # seconds, so that values, flags and two hops stay under the promised 2 s
+SYNC_EVERY = 30.0  # seconds
+GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
+
+
+class Block(NamedTuple):
+    """Finished points: flat indices (n,), wall times (n,) in seconds, values by metric name (n, ...)."""
+
+    points: np.ndarray
+    wall_times: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+class Writer:
+    """Takes finished points from the main thread: ``with writer: writer.put(...)``.
+
+    on_progress(n) is called on rank 0, from the thread, when n points more have been written, over all ranks.
+    """
+
+    def __init__(self, path: str, comm: Comm, on_progress: Callable[[int], None] = lambda n: None):
+        self.path, self.comm, self.on_progress = path, comm, on_progress
+        self.stop_code = 0  # why all ranks stop early; set by a signal, or by another rank's
+        self._announced = 0
+        self._lock = threading.Lock()
+        self._queue: list[tuple[int, float, dict[str, np.ndarray]]] = []
+        self._closing = self._failed = False
+        self._error: BaseException | None = None
+        self._ended_ranks = 0
+        self._all_ended = comm.size == 1
+        self._requests: list[Any] = []
+        self._last_sync = time.monotonic()
+        self._unsynced = False
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    # What the main thread calls
+
+    def put(self, point: int, wall_time: float, values: dict[str, np.ndarray]) -> None:
+        """Take a finished point; returns at once. Raises here what went wrong in writing earlier ones."""
+        self.check()
+        with self._lock:
+            self._queue.append((point, wall_time, values))
+
+    def check(self) -> None:
+        """Raise what went wrong in writing."""
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Writer:
+        self._open()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Write what is left. Without an error, wait for all ranks, and close the file together."""
+        self._failed = kind is not None
+        self._closing = True
+        self._thread.join(GIVE_UP if self._failed else None)
+        if self._failed:
+            return
+        self.check()
+        self.stop_code = max(self.comm.allgather(self.stop_code))
+        self._close()
+
+    # What the thread does
+
+    def _run(self) -> None:
+        last_write = 0.0
+        try:
+            while True:
+                closing = self._closing  # before the queue is read: what was put before closing is seen
+                now = time.monotonic()
+                if closing or now - last_write >= WRITE_EVERY:
+                    last_write = now
+                    self._deliver_queue()
+                self._announce_stop()
+                for sender, message in self.comm.received():
+                    self._hear(sender, *message)
+                self._requests = [request for request in self._requests if not request.Test()]
+                if closing and self._finish():
+                    return
+                time.sleep(POLL)
+        except BaseException as error:
+            self._error = error
+
+    def _deliver_queue(self) -> None:
+        with self._lock:
+            taken, self._queue = self._queue, []
+        if taken:
+            points, wall_times, values = zip(*taken, strict=True)
+            names = values[0]
+            self._deliver(
+                Block(
+                    np.array(points, dtype=np.int64),
+                    np.array(wall_times),
+                    {name: np.stack([value[name] for value in values]) for name in names},
+                )
+            )
+        self._tick()
+
+    def _announce_stop(self) -> None:
+        """Tell rank 0 of a signal to this rank; rank 0 tells all."""
+        if self.stop_code != self._announced:
+            self._announced = self.stop_code
+            for rank in range(1, self.comm.size) if self.comm.is_root else [0]:
+                self._send(rank, "stop", self.stop_code)
+
+    def _hear(self, sender: int, kind: str, content: Any) -> None:
+        if kind == "stop":
+            self.stop_code = self.stop_code or content
+        elif kind == "end":
+            self._ended_ranks += 1
+        elif kind == "all ended":
+            self._all_ended = True
+        else:
+            self._receive(kind, content)
+
+    def _finish(self) -> bool:
+        """Whether this thread may end: all is written, and (without an error) every rank has said that it has ended."""
+        if self._failed:
+            return not self._requests
+        if self.comm.is_root:
+            if self._ended_ranks < self.comm.size - 1:
+                return False
+            self._deliver_queue()
+            for rank in range(1, self.comm.size):
+                if not self._all_ended:
+                    self._send(rank, "all ended", None)
+            self._all_ended = True
+        elif not self._ended_ranks:
+            self._ended_ranks = 1
+            self._send(0, "end", None)
+        return self._all_ended and not self._requests
+
+    def _send(self, rank: int, kind: str, content: Any) -> None:
+        if rank != self.comm.rank:
+            self._requests.append(self.comm.isend((kind, content), rank))
+
+    def _tick(self) -> None:
+        """Called at least as often as points are delivered: bring the file to the disk now and then."""
+        if self._unsynced and time.monotonic() - self._last_sync >= SYNC_EVERY:
+            self._sync()
+
+    def _sync(self) -> None:
+        sync(self.path)
+        self._last_sync, self._unsynced = time.monotonic(), False
+
+    # What the two writers do differently
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _deliver(self, block: Block) -> None:
+        """Write points of this rank, or send them to whom writes."""
+        raise NotImplementedError
+
+    def _receive(self, kind: str, content: Any) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+def merge(blocks: Sequence[Block]) -> Block:
+    """Several blocks as one."""
+    return Block(
+        np.concatenate([block.points for block in blocks]),
+        np.concatenate([block.wall_times for block in blocks]),
+        {name: np.concatenate([block.values[name] for block in blocks]) for name in blocks[0].values},
+    )
