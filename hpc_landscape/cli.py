@@ -131,11 +131,23 @@ def _plot(parser: _Parser, words: list[str]) -> None:
 
     parser.add_argument("file", help="a landscape file")
     parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
-    parser.add_argument("--metric", default="loss", help="default: %(default)s")
-    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two")
-    parser.add_argument("--log", action="store_true", help="logarithmic scale")
-    given = parser.parse_args(words)
-    print(plot(given.file, given.output, metric=given.metric, kind=given.kind, log=given.log))
+    parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
+    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two and three")
+    parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
+    parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")
+    parser.add_argument("--vmin", type=float, help="lowest value of the scale")
+    parser.add_argument("--vmax", type=float, help="highest value of the scale")
+    parser.add_argument("--title", help="instead of title and description; empty for none")
+    parser.add_argument("--cmap", default="viridis", help="matplotlib's colour map (default: %(default)s)")
+    parser.add_argument("--dpi", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--elevation", type=float, default=35.0, help="of the eye above a surface, in degrees")
+    parser.add_argument("--azimuth", type=float, default=-60.0, help="of the eye around it")
+    options = vars(parser.parse_args(words))
+    print(plot(options.pop("file"), **options))
+
+
+def _levels(text: str) -> int | list[float]:
+    return [float(level) for level in text.split(",")] if "," in text or "." in text else int(text)
 
 
 def _info(parser: _Parser, words: list[str]) -> None:

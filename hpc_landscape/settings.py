@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
@@ -91,6 +92,21 @@ class Settings:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problem_arguments"}
         values |= {PROBLEM + key: value for key, value in self.problem_arguments.items()}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    def to_command(self) -> str:
+        """The command line of this run: what differs from the defaults."""
+        words = ["python", "-m", "hpc_landscape"]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run"):
+                flag = option.default is False and value is True and option.type == "bool"
+                words.append(
+                    f"--{option.name}"
+                    if flag
+                    else f"--{option.name}={str(value).lower() if isinstance(value, bool) else value}"
+                )
+        words += [f"--{PROBLEM}{key}={value}" for key, value in self.problem_arguments.items()]
+        return shlex.join(words)
 
 
 def parse(arguments: Sequence[str], prog: str, epilog: str = "") -> tuple[Settings, bool]:

@@ -26,7 +26,7 @@ class Metric(abc.ABC):
 
 
 class BatchMetric(Metric):
-    """A metric that is a mean over samples: it adds up over batches, and shares one pass over the data with its like."""
+    """A mean over samples: it adds up over batches, and shares one pass over the data with its like."""
 
     @abc.abstractmethod
     def batch_mean(self, output: Any, target: Any) -> Tensor:

@@ -50,7 +50,7 @@ def fill(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
-    """Fill every rank's tensors, of equal shapes and dtypes in equal order, with rank 0's; as buffers, never pickled."""
+    """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
     if comm.size == 1:
         return
     for tensor in tensors:
@@ -59,6 +59,11 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
         if not comm.is_root:
             received = torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape)
             tensor.copy_(received)
+
+
+def nbytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that the tensors take."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

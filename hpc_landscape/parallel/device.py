@@ -37,8 +37,10 @@ def describe(device: torch.device) -> str:
 
 
 def shared_gpus(comm: Comm, device: torch.device) -> int:
-    """How many ranks share the busiest GPU of this node: 1 where every rank has its own (told by UUID, not by index)."""
-    mine = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    """How many ranks share the busiest GPU of this node, told by UUID, not by index; 1 where each has its own."""
+    mine = None
+    if device.type == "cuda":
+        mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
     taken = comm.node_allgather(mine)
     return max((taken.count(uuid) for uuid in taken if uuid is not None), default=1)
 

@@ -203,7 +203,9 @@ def _from_loader(
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         if count is not None:
-            raise UserError(f"the problem's {what} is an iterable data set: a subset of {count} cannot be taken from it")
+            raise UserError(
+                f"the problem's {what} is an iterable data set: a subset of {count} cannot be taken from it"
+            )
         if loader.drop_last:
             notice(f"{what}: the loader drops its last batch; it is read in full")
         again = DataLoader(dataset, batch_size=loader.batch_size, **options)

@@ -63,11 +63,15 @@ class Problem:
         if not isinstance(self.model, nn.Module):
             raise UserError(f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module")
         if not callable(self.loss):
-            raise UserError(f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)")
+            raise UserError(
+                f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)"
+            )
         if getattr(self.loss, "reduction", "mean") != "mean":
             raise UserError(f"the problem's loss has reduction='{self.loss.reduction}': it must be 'mean'")
         if self.data is None:
-            raise UserError("the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader")
+            raise UserError(
+                "the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader"
+            )
         if not any(p.is_floating_point() for p in self.model.parameters()):
             raise UserError("the problem's model has no floating-point parameters: there is nothing to move")
 
@@ -99,7 +103,8 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
         raise UserError(f"--problem {spec}: the factory raised {user_traceback(error)}") from None
     if not isinstance(problem, Problem):
         raise UserError(
-            f"--problem {spec}: the factory returned a {type(problem).__name__}, not hpc_landscape.Problem(model, loss, data)"
+            f"--problem {spec}: the factory returned a {type(problem).__name__}, "
+            "not hpc_landscape.Problem(model, loss, data)"
         )
     problem.name = problem.name or spec.rpartition(":")[2]
     problem.check()
@@ -139,7 +144,7 @@ def _import_module(where: str, spec: str) -> ModuleType:
 
 
 def _import_file(where: str, spec: str) -> ModuleType:
-    """The file as a module of its own name, its folder on sys.path: data-loading workers import it again by that name."""
+    """The file as a module of its own name, its folder on sys.path: data-loading workers import it again so."""
     if not os.path.isfile(where):
         raise UserError(f"--problem {spec}: there is no file {where}")
     folder, file = os.path.split(os.path.abspath(where))

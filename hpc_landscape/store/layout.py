@@ -78,7 +78,8 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     done.attrs["long_name"] = "1 once every metric of the point is written"
     for dataset in (wall_time, done):
         _attach(file, dataset, grid.names)
-    _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE])
+    if min(grid.shape) > 1:  # VTK counts an axis of one point as no dimension, and cannot read the array then
+        _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE])
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
@@ -99,6 +100,8 @@ def _attach(file: h5py.File, dataset: h5py.Dataset, dims: tuple[str, ...]) -> No
         if name not in file:
             scale = file.create_dataset(name, data=np.arange(dataset.shape[axis]), track_times=False)
             scale.make_scale(name)
+        if file[name].shape != dataset.shape[axis : axis + 1]:
+            raise ValueError(f"{dataset.name}: its dimension '{name}' has another length than one of the same name")
         dataset.dims[axis].attach_scale(file[name])
         dataset.dims[axis].label = name
 
@@ -134,6 +137,8 @@ def _save(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
 
 def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray, values: np.ndarray) -> None:
     """Write values[i] at the flat index points[i], in one HDF5 call where a value is a single number."""
+    if not len(points):
+        return
     if dataset.shape == grid_shape:
         where = np.stack(np.unravel_index(points, grid_shape), axis=1)
         space = dataset.id.get_space()
@@ -173,6 +178,7 @@ class Stored:
 # Run in a process of its own: a damaged file can hang or abort the HDF5 library.
 _PROBE = """
 import sys
+sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
 try:
     import mpi4py; mpi4py.rc.initialize = False  # a parallel h5py would start MPI
 except ImportError:
@@ -252,7 +258,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_values(path: str, name: str) -> np.ndarray:
-    """One quantity, float64 in the grid's shape (and the quantity's own); UserError where the file has none so named."""
+    """One quantity, of the grid's shape and its own; UserError where the file has none of that name."""
     with h5py.File(path, "r", locking=False) as file:
         if name not in file or not isinstance(file[name], h5py.Dataset):
             have = sorted(k for k, v in file.items() if isinstance(v, h5py.Dataset) and not v.is_scale)
@@ -261,6 +267,6 @@ def read_values(path: str, name: str) -> np.ndarray:
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
-    """The arrays of one group (``model``, ``directions/x``), by name, in the order in which they were saved."""
+    """The arrays of one group (``model``, ``directions/x``), by name, in no particular order."""
     with h5py.File(path, "r", locking=False) as file:
         return {name: dataset[()] for name, dataset in file[group].items()}

@@ -25,7 +25,9 @@ def exclusive(path: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise UserError(f"{path} is being written by another run; wait for it, or choose another --output") from None
+            raise UserError(
+                f"{path} is being written by another run; wait for it, or choose another --output"
+            ) from None
         except OSError:  # a file system without locks
             break
         with suppress(FileNotFoundError):

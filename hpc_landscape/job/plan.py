@@ -1,0 +1,155 @@
+"""What one run will compute, and what its file says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..directions.normalize import cosine
+from ..errors import UserError
+from ..evaluate.evaluator import Evaluator
+from ..grid import Grid
+from ..model_interface import state
+from ..parallel.comm import Comm
+from ..problems.data import Batches
+from ..problems.problem import Problem
+from ..settings import Settings
+from ..store import layout
+
+KEEP_DIRECTIONS = 2**30  # bytes
+
+
+@dataclass
+class Plan:
+    """What will be computed: the parts of one run, and what its file says of them."""
+
+    settings: Settings
+    problem: Problem
+    grid: Grid
+    directions: list[dict[str, Tensor]]
+    evaluator: Evaluator
+    data: Batches
+    warmup_data: Batches
+    bn: str
+    hashes: dict[str, str]
+    stored: layout.Stored | None
+
+    @property
+    def unfinished(self) -> np.ndarray:
+        return np.arange(self.grid.size) if self.stored is None else self.stored.unfinished
+
+    @property
+    def quantities(self) -> list[layout.Quantity]:
+        return [layout.Quantity(m.name, m.shape, m.dims) for m in self.evaluator.metrics]
+
+    @property
+    def keeps_directions(self) -> bool:
+        wanted = self.settings.save_directions
+        return wanted if wanted is not None else self.direction_bytes <= KEEP_DIRECTIONS
+
+    @property
+    def keeps_model(self) -> bool:
+        return self.settings.save_model or (self.problem.train is not None and self.settings.checkpoint is None)
+
+    @property
+    def direction_bytes(self) -> int:
+        return sum(state.nbytes(direction) for direction in self.directions)
+
+    @property
+    def recipe(self) -> str:
+        """How the directions were made, but for the seed."""
+        settings = self.settings
+        made = f"{settings.directions} {settings.distribution} {settings.normalization} ignore {settings.ignore}"
+        return made + " orthogonalized" * settings.orthogonalize
+
+    def identity(self) -> dict[str, Any]:
+        """What the values depend on: a run goes on with a file only where all of it is equal."""
+        settings, loss = self.settings, self.problem.loss
+        trained = self.problem.train is not None and settings.checkpoint is None
+        directions = {f"{i}/{name}": d for i, direction in enumerate(self.directions) for name, d in direction.items()}
+        return {
+            "sha256_model": state.sha256(state.state(self.problem.model)),
+            **self.hashes,
+            "sha256_directions": state.sha256(directions),
+            "direction_recipe": self.recipe,
+            "seed": settings.seed,
+            "metrics": ",".join(m.name for m in self.evaluator.metrics),
+            "loss_function": repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"),
+            "bn": self.bn,
+            "batch_size": self.data.batch_size or 0,
+            "warmup_batch_size": self.warmup_data.batch_size or 0,
+            "precision": settings.precision,
+            "trained_here": _one_line(settings.problem_arguments) if trained else "no",
+        }
+
+
+def lay_out(plan: Plan, comm: Comm) -> None:
+    """A new file; or, where there is one to go on with, UserError that names what differs."""
+    identity, settings = plan.identity(), plan.settings
+    if plan.stored is not None:
+        _check_same(plan.stored, identity, plan.grid, settings.output)
+    if plan.stored is not None or settings.dry_run:
+        return
+    attributes = {
+        **identity,
+        **_provenance(comm),
+        "settings": settings.to_yaml(),
+        "command": settings.to_command(),
+        "problem": settings.problem,
+        "title": plan.problem.name,
+        "parameters": sum(t.numel() for t in state.parameters(plan.problem.model).values()),
+    }
+    if len(plan.directions) > 1:
+        attributes["cosine"] = cosine(*plan.directions[:2])
+    arrays = [state.arrays(direction) for direction in plan.directions] if plan.keeps_directions else []
+    try:
+        layout.create(
+            settings.output,
+            plan.grid,
+            plan.quantities,
+            attributes,
+            dict(zip(plan.grid.names, arrays, strict=False)),
+            state.arrays(state.state(plan.problem.model)) if plan.keeps_model else None,
+        )
+    except OSError as error:
+        raise UserError(f"--output {settings.output}: cannot be written: {error}") from None
+
+
+def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, path: str) -> None:
+    differs = []
+    if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
+        differs.append(f"grid ({stored.grid} there, {grid} here)")
+    for name, value in identity.items():
+        there = stored.attributes.get(name)
+        if there != value:
+            shown = "" if name.startswith("sha256") else f" ({there} there, {value} here)"
+            differs.append(name.removeprefix("sha256_").replace("_", " ") + shown)
+    if differs:
+        raise UserError(
+            f"{path} is of another run: {', '.join(differs)} differ{'s' if len(differs) == 1 else ''}; nothing is "
+            "touched. Give the settings it was made with, choose another --output, or --overwrite"
+        )
+
+
+def _provenance(comm: Comm) -> dict[str, Any]:
+    return {
+        "program_version": __version__,
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "h5py_version": h5py.__version__,
+        "hdf5_version": h5py.version.hdf5_version,
+        "mpi_version": comm.library,
+        "ranks": comm.size,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _one_line(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items())) or "defaults"

@@ -1,0 +1,142 @@
+"""What a run tells the person who started it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import resource
+import shlex
+import sys
+import time
+
+import numpy as np
+import torch
+
+from ..directions.normalize import cosine
+from ..errors import UserError
+from ..grid import Grid, strided
+from ..model_interface import state
+from ..parallel.comm import Comm
+from ..parallel.device import describe, shared_gpus
+from ..progress import duration
+from ..store import layout
+from ..store.writer import Writer
+from .plan import Plan
+from .signals import COMPLETE
+
+
+class Say:
+    """Prints on rank 0 alone."""
+
+    def __init__(self, comm: Comm):
+        self.comm = comm
+
+    def __call__(self, text: str) -> None:
+        if self.comm.is_root:
+            print(text, flush=True)
+
+
+def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: int, writer: type[Writer]) -> None:
+    settings, n = plan.settings, len(plan.unfinished)
+    devices = comm.allgather((os.uname().nodename, describe(device)))
+    shared = max(comm.allgather(shared_gpus(comm, device)))
+    model = state.parameters(plan.problem.model)
+    stored = plan.stored
+    say(f"problem      {plan.problem.name}: {plan.data.size or 'streamed'} samples, {_warm_text(plan)}")
+    say(f"parameters   {sum(t.numel() for t in model.values()):,} in {len(model)} tensors")
+    angle = f", cosine {cosine(*plan.directions[:2]):.4f}" if comm.is_root and len(plan.directions) > 1 else ""
+    say(f"directions   {len(plan.directions)} {plan.recipe}, seed {settings.seed}{angle}")
+    say(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
+    say(f"metrics      {', '.join(m.name for m in plan.evaluator.metrics)}")
+    nodes = len({node for node, _ in devices})
+    where = ", ".join(sorted({name for _, name in devices})[:8])
+    say(
+        f"ranks        {comm.size} on {nodes} node{'s' * (nodes > 1)}, {where}, "
+        f"{threads} thread{'s' * (threads > 1)} each, {settings.precision}"
+    )
+    say(f"writer       {writer.__name__} -> {settings.output}" + (" (going on)" if stored else ""))
+    if shared > 1:
+        say(f"warning: {shared} ranks share one GPU; start one rank per GPU, or see jobs/README.md on MPS")
+
+
+def _warm_text(plan: Plan) -> str:
+    if plan.bn == "none":
+        return "no batch normalization"
+    if plan.bn != "warmup":
+        return f"batch normalization: {plan.bn}"
+    return f"batch normalization re-estimated at each point on {plan.warmup_data.size or 'streamed'} samples"
+
+
+def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
+    """The plan: points per rank, memory and disk needed, and time, from one point evaluated on every rank at once."""
+    mine = strided(plan.unfinished, comm.rank, comm.size)
+    with plan.evaluator.attached():
+        seconds = []
+        for _ in range(2):  # the first one also starts up kernels and workers
+            begin = time.monotonic()
+            plan.evaluator(plan.grid.point(int(mine[0]) if len(mine) else 0))
+            seconds.append(time.monotonic() - begin)
+    slowest = max(comm.allgather(min(seconds)))
+    most = -(-len(plan.unfinished) // comm.size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = max(comm.allgather(peak))
+    gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
+    disk = plan.grid.size * (8 * (1 + sum(math.prod(q.shape) for q in plan.quantities)) + 1)
+    disk += plan.direction_bytes * plan.keeps_directions
+    disk += state.nbytes(state.state(plan.problem.model)) * plan.keeps_model
+    say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
+    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
+    say(f"memory       {_size(memory)} per rank" + (f", {_size(gpu)} on its GPU" if gpu else ""))
+    say(f"disk         {_size(disk)}")
+    say("dry run: nothing was written")
+
+
+def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
+    """Say where the results are and what they say; draw the picture. Returns the exit code."""
+    path = plan.settings.output
+    done = layout.read_values(path, layout.DONE).astype(bool)
+    if not done.all():
+        say(f"stopped      {done.sum()} of {done.size} points are in {path}; the same command goes on from there")
+        return stop_code or 1
+    say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
+    name = plan.quantities[0].name
+    values = layout.read_values(path, name)
+    if values.shape == done.shape:
+        centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
+        say(f"centre       {name} {values.flat[centre]:.6g} at {_place(plan.grid, centre)}")
+        if np.isfinite(values).any():
+            low = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
+            say(f"minimum      {name} {values.flat[low]:.6g} at {_place(plan.grid, low)}")
+        if broken := int((~np.isfinite(values)).sum()):
+            say(f"note         {broken} values are NaN or infinite: results, stored as they are")
+    picture = _draw(plan, say)
+    say("next         " + (f"look at {picture}; " if picture else "") + "or:")
+    say(f"  python -m hpc_landscape info {shlex.quote(path)}")
+    surface = " --kind surface" if len(plan.grid.axes) == 2 and min(plan.grid.shape) > 1 else ""
+    say(f"  python -m hpc_landscape plot {shlex.quote(path)}{surface}")
+    return COMPLETE
+
+
+def _draw(plan: Plan, say: Say) -> str | None:
+    if not plan.settings.plot or importlib.util.find_spec("matplotlib") is None:
+        return None
+    from ..view.plot import plot
+
+    try:
+        return plot(plan.settings.output)
+    except UserError as error:
+        say(f"no picture: {error}")
+        return None
+
+
+def _place(grid: Grid, index: int) -> str:
+    return "(" + ", ".join(f"{c:g}" for c in grid.point(index)) + ")"
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:.3g} TiB"

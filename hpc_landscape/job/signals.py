@@ -1,0 +1,46 @@
+"""Signals and the exit codes that they lead to."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..store.writer import Writer
+
+COMPLETE, STOPPED, INTERRUPTED = 0, 75, 130  # exit codes; 75 is EX_TEMPFAIL: start again to go on
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the program with its own exit code: before and after points there is nothing to save."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(STOPPED)
+
+    with _handling({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
+        yield
+
+
+@contextmanager
+def _handling(handlers: dict[int, Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping(writer: Writer) -> Iterator[None]:
+    """A signal lets every rank finish the point in hand; a second Ctrl-C does not wait for it."""
+
+    def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        writer.stop_code = writer.stop_code or (INTERRUPTED if number == signal.SIGINT else STOPPED)
+
+    with _handling({signal.SIGTERM: stop, signal.SIGUSR1: stop, signal.SIGINT: stop}):
+        yield

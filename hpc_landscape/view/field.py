@@ -1,0 +1,163 @@
+"""One number at every point of a stored file, and what the file says of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import UserError
+from ..store import layout
+from ..store.layout import Quantity, Stored
+from .scale import number
+
+# A larger value is the better one: the picture marks the maximum.
+_LARGER_IS_BETTER = ("accuracy", "return", "reward", "score", "auc", "f1")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One scalar over the grid. values: float64, ``[i, j, k]`` at ``(x[i], y[j], z[k])``, NaN at every gap."""
+
+    name: str
+    coordinates: tuple[np.ndarray, ...]
+    values: np.ndarray
+    done: np.ndarray  # bool
+    nans: int  # points that are done and NaN
+    infinities: int
+
+    @property
+    def finite(self) -> np.ndarray:
+        """The values that there are, 1-D."""
+        return self.values[np.isfinite(self.values)]
+
+    @property
+    def label(self) -> str:
+        """The metric's name as a reader sees it."""
+        return "time per point (s)" if self.name == layout.WALL_TIME else self.name.replace("_", " ")
+
+    @property
+    def larger_is_better(self) -> bool:
+        return any(word in self.name.lower() for word in _LARGER_IS_BETTER)
+
+    @property
+    def best(self) -> tuple[int, ...] | None:
+        """The index of the minimum, or of the maximum where larger is better."""
+        return self.extreme(self.larger_is_better)
+
+    def extreme(self, largest: bool) -> tuple[int, ...] | None:
+        """The index of the smallest or largest value, of several the nearest to the origin; None for no value."""
+        if not self.finite.size:
+            return None
+        same = np.argwhere(self.values == (self.finite.max() if largest else self.finite.min()))
+        places = np.stack([c[same[:, k]] for k, c in enumerate(self.coordinates)], axis=1)
+        return tuple(int(i) for i in same[np.square(places).sum(axis=1).argmin()])
+
+    def place(self, index: tuple[int, ...], digits: int = 3) -> str:
+        """The coordinates of the point with this index, as text."""
+        text = ", ".join(number(c[i], digits) for c, i in zip(self.coordinates, index, strict=True))
+        return f"({text})" if len(index) > 1 else text
+
+    @property
+    def gaps(self) -> str:
+        """What is missing, in words; empty where nothing is."""
+        done, total = int(self.done.sum()), self.done.size
+        parts = [] if done == total else [f"{done} of {total} points done"]
+        parts += [f"{self.nans} NaN"] if self.nans else []
+        parts += [f"{self.infinities} infinite"] if self.infinities else []
+        return ", ".join(parts)
+
+
+def read_field(path: str, stored: Stored, name: str) -> Field:
+    """The scalar ``loss``, or ``eigenvalues[2]`` of a metric with trailing axes; UserError where there is none such."""
+    base, component = _split(name, stored, path)
+    values = np.array(layout.read_values(path, base), dtype=np.float64)[(..., *component)]
+    nans = int(np.isnan(values[stored.done]).sum())
+    infinities = int(np.isinf(values[stored.done]).sum())
+    values = np.where(stored.done & np.isfinite(values), values, np.nan)
+    return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities)
+
+
+def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
+    """``eigenvalues[2]`` -> ``("eigenvalues", (2,))``."""
+    shapes = {q.name: q.shape for q in stored.quantities} | {layout.WALL_TIME: ()}
+    if name in shapes and not shapes[name]:
+        return name, ()
+    have = ", ".join(component for q in ordered(stored) for component in _some_components(q))
+    if name in shapes:
+        raise UserError(f"{path}: '{name}' has several values a point; choose one of {have}")
+    match = re.fullmatch(r"(.+)\[([\d, ]+)\]", name)
+    if match and match[1] in shapes:
+        shape = shapes[match[1]]
+        index = tuple(int(i) for i in match[2].replace(",", " ").split())
+        if len(index) == len(shape) and all(i < n for i, n in zip(index, shape, strict=True)):
+            return match[1], index
+    raise UserError(f"{path} has no metric '{name}'; it has {have}, {layout.WALL_TIME}")
+
+
+def components(quantity: Quantity) -> list[tuple[str, tuple[int, ...]]]:
+    """The scalars of a quantity: ``loss``; ``eigenvalues[0]``, ``eigenvalues[1]``; each with its trailing index."""
+    if not quantity.shape:
+        return [(quantity.name, ())]
+    return [(f"{quantity.name}[{','.join(map(str, i))}]", tuple(i)) for i in np.ndindex(*quantity.shape)]
+
+
+def _some_components(quantity: Quantity) -> list[str]:
+    """The names of a quantity's scalars, short where there are many."""
+    names = [name for name, _ in components(quantity)]
+    return names if len(names) <= 4 else [names[0], "...", names[-1]]
+
+
+def ordered(stored: Stored) -> list[Quantity]:
+    """The quantities in the order in which they were asked for."""
+    asked = stored.attributes.get("metrics", ())
+    asked = re.split(r"[,\s]+", asked) if isinstance(asked, str) else [str(name) for name in asked]
+    rank = {name: i for i, name in reversed(list(enumerate(asked)))}
+    return sorted(stored.quantities, key=lambda q: (rank.get(q.name, math.inf), q.name))
+
+
+def default_metric(stored: Stored) -> str:
+    """The loss where there is one, else the first scalar."""
+    names = [name for q in ordered(stored) for name, _ in components(q)]
+    return "loss" if "loss" in names or not names else names[0]
+
+
+def setting(attributes: Mapping[str, Any], name: str) -> Any:
+    """What the file says of a setting: its own attribute, else its entry in the settings; None where neither is."""
+    if name in attributes:
+        return attributes[name]
+    settings = attributes.get("settings")
+    if not isinstance(settings, str):
+        return None
+    import yaml
+
+    try:
+        tree = yaml.safe_load(settings)
+    except yaml.YAMLError:
+        return None
+    return tree.get(name) if isinstance(tree, dict) else None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints projected onto the plane, in their order."""
+
+    x: np.ndarray
+    y: np.ndarray
+    labels: list[str]
+
+
+def read_trajectory(path: str) -> Trajectory | None:
+    """The file's trajectory; None where it has none."""
+    with h5py.File(path, "r", locking=False) as file:
+        if not isinstance(file.get("trajectory/x"), h5py.Dataset) or "trajectory/y" not in file:
+            return None
+        x, y = np.atleast_1d(file["trajectory/x"][()]), np.atleast_1d(file["trajectory/y"][()])
+        labels = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
+        text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
+        return Trajectory(x, y, text)

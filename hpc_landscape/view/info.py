@@ -1,0 +1,203 @@
+"""What a stored file says, on one screen."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..progress import duration
+from ..store import layout
+from ..store.layout import Stored
+from .field import Field, components, ordered, read_field, setting
+from .scale import number
+
+_WIDTH = 100
+_MOST_ROWS = 12  # of metrics
+_VERSIONS = {
+    "program": "hpc_landscape",
+    "torch": "PyTorch",
+    "numpy": "NumPy",
+    "h5py": "h5py",
+    "hdf5": "HDF5",
+    "mpi": "",
+}
+# How the points were measured: settings, or attributes, and how they read.
+_MEASURED = {"loss_function": "loss {}", "bn": "BN {}", "batch_size": "batch size {}", "precision": "{}"}
+# What a line of its own names; any other attribute is printed after those.
+_TOLD = {"format", "format_version", "metrics", "settings", "command", "title", "problem", "created", "seed", "cosine", "ranks"}
+_TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
+_TOLD |= {f"{key}_version" for key in _VERSIONS}
+
+
+def info(path: str) -> str:
+    """A page of text on the file at path, which may be in use; UserError where it is not one of ours."""
+    stored = layout.read(path)
+    attributes = stored.attributes
+    rows = [
+        ("file", f"{path}, {_bytes(os.path.getsize(path))}"),
+        *_grid(stored),
+        ("points", _points(path, stored)),
+        *_metrics(path, stored),
+        *_made(stored),
+        *([("command", str(attributes["command"]))] if "command" in attributes else []),
+        ("stored", _parts(path)),
+        *_others(attributes),
+        ("next", _next(path, stored)),
+    ]
+    return "\n".join(f"{name:<11}{text}".rstrip() for name, text in rows)
+
+
+def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
+    shape = " x ".join(str(n) for n in stored.grid.shape)
+    yield "grid", f"{shape} = {stored.grid.size} points" if len(stored.grid.axes) > 1 else f"{shape} points"
+    for name, c in zip(stored.grid.names, stored.grid.coordinates, strict=True):
+        step = f" in steps of {number((c[-1] - c[0]) / (len(c) - 1))}" if len(c) > 1 else ""
+        yield "", f"{name} from {number(c[0])} to {number(c[-1])}{step}"
+
+
+def _points(path: str, stored: Stored) -> str:
+    """How complete the file is, and what its points cost."""
+    done, total = int(stored.done.sum()), stored.done.size
+    text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)})"
+    cost = layout.read_values(path, layout.WALL_TIME)[stored.done]
+    cost = cost[np.isfinite(cost)]
+    if not cost.size:
+        return text
+    text += f", {duration(cost.mean())} a point ({duration(cost.min())} to {duration(cost.max())})"
+    if done < total:
+        ranks = stored.attributes.get("ranks")
+        ranks = ranks if isinstance(ranks, int) and ranks > 0 else 1
+        on = f" on {ranks} ranks" if ranks > 1 else ""
+        text += f", about {duration(cost.mean() * (total - done) / ranks)} left{on}"
+    return text
+
+
+def _percent(done: int, total: int) -> str:
+    """Never 100% before the end, nor 0% after the beginning."""
+    return f"{min(max(100 * done / total, 0.1 if done else 0), 99.9):.1f}%"
+
+
+def _metrics(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
+    """A table: the extremes of every scalar, where they are, its value at the trained model, what is not finite."""
+    names = [name for quantity in ordered(stored) for name, _ in components(quantity)]
+    if not stored.done.any():
+        yield "metrics", ", ".join(names[:_MOST_ROWS])
+        return
+    table = [("", "min", "at", "max", "at", "at the model", "NaN", "inf")]
+    table += [_metric(stored, read_field(path, stored, name)) for name in names[:_MOST_ROWS]]
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    for i, row in enumerate(table):
+        yield "" if i else "metrics", "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    if len(names) > _MOST_ROWS:
+        yield "", f"and {len(names) - _MOST_ROWS} more"
+
+
+def _metric(stored: Stored, field: Field) -> tuple[str, ...]:
+    shown = []
+    for largest in (False, True):
+        index = field.extreme(largest)
+        shown += ["-", "-"] if index is None else [number(field.values[index]), field.place(index)]
+    origin = (0.0,) * len(stored.grid.axes)
+    nearest = stored.grid.nearest(origin)
+    centre = field.values.reshape(-1)[nearest] if np.allclose(stored.grid.point(nearest), origin) else np.nan
+    shown.append(number(centre) if np.isfinite(centre) else "-")
+    return (field.name, *shown, str(field.nans or "-"), str(field.infinities or "-"))
+
+
+def _made(stored: Stored) -> Iterable[tuple[str, str]]:
+    """How the landscape was made."""
+    attributes = stored.attributes
+    names = [str(n) for n in (attributes.get("title"), setting(attributes, "problem")) if n]
+    if names:
+        yield "problem", names[0] if len(set(names)) == 1 else f"{names[0]} ({names[1]})"
+    recipe = [setting(attributes, key) for key in ("directions", "distribution", "normalization")]
+    parts = [str(attributes["direction_recipe"])] if "direction_recipe" in attributes else [str(p) for p in recipe if p]
+    if (seed := setting(attributes, "seed")) is not None:
+        parts.append(f"seed {seed}")
+    if (cosine := attributes.get("cosine")) is not None:
+        parts.append(f"cosine of the first two {_short(cosine)}")
+    if parts:
+        yield "directions", ", ".join(parts)
+    measured = [(words, setting(attributes, key)) for key, words in _MEASURED.items()]
+    if measured := [words.format(_short(value)) for words, value in measured if value is not None]:
+        yield "measured", ", ".join(measured)
+    yield from _created(attributes)
+
+
+def _created(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """When, by how many ranks, and with which versions."""
+    made = [str(attributes["created"])] if "created" in attributes else []
+    if "ranks" in attributes:
+        made.append(f"{attributes['ranks']} rank" + ("" if attributes["ranks"] == 1 else "s"))
+    if made:
+        yield "created", ", ".join(made)
+    versions = {name: attributes.get(f"{key}_version") for key, name in _VERSIONS.items()}
+    versions[""] = "no MPI" if versions[""] == "none" else versions[""]
+    items = [f"{name} {_short(version)}".strip() for name, version in versions.items() if version]
+    yield from _rows("with", items)
+
+
+def _parts(path: str) -> str:
+    """What the file holds beside the values."""
+    with h5py.File(path, "r", locking=False) as file:
+        parts = []
+        for name in ("directions", "model", "trajectory"):
+            sizes: list[int] = []
+            if name in file:
+                file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
+                axes = f" {', '.join(file[name])}" if name == "directions" else ""
+                parts.append(f"{name}{axes} ({_bytes(sum(sizes))})")
+            elif name != "trajectory":
+                parts.append(f"no {name}")
+    return ", ".join(parts)
+
+
+def _others(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Every attribute not told above: the checksums, shortened, then the rest."""
+    sums = {key: value for key, value in attributes.items() if key.startswith("sha256_")}
+    yield from _rows("sha256", [f"{key.removeprefix('sha256_')} {str(value)[:12]}" for key, value in sums.items()])
+    rest = [f"{k.replace('_', ' ')} {_short(v)}" for k, v in attributes.items() if k not in _TOLD and k not in sums]
+    yield from _rows("also", rest)
+
+
+def _short(value: Any) -> str:
+    """A value on one line, and not all of a long one."""
+    if isinstance(value, np.ndarray):
+        value = ", ".join(str(v) for v in value.reshape(-1)[:8]) + (", ..." if value.size > 8 else "")
+    text = " ".join(str(number(value, 6) if isinstance(value, float) else value).split())
+    return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _rows(name: str, items: list[str]) -> Iterable[tuple[str, str]]:
+    """The items, with commas between them, in as few rows as a screen's width allows; none for none."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(item) + 2 <= _WIDTH - 11:
+            lines[-1] += f", {item}"
+        else:
+            lines.append(item)
+    for i, line in enumerate(lines):
+        yield "" if i else name, line
+
+
+def _next(path: str, stored: Stored) -> str:
+    """The command that a reader would give now."""
+    name = shlex.quote(path)
+    if len(stored.unfinished):
+        command = stored.attributes.get("command")
+        return f"to go on, give the command that began it again: {command or f'... --output {name}'}"
+    return f"python -m hpc_landscape plot {name}"
+
+
+def _bytes(n: int) -> str:
+    """A size as a person reads it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return ""

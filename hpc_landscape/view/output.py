@@ -1,0 +1,56 @@
+"""Where a picture or an export goes: never onto a landscape, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import h5py
+
+from ..errors import UserError
+from ..store import layout
+
+
+def checked(path: str, output: str, suffixes: Sequence[str]) -> str:
+    """output's suffix, in lower case; UserError where output cannot be, or must not be, written."""
+    suffix = os.path.splitext(output)[1].lower()
+    if suffix not in suffixes:
+        what = f"unknown suffix '{suffix}'" if suffix else "no suffix"
+        raise UserError(f"{output}: {what}; the suffix chooses the format: {', '.join(suffixes)}")
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"cannot write {output}: there is no directory {folder}")
+    if os.path.isdir(output):
+        raise UserError(f"cannot write {output}: it is a directory")
+    if os.path.exists(output):
+        if os.path.samefile(path, output) or _is_landscape(output):
+            raise UserError(f"{output} is a landscape file and is not overwritten; choose another output")
+        if not os.access(output, os.W_OK):
+            raise UserError(f"cannot write {output}: no permission")
+    return suffix
+
+
+def _is_landscape(path: str) -> bool:
+    """Whether path is one of this program's files; a damaged HDF5 file counts as one."""
+    if not os.path.isfile(path) or not h5py.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return file.attrs.get("format") == layout.FORMAT
+    except OSError:
+        return True
+
+
+def write_whole(output: str, write: Callable[[str], None]) -> None:
+    """Let ``write(temporary name)`` make the file, then give it its name; UserError where that cannot be done."""
+    target = os.path.realpath(output)  # a link stays a link
+    temporary = f"{target}.{os.getpid()}.tmp"
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
