@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -39,6 +40,9 @@ class Evaluator:
     ):
         self.problem, self.model, self.subspace = problem, problem.model, subspace
         self.wrapper = ModelWrapper(problem.model)
+        self.loss = problem.loss
+        if isinstance(self.loss, torch.nn.Module):  # class weights, say
+            self.loss = copy.deepcopy(self.loss).to(subspace.device, subspace.dtype)
         self.metrics = metrics
         self.data, self.warmup_data = data, warmup_data
         self.bn, self.precision = bn, precision
@@ -67,7 +71,7 @@ class Evaluator:
             self.subspace.place([0.0] * self.subspace.dimensions)
             batch = next(iter(self.data))
             output, target = self.problem.output(self.model, batch), self.problem.target(batch)
-            return output, target, self.problem.loss(output, target)
+            return output, target, self.loss(output, target)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         device = next(iter(self.subspace.views.values())).device.type

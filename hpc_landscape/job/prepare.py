@@ -86,12 +86,17 @@ def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, s
 
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> tuple[Batches, Batches, dict[str, str]]:
     """(evaluation batches, warm-up batches, their checksums), after every rank has been seen to hold the same."""
-    same = problem.warmup_data is None and settings.warmup_samples is None
+    same = problem.warmup_data is None and settings.warmup_samples == settings.samples
 
     def prepared(given: Any, count: int | None, what: str) -> Batches:
-        batches = prepare(given, settings.batch_size, count, settings.seed, what, say)
-        batches.check(what)
-        return batches
+        try:
+            batches = prepare(given, settings.batch_size, count, settings.seed, what, say)
+            batches.check(what)
+            return batches
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"reading the problem's {what} raised {user_traceback(error)}") from None
 
     with comm.together():
         data = prepared(problem.data, settings.samples, "data")
@@ -142,7 +147,7 @@ def share_directions(
 
 def choose_metrics(settings: Settings, problem: Problem, evaluator: Evaluator, comm: Comm, say: Say) -> list[Metric]:
     """The metrics asked for; by default loss, and accuracy where the targets are class indices."""
-    known = {"loss": lambda: Loss(problem.loss), "accuracy": Accuracy}
+    known = {"loss": lambda: Loss(evaluator.loss), "accuracy": Accuracy}
     names = settings.metric_names or list(known)
     for name in names:
         if name not in known:

@@ -63,6 +63,7 @@ class Accuracy(_Supervised):
             and not target.is_floating_point()
             and not target.is_complex()
             and output.ndim >= 2
+            and output.shape[1] > 1  # a single score has no largest
             and output.shape[:1] + output.shape[2:] == target.shape
         )
 

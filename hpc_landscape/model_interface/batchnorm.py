@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,14 +25,22 @@ class WarmUp:
     """A pass that re-estimates running statistics: call ``weigh(n)`` before each batch of n samples."""
 
     def __init__(self, layers: list[_BatchNorm]):
-        self.layers = layers
-        self.seen = 0
+        self.seen = dict.fromkeys(layers, 0)
+        self.samples = 0
+        self.hooks = [layer.register_forward_pre_hook(self._count) for layer in layers]
 
     def weigh(self, samples: int) -> None:
         """Let the next batch count by its share of the samples so far: a running, weighted average."""
-        self.seen += samples
-        for layer in self.layers:
-            layer.momentum = samples / self.seen
+        self.samples = samples
+
+    def _count(self, layer: _BatchNorm, inputs: Any) -> None:
+        """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
+        self.seen[layer] += self.samples
+        layer.momentum = self.samples / self.seen[layer]
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -42,9 +51,11 @@ def warm_up(model: nn.Module) -> Iterator[WarmUp]:
     with batch_statistics(model):
         for layer in layers:
             layer.reset_running_stats()
+        statistics = WarmUp(layers)
         try:
-            yield WarmUp(layers)
+            yield statistics
         finally:
+            statistics.close()
             for layer, momentum in zip(layers, before, strict=True):
                 layer.momentum = momentum
 

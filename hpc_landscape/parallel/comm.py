@@ -96,8 +96,8 @@ class SerialComm(Comm):
     mpi = None
     library = "none"
 
-    def barrier(self) -> None:
-        pass
+    def barrier(self, seconds: float | None = None) -> bool:
+        return True
 
     def bcast(self, value: Any) -> Any:
         return value
@@ -136,8 +136,9 @@ class MPIComm(Comm):
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
         self.library = MPI.Get_library_version().replace("\x00", "").split("\n")[0].strip()
 
-    def barrier(self) -> None:
-        _wait(self.mpi.Ibarrier())
+    def barrier(self, seconds: float | None = None) -> bool:
+        """Wait for all ranks, at most so long; returns whether all have come."""
+        return _wait(self.mpi.Ibarrier(), seconds)
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank: small things, pickled."""
@@ -179,8 +180,11 @@ class MPIComm(Comm):
         self.mpi.Abort(code)
 
 
-def _wait(request: Any) -> None:
-    pause = 1e-4
+def _wait(request: Any, seconds: float | None = None) -> bool:
+    pause, end = 1e-4, time.monotonic() + (float("inf") if seconds is None else seconds)
     while not request.Test():
+        if time.monotonic() > end:
+            return False
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
+    return True

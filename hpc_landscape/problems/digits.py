@@ -79,7 +79,7 @@ def digits(width: int = 12, epochs: int = 15, training_seed: int = 0) -> Problem
         train,
         train=lambda model: fit(model, *train, epochs, training_seed),
         score=lambda model: f"{accuracy(model, *held_out):.1%} of {len(held_out[0])} held-out images right",
-        axis="-1:1:31",
+        axis="-1:1:25",
         name="digits",
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
 
 
@@ -56,7 +57,7 @@ class Problem:
 
     def items(self, batch: Any) -> float:
         """By how much the batch's mean weighs."""
-        return self.count(batch) if self.count else samples(batch)
+        return float(self.count(batch)) if self.count else samples(batch)
 
     def check(self) -> None:
         """Raise UserError where a part is missing or of the wrong kind."""
@@ -206,13 +207,11 @@ def _as_default(value: Any, default: Any) -> Any:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the user's own first frame on."""
+    """The traceback from the first frame on that is not ours; the whole of it where all are."""
     frames = error.__traceback__
-    while frames is not None and (
-        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
-    ):
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OURS):
         frames = frames.tb_next
-    lines = traceback.format_exception(type(error), error, frames, chain=False)
+    lines = traceback.format_exception(type(error), error, frames or error.__traceback__, chain=False)
     return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"
 
 

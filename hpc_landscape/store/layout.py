@@ -48,7 +48,8 @@ def create(
 
     directions: axis name -> parameter name -> array; model: parameter or buffer name -> array.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    path = os.path.realpath(path)  # a link stays a link
+    temporary = f"{path}.tmp"  # always the same, so that killed runs leave one at most
     try:
         with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})

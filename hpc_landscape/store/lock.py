@@ -17,7 +17,7 @@ def exclusive(path: str) -> Iterator[None]:
     except ImportError:  # not a POSIX system
         yield
         return
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(os.path.realpath(path))
     lock = os.path.join(folder, f".{name}.lock")
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)

@@ -41,8 +41,7 @@ class ParallelStore(Writer):
 
     def _close(self) -> None:
         self._file.close()
-        if self.comm.is_root:
-            self._sync()
+        self._sync()  # on every rank: each node has pages of its own
 
 
 def _open_together(path: str, comm: Comm) -> h5py.File:

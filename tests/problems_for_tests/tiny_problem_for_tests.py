@@ -1,0 +1,182 @@
+"""A tiny problem that tells what it does, and does what a test asks: waits, sleeps, fails, signals itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from hpc_landscape import Problem, UserError
+from hpc_landscape.parallel.comm import launched
+
+KEPT: list[nn.Module] = []  # the models that this module has made in this process, the latest last
+
+
+class Watch:
+    """Called after each forward pass. A point is a warm-up pass, then one evaluation batch.
+
+    log: the file to append to. hold: a file; this rank's point number hold_at waits until it exists. fault: what to do
+    at point number fault_at. delay: seconds that a point takes.
+    """
+
+    def __init__(self, log: str, hold: str, hold_at: int, fault: str, fault_at: int, delay: float):
+        self.path, self.hold, self.hold_at = log, hold, hold_at
+        self.fault, self.fault_at, self.delay = fault, fault_at, delay
+        self.points, self.warm = 0, False
+        self.log("begin")
+
+    def __call__(self, model: nn.Module) -> None:
+        if model.norm.training:
+            self.warm = True
+        elif self.warm:
+            self.warm = False
+            self.points += 1
+            self.act()
+            digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
+            self.log("point", digest.hexdigest()[:16])
+
+    def act(self) -> None:
+        if self.hold and self.points == self.hold_at:
+            self.log("holding")
+            while not os.path.exists(self.hold):
+                time.sleep(0.01)
+        time.sleep(self.delay)
+        if self.fault and self.points == self.fault_at:
+            self.log("fault")
+            fail(self.fault)
+
+    def log(self, kind: str, what: str = "-") -> None:
+        """One line: kind, rank, process, time, what."""
+        if self.path:
+            line = f"{kind} {launched()[1]} {os.getpid()} {time.time():.6f} {what}\n"
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, line.encode())
+            os.close(descriptor)
+
+
+def fail(how: str) -> None:
+    """Raise, exit, or send this process a signal."""
+    if how == "exit":
+        sys.exit(3)
+    if how == "exit_0":
+        sys.exit(0)
+    if how == "exit_text":
+        sys.exit("words of the user's own")
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "mistake":
+        raise UserError("a mistake that one rank alone has found")
+    if how.startswith("SIG"):
+        return os.kill(os.getpid(), getattr(signal, how))
+    raise ArithmeticError("the user's own fault")
+
+
+class TinyNet(nn.Module):
+    """Two layers with batch normalization between them."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, watch: Watch | None):
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.last = nn.Linear(hidden, classes)
+        self.watch = watch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.last(torch.relu(self.norm(self.first(x))))
+        if self.watch is not None:
+            self.watch(self)
+        return y
+
+
+class Rows(Dataset):
+    """Rows that a data-loading worker makes."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor):
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[i], self.targets[i]
+
+
+def tiny(
+    log: str = "",
+    delay: float = 0.0,
+    hold: str = "",
+    hold_rank: int = 0,
+    hold_at: int = 1,
+    fault: str = "",
+    fault_rank: int = 0,
+    fault_at: int = 3,
+    samples: int = 48,
+    hidden: int = 5,
+    data_seed: int = 0,
+    weight_seed: int = 0,
+    loader_batch: int = 0,
+    workers: int = 0,
+    differs: str = "",
+) -> Problem:
+    """A classifier of random rows. hold_rank -1: every rank. differs: data or model, from rank to rank.
+
+    The watch counts points only where the data is a single batch.
+    """
+    rank = launched()[1]
+    data_seed += rank * (differs == "data")
+    generator = torch.Generator().manual_seed(data_seed)
+    inputs = torch.randn(samples, 6, generator=generator)
+    targets = torch.randint(0, 3, (samples,), generator=generator)
+    data = (inputs, targets)
+    if loader_batch:
+        data = DataLoader(Rows(inputs, targets), batch_size=loader_batch, num_workers=workers)
+    watch = None
+    if not loader_batch:
+        held = hold if hold_rank in (rank, -1) else ""
+        watch = Watch(log, held, hold_at, fault if fault_rank == rank else "", fault_at, delay)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weight_seed)
+        model = TinyNet(6, hidden + rank * (differs == "model"), 3, watch)
+    KEPT.append(model)
+    return Problem(model, nn.CrossEntropyLoss(), data)
+
+
+def checkpoint(path: str, **arguments: int) -> None:
+    """Save what ``tiny(**arguments)`` starts with."""
+    torch.save(tiny(**arguments).model.state_dict(), path)
+
+
+def raises(only_on: int = -1) -> Problem:
+    """A factory with a fault, on one rank or on all."""
+    if only_on in (-1, launched()[1]):
+        raise ArithmeticError("the user's own fault")
+    return tiny()
+
+
+def no_data() -> Problem:
+    """A problem without data."""
+    return Problem(TinyNet(6, 5, 3, None), nn.CrossEntropyLoss(), None)
+
+
+def empty_data() -> Problem:
+    """A problem whose data holds nothing."""
+    return Problem(TinyNet(6, 5, 3, None), nn.CrossEntropyLoss(), (torch.zeros(0, 6), torch.zeros(0, dtype=torch.long)))
+
+
+def not_a_problem() -> int:
+    """A factory that returns something else."""
+    return 3
+
+
+def does_not_fit() -> Problem:
+    """A model that cannot take its data."""
+    return Problem(TinyNet(7, 5, 3, None), nn.CrossEntropyLoss(), tiny().data)
+
+
+not_callable = 3
