@@ -44,7 +44,9 @@ class Settings:
     )
     metrics: str | None = _setting(None, "comma-separated: loss,accuracy (the default, where it applies)", "NAME,...")
     samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")
-    warmup_samples: int | None = _setting(None, "re-estimate BN on a seeded subset of this size; default: all of the data", "N")
+    warmup_samples: int | None = _setting(
+        None, "re-estimate BN on a seeded subset of this size; default: all of the data", "N"
+    )
     batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Finished, launcher_variables
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # programs.py, from tests/mpi too
-
+from hpc_landscape.cli import main
 from hpc_landscape.parallel.comm import MPIComm, SerialComm, launched, world
-from programs import launcher_variables
 
 TOGETHER = 20.0  # seconds that a rank waits at a test's end for the others, before it ends the job
 TEST_LIMIT = 120.0  # seconds that a test on several ranks may take: beyond it they wait for each other
@@ -35,6 +34,7 @@ def _control() -> MPIComm:
     return _worlds["control"]
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has made its reporter
 def pytest_configure(config: pytest.Config) -> None:
     if _of_several():
         _worlds["stderr"] = os.fdopen(os.dup(2), "w", buffering=1)  # the terminal's, before tests are captured
@@ -44,19 +44,38 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as if no launcher had started it, with one thread."""
+    import torch
+
     for name in launcher_variables():
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["serial", "mpi"])
+@pytest.fixture
+def program(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
+    """Runs the program's main() in this process, in tmp_path: importing torch once is enough for many runs."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Finished:
+        capfd.readouterr()
+        start = time.monotonic()
+        code = main([str(word) for word in arguments])
+        return Finished(code, *capfd.readouterr(), time.monotonic() - start)
+
+    return call
+
+
+@pytest.fixture(params=["mpi"] if launched()[0] > 1 else ["serial", "mpi"])
 def comm(request: pytest.FixtureRequest) -> Iterator[Any]:
     """All ranks. In a single process both kinds: without MPI, and MPI's world of one."""
     if request.param == "serial":
-        if _of_several():
-            pytest.skip("there are several ranks")
         yield SerialComm()
         return
     if "comm" not in _worlds:

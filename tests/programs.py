@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,26 @@ WRITERS = [
 
 
 @dataclass
+class Line:
+    """What the tiny problem has logged: kind, rank, process, when, and of a point a digest of its parameters."""
+
+    kind: str
+    rank: int
+    pid: int
+    time: float
+    what: str
+
+
+def log_lines(path: Any, kind: str = "") -> list[Line]:
+    """The tiny problem's log, in the order in which it was written; only lines of one kind when asked."""
+    if not Path(path).exists():
+        return []
+    split = (line.split() for line in Path(path).read_text().splitlines())
+    lines = [Line(kind, int(rank), int(pid), float(when), what) for kind, rank, pid, when, what in split]
+    return [line for line in lines if kind in ("", line.kind)]
+
+
+@dataclass
 class Finished:
     """How a program ended."""
 
@@ -101,8 +121,7 @@ class Job:
         self, command: Sequence[str], ranks: int | None, folder: Any, env: Mapping[str, str] | None = None, **popen: Any
     ):
         launcher = [] if ranks is None else [mpirun(), "-n", str(ranks)]
-        self._stack = ExitStack()  # files: a pipe may fill
-        self._streams = [self._stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+        self._streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 (files: a pipe may fill)
         self.start = time.monotonic()
         self.process = subprocess.Popen(
             [*launcher, *map(str, command)],
@@ -120,7 +139,8 @@ class Job:
 
     def __exit__(self, *_: Any) -> None:
         self.kill()
-        self._stack.close()
+        for stream in self._streams:
+            stream.close()
 
     def wait(self, limit: float = LIMIT) -> Finished:
         """How it ended; fails the test when it does not within the limit, in seconds."""
@@ -153,7 +173,7 @@ class Job:
         return seen
 
     def kill(self) -> None:
-        """SIGKILL all that it has started, the launcher first. By session: ranks may have process groups of their own."""
+        """SIGKILL all that it has started, the launcher first; by session: a rank may have its own process group."""
         if self.process.poll() is None:
             self.process.kill()
         while living := _session(self.process.pid):

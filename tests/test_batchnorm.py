@@ -22,6 +22,15 @@ from hpc_landscape.problems.problem import Problem
 CLASSES = 3
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only get in each other's way in networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def network(dimensions: int, **options) -> nn.Module:
     """A small network with two BN layers for inputs of so many spatial dimensions (0: none)."""
     torch.manual_seed(0)
@@ -397,7 +406,11 @@ def test_a_pass_alone_restores_modes_and_momenta_after_an_exception():
 
 def test_which_layers():
     model = nn.Sequential(
-        nn.BatchNorm1d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.InstanceNorm1d(2), nn.LayerNorm(2),
-        nn.SyncBatchNorm(2), nn.GroupNorm(1, 2),
+        nn.BatchNorm1d(2),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        nn.InstanceNorm1d(2),
+        nn.LayerNorm(2),
+        nn.SyncBatchNorm(2),
+        nn.GroupNorm(1, 2),
     )
     assert batchnorm.batchnorm_layers(model) == [model[0], model[4]]

@@ -271,6 +271,7 @@ def test_a_context_of_the_user_s_is_kept():
     assert batches.loader.multiprocessing_context.get_start_method() == "fork"
 
 
+@pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_a_data_set_that_workers_cannot_be_sent():
     dataset = Squares()
     dataset.transform = lambda x: x
@@ -325,8 +326,11 @@ def test_random_augmentation_is_caught():
 # Subsets
 
 
-@pytest.mark.parametrize("data", [tensors(), Squares(), DataLoader(Squares(), batch_size=3, shuffle=True)],
-                         ids=["tensors", "Dataset", "loader"])
+@pytest.mark.parametrize(
+    "data",
+    [tensors(), Squares(), DataLoader(Squares(), batch_size=3, shuffle=True)],
+    ids=["tensors", "Dataset", "loader"],
+)
 @pytest.mark.parametrize("count", [1, 5, 21, N])
 def test_a_subset_is_seeded_and_in_data_order(data, count):
     found = {seed: sum(read(prepared(data, 8, count, seed)[0]), []) for seed in (0, 1, 2)}

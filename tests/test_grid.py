@@ -73,8 +73,9 @@ def test_one_point_sits_in_the_middle():
 def test_flat_index_and_coordinates(sizes):
     axes = [Axis(-1 - k, 2 + k, n) for k, n in enumerate(sizes)]
     grid = Grid(*axes)
-    mesh = np.meshgrid(*[[(a.low + a.high) / 2] if a.n == 1 else np.linspace(a.low, a.high, a.n) for a in axes],
-                       indexing="ij")
+    mesh = np.meshgrid(
+        *[[(a.low + a.high) / 2] if a.n == 1 else np.linspace(a.low, a.high, a.n) for a in axes], indexing="ij"
+    )
     assert grid.shape == sizes == mesh[0].shape and grid.size == mesh[0].size
     points = [grid.point(i) for i in range(grid.size)]
     np.testing.assert_array_equal(points, np.stack([m.ravel() for m in mesh], axis=1))

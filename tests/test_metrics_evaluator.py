@@ -146,7 +146,9 @@ def test_a_loss_that_is_no_number(output):
     assert str(tuple(output.shape)) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("output", [2.5, torch.tensor(2.5), torch.tensor([2.5]), torch.tensor([[2.5]]), np.float64(2.5)])
+@pytest.mark.parametrize(
+    "output", [2.5, torch.tensor(2.5), torch.ones(1) * 2.5, torch.ones(1, 1) * 2.5, np.float64(2.5)]
+)
 def test_a_loss_that_is_a_number(output):
     mean = Loss(lambda *_: output).batch_mean(None, None)
     assert mean.shape == () and float(mean) == 2.5
@@ -216,13 +218,19 @@ def test_metrics_of_every_kind_together():
     problem = Problem(model, nn.CrossEntropyLoss(), None)
     moves = [{"weight": torch.ones(4, 5, dtype=torch.float64)}]
     evaluate = Evaluator(
-        problem, Subspace(state.parameters(model), moves), data, (), "none",
+        problem,
+        Subspace(state.parameters(model), moves),
+        data,
+        (),
+        "none",
         metrics=[Weights(), Loss(problem.loss), Gradient(), Accuracy()],
     )
     with evaluate.attached():
         found = evaluate([0.25])
     assert {n: (v.dtype, v.shape) for n, v in found.items()} == {
-        "weights": (np.float64, (2,)), "loss": (np.float64, ()), "gradient": (np.float64, ()),
+        "weights": (np.float64, (2,)),
+        "loss": (np.float64, ()),
+        "gradient": (np.float64, ()),
         "accuracy": (np.float64, ()),
     }
     w, b = model.weight.detach().numpy() + 0.25, model.bias.detach().numpy()

@@ -224,10 +224,11 @@ def test_the_origin_is_a_copy():
 
 def fingerprint(model: nn.Module) -> list:
     tensors = list(model.named_parameters(remove_duplicate=False)) + list(model.named_buffers(remove_duplicate=False))
-    return [
-        (n, id(t), t.data_ptr(), t.stride(), t.dtype, t.requires_grad, id(t.grad), t.detach().double().numpy().tobytes())
-        for n, t in tensors
-    ] + [m.training for m in model.modules()]
+    found = []
+    for name, t in tensors:
+        value = t.detach().double().numpy().tobytes()
+        found.append((name, id(t), t.data_ptr(), t.stride(), t.dtype, t.requires_grad, id(t.grad), value))
+    return found + [m.training for m in model.modules()]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..metrics.metric import BatchMetric
 from ..model_interface import batchnorm
 from ..problems.problem import Problem, samples
@@ -18,8 +19,14 @@ def warm_up(problem: Problem, model: nn.Module, batches: Iterable[Any]) -> None:
     """Re-estimate the model's batch normalization statistics on the batches."""
     with batchnorm.warm_up(model) as statistics:
         for batch in batches:
-            statistics.weigh(samples(batch))
-            problem.output(model, batch)
+            n = samples(batch)
+            statistics.weigh(n)
+            try:
+                problem.output(model, batch)
+            except ValueError as error:
+                if n > 1:
+                    raise
+                raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
 
 
 @torch.inference_mode()
@@ -34,8 +41,13 @@ def measure(
     items = 0.0
     for batch in batches:
         output, target, weight = problem.output(model, batch), problem.target(batch), problem.items(batch)
+        if not weight:
+            continue  # a mean over nothing is NaN
         for i, metric in enumerate(metrics):
             mean = metric.batch_mean(output, target)
             totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
         items += weight
-    return {metric.name: float(total) / items for metric, total in zip(metrics, totals, strict=True)}
+    return {
+        metric.name: float(total) / items if items else float("nan")
+        for metric, total in zip(metrics, totals, strict=True)
+    }

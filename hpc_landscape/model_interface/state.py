@@ -54,6 +54,8 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
     if comm.size == 1:
         return
     for tensor in tensors:
+        if not tensor.numel():
+            continue  # torch views no bytes as another type where there are none
         data = _bytes(tensor)
         comm.bcast_array(data)
         if not comm.is_root:

@@ -27,9 +27,11 @@ def load_checkpoint(path: str, model: nn.Module, weights_only: bool = True) -> N
         raise UserError(f"--checkpoint {path}: there is no such file")
     tensors = _state_dict(_read(path, weights_only), path)
     expected = model.state_dict()
-    for prefix in PREFIXES:
-        if not _fits(tensors, expected) and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    while not _fits(tensors, expected):
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     _check(tensors, expected, path)
     model.load_state_dict(tensors)
 
@@ -47,14 +49,15 @@ def _read(path: str, weights_only: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        if weights_only and "weights_only" in str(error).lower().replace(" ", "_"):
+        if weights_only and "global" in str(error).lower():  # the name of what it would call
             raise UserError(
                 f"--checkpoint {path}: holds more than weights, code that would run when it is loaded; save "
                 "model.state_dict(), or use --weights_only false if you trust where it comes from"
             ) from None
         raise UserError(f"--checkpoint {path}: not a PyTorch checkpoint") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"--checkpoint {path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        said = " ".join(str(error).split("\n")[0].split())
+        raise UserError(f"--checkpoint {path}: cannot be read: {type(error).__name__}: {said}") from None
 
 
 def _state_dict(content: Any, path: str) -> dict[str, Tensor]:

@@ -108,9 +108,8 @@ class LoaderBatches(Batches):
 
     def quick_hash(self) -> str:
         dataset = self.loader.dataset
-        items = [] if self.size is None else [dataset[int(i)] for i in _spread(len(dataset))]
-        labels = getattr(dataset, "targets", None)
-        return _hash([self.size, items, labels if labels is None else np.asarray(labels), self._first()])
+        items = [] if isinstance(dataset, IterableDataset) else [dataset[int(i)] for i in _spread(len(dataset))]
+        return _hash([self.size, items, _labels(dataset), self._first()])
 
     def check(self, what: str) -> None:
         super().check(what)
@@ -128,6 +127,8 @@ class LoaderBatches(Batches):
 
 def slices(size: int, batch_size: int) -> list[tuple[int, int]]:
     """(start, end) of each batch. A last batch of one sample joins the one before: BN cannot normalize it."""
+    if size == 0:
+        return []
     starts = list(range(0, size, batch_size))
     if len(starts) > 1 and size - starts[-1] == 1:
         starts.pop()
@@ -148,7 +149,10 @@ def prepare(
         return _from_loader(data, batch_size, count, seed, what, notice)
     if isinstance(data, IterableDataset):
         return _from_loader(DataLoader(data, batch_size=batch_size), batch_size, count, seed, what, notice)
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, (tuple, list)) and any(isinstance(t, np.ndarray) for t in data):
+        raise UserError(f"the problem's {what} holds NumPy arrays: give tensors (torch.from_numpy)")
+    whole = isinstance(data, (str, Mapping, Tensor, np.ndarray))  # they have items too, but not samples
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not whole):
         return _from_dataset(data, batch_size, count, seed, what, {})
     raise UserError(f"the problem's {what} is a {type(data).__name__}: give tensors, a Dataset or a DataLoader")
 
@@ -214,9 +218,7 @@ def _from_loader(
         if count is not None:
             raise UserError(f"the problem's {what} comes in ready batches: a subset of {count} samples cannot be taken")
         _say_order(loader.sampler, False, what, notice)
-        return LoaderBatches(DataLoader(dataset, batch_size=None, **options), len(dataset), None)
-    if type(loader.sampler) is SubsetRandomSampler:
-        dataset = Subset(dataset, sorted(int(i) for i in loader.sampler.indices))
+        return LoaderBatches(DataLoader(dataset, batch_size=None, **options), None, None)
     if type(loader.batch_sampler) is not BatchSampler:
         order = _own_order(loader.batch_sampler)
         if order is not None and count is None:
@@ -224,8 +226,11 @@ def _from_loader(
             return LoaderBatches(DataLoader(dataset, batch_sampler=order, **options), size, None)
         notice(f"{what}: the loader's batch sampler is not used; the data is read in sequence, {batch_size} at a time")
         return _from_dataset(dataset, batch_size, count, seed, what, options)
-    _say_order(loader.sampler, loader.drop_last, what, notice)
-    return _from_dataset(dataset, loader.batch_size, count, seed, what, options)
+    sampler, drops = loader.batch_sampler.sampler, loader.batch_sampler.drop_last
+    if type(sampler) is SubsetRandomSampler:
+        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+    _say_order(sampler, drops, what, notice)
+    return _from_dataset(dataset, loader.batch_sampler.batch_size, count, seed, what, options)
 
 
 def _say_order(sampler: Any, drops: bool, what: str, notice: Callable[[str], None]) -> None:
@@ -258,6 +263,15 @@ def sample_count(batches: Batches) -> int:
     return batches.size if batches.size is not None else sum(samples(batch) for batch in batches)
 
 
+def _labels(dataset: Any) -> Any:
+    """The data set's labels, where it has them in memory: as an array where they make one."""
+    labels = getattr(dataset, "targets", None)
+    try:
+        return labels if labels is None else np.asarray(labels)
+    except (ValueError, TypeError):  # lists of several lengths, say
+        return labels
+
+
 def _spread(size: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, size - 1, min(size, SAMPLED_ITEMS)).round()})
 
@@ -274,7 +288,9 @@ def _feed(digest: Any, thing: Any) -> None:
         thing = thing.detach().cpu().contiguous()
         digest.update(f"tensor {tuple(thing.shape)} {thing.dtype};".encode())
         digest.update(memoryview(thing.reshape(-1).view(torch.uint8).numpy()))
-    elif isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
+    elif isinstance(thing, np.ndarray) and thing.dtype.hasobject:  # its bytes are addresses
+        _feed(digest, thing.tolist())
+    elif isinstance(thing, np.ndarray):
         digest.update(f"array {thing.shape} {thing.dtype};".encode())
         digest.update(np.ascontiguousarray(thing).tobytes())
     elif isinstance(thing, Mapping):

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -73,6 +74,8 @@ class Problem:
             raise UserError(
                 "the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader"
             )
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.model.parameters()):
+            raise UserError("the problem's model has lazy layers without a shape yet: call it once in the factory")
         if not any(p.is_floating_point() for p in self.model.parameters()):
             raise UserError("the problem's model has no floating-point parameters: there is nothing to move")
 
@@ -158,16 +161,23 @@ def _import_file(where: str, spec: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(name, os.path.join(folder, file))
     module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(name, module)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        raise
     return module
 
 
 def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """The arguments, text from the command line among them, as the types that the factory's signature asks for."""
     import jsonargparse
-    import yaml
 
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters
+    except NameError:  # an annotation that is imported for type checkers only
+        parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     typed = {}
     for key, value in arguments.items():
@@ -175,19 +185,17 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
             if not takes_any:
                 known = ", ".join(f"--problem.{name}" for name in parameters) or "none"
                 raise UserError(f"--problem.{key}: {spec} takes no '{key}'; it takes: {known}")
-            typed[key] = yaml.safe_load(value) if isinstance(value, str) else value
-            continue
-        annotation = parameters[key].annotation
-        if annotation is inspect.Parameter.empty:
-            typed[key] = _as_default(value, parameters[key].default)
-            continue
+            annotation = Any
+        else:
+            annotation = _annotation(parameters[key])
+        if annotation is Any and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(:\d+)+(\.\d*)?", value):
+            annotation = str  # YAML reads 1:30 as a number of seconds
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         try:
-            annotation = inspect.get_annotations(factory, eval_str=True).get(key, annotation)
             parser.add_argument("--value", type=annotation)
             typed[key] = parser.parse_object({"value": value}).value
         except Exception:
-            kind = getattr(annotation, "__name__", str(annotation))
+            kind = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
             raise UserError(f"--problem.{key}: expected {kind}, got {value!r}") from None
     missing = [
         name
@@ -199,11 +207,11 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
     return typed
 
 
-def _as_default(value: Any, default: Any) -> Any:
-    """An unannotated argument: YAML's reading of it, except that a string default keeps it a string."""
-    import yaml
-
-    return yaml.safe_load(value) if isinstance(value, str) and not isinstance(default, str) else value
+def _annotation(parameter: inspect.Parameter) -> Any:
+    """The type to read an argument as; without one any, except that a string default keeps it a string."""
+    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
+        return str if isinstance(parameter.default, str) else Any
+    return parameter.annotation
 
 
 def user_traceback(error: BaseException) -> str:
@@ -211,7 +219,9 @@ def user_traceback(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OURS):
         frames = frames.tb_next
-    lines = traceback.format_exception(type(error), error, frames or error.__traceback__, chain=False)
+    if frames is None and not isinstance(error, SyntaxError):  # which says by itself where it is
+        frames = error.__traceback__
+    lines = traceback.format_exception(type(error), error, frames, chain=False)
     return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"
 
 

@@ -127,6 +127,8 @@ class Writer:
     def _hear(self, sender: int, kind: str, content: Any) -> None:
         if kind == "stop":
             self.stop_code = self.stop_code or content
+            if not self.comm.is_root:
+                self._announced = self.stop_code  # rank 0 knows: it may have ended when an echo arrives
         elif kind == "end":
             self._ended_ranks += 1
         elif kind == "all ended":

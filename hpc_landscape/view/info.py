@@ -29,7 +29,19 @@ _VERSIONS = {
 # How the points were measured: settings, or attributes, and how they read.
 _MEASURED = {"loss_function": "loss {}", "bn": "BN {}", "batch_size": "batch size {}", "precision": "{}"}
 # What a line of its own names; any other attribute is printed after those.
-_TOLD = {"format", "format_version", "metrics", "settings", "command", "title", "problem", "created", "seed", "cosine", "ranks"}
+_TOLD = {
+    "format",
+    "format_version",
+    "metrics",
+    "settings",
+    "command",
+    "title",
+    "problem",
+    "created",
+    "seed",
+    "cosine",
+    "ranks",
+}
 _TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
 _TOLD |= {f"{key}_version" for key in _VERSIONS}
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from hpc_landscape import Problem, UserError
 from hpc_landscape.parallel.comm import launched
 
-KEPT: list[nn.Module] = []  # the models that this module has made in this process, the latest last
+KEPT: list[tuple[nn.Module, list]] = []  # models made in this process, each as it was; the latest last
 
 
 class Watch:
@@ -45,7 +45,8 @@ class Watch:
         if self.hold and self.points == self.hold_at:
             self.log("holding")
             while not os.path.exists(self.hold):
-                time.sleep(0.01)
+                self.log("still")
+                time.sleep(0.02)
         time.sleep(self.delay)
         if self.fault and self.points == self.fault_at:
             self.log("fault")
@@ -143,8 +144,21 @@ def tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weight_seed)
         model = TinyNet(6, hidden + rank * (differs == "model"), 3, watch)
-    KEPT.append(model)
+    model.last.eval()  # a state that is nowhere the default one
+    model.norm.running_mean += 0.25
+    model.first.weight.grad = torch.ones_like(model.first.weight)
+    model.first.bias.requires_grad_(False)
+    KEPT.append((model, fingerprint(model)))
     return Problem(model, nn.CrossEntropyLoss(), data)
+
+
+def fingerprint(model: nn.Module) -> list:
+    """All that a run must leave as it was: which tensors, where, their bits, gradients and modes."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        (name, id(t), t.data_ptr(), t.requires_grad, id(t.grad), str(t.dtype), t.detach().numpy().tobytes())
+        for name, t in tensors
+    ] + [(module.training, getattr(module, "momentum", None)) for module in model.modules()]
 
 
 def checkpoint(path: str, **arguments: int) -> None:
@@ -156,6 +170,12 @@ def raises(only_on: int = -1) -> Problem:
     """A factory with a fault, on one rank or on all."""
     if only_on in (-1, launched()[1]):
         raise ArithmeticError("the user's own fault")
+    return tiny()
+
+
+def signals_itself(name: str) -> Problem:
+    """A factory in which a signal comes."""
+    os.kill(os.getpid(), getattr(signal, name))
     return tiny()
 
 

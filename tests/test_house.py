@@ -1,0 +1,182 @@
+"""The house: who may import whom, read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "hpc_landscape"
+ROOT = Path(__file__).parents[1] / PACKAGE
+
+# Part -> floor. Where parts of one floor need each other, the order among them is its decimal: 1.1 may import 1.0.
+FLOORS = {
+    "errors": 0,
+    "grid": 1.0,
+    "progress": 1.0,
+    "parallel": 1.0,
+    "model_interface": 1.1,  # state.broadcast takes a comm
+    "metrics": 1.2,  # are called with the model wrapper
+    "settings": 2.0,
+    "problems": 2.0,
+    "store": 2.0,
+    "directions": 2.1,  # recipes.py picks by the settings
+    "evaluate": 3,
+    "view": 3,
+    "job": 4.0,
+    "run": 4.1,  # the pipeline, whose steps are in job/
+    "landscape": 4.1,
+    "cli": 5,
+    "__main__": 6,
+}
+LONGEST = 400
+LONGER: set[str] = set()
+
+
+@functools.cache
+def modules() -> list[str]:
+    """Dotted names below the package: "grid", "store.layout", "store" for its __init__."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def file_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split(".")) if module else ROOT
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def imports(module: str, everywhere: bool) -> tuple[str, ...]:
+    """What a module imports, by full name; everywhere: inside functions too, else when it is imported itself."""
+    path = file_of(module)
+    package = [PACKAGE, *module.split(".")] if module else [PACKAGE]
+    if path.name != "__init__.py":
+        package = package[:-1]
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if not everywhere and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            yield from walk(child)
+
+    found: list[str] = []
+    for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{name}.{alias.name}"
+                ours = inner.removeprefix(f"{PACKAGE}.")
+                found.append(inner if name.startswith(PACKAGE) and ours in modules() else name)
+    return tuple(found)
+
+
+def ours(names: Iterable[str]) -> list[str]:
+    return [n.removeprefix(PACKAGE).removeprefix(".") for n in names if n == PACKAGE or n.startswith(f"{PACKAGE}.")]
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def closure(module: str, everywhere: bool = False) -> set[str]:
+    """Everything that importing a module imports, packages on the way included."""
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = imports(name, everywhere)
+        todo += [n for n in ours(found) if n] + ([part(name)] if "." in name else [])
+        seen |= {f"!{n.split('.')[0]}" for n in found if not n.startswith(PACKAGE)}
+    return seen
+
+
+def test_there_is_a_house():
+    assert {"grid", "store.layout", "evaluate.evaluator", "cli", ""} <= set(modules())
+    assert "hpc_landscape.grid" in list(imports("store.layout", False))  # the reader of imports works
+    assert "h5py" in list(imports("store.layout", False)) and "mpi4py" not in list(imports("parallel.comm", False))
+    assert "mpi4py" in list(imports("parallel.comm", True))
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m])
+def test_nothing_is_imported_from_above(module):
+    """Imports inside functions count as well. The package itself (its version) is nobody's floor."""
+    assert part(module) in FLOORS, f"{module} has no floor: give it one here and in DESIGN.md"
+    for other in ours(imports(module, everywhere=True)):
+        if other and part(other) != part(module):
+            assert FLOORS[part(other)] < FLOORS[part(module)], f"{module} -> {other}"
+
+
+def test_the_package_itself_imports_nothing():
+    assert not [n for n in closure("") if n.startswith("!") and n not in ("!__future__", "!importlib", "!typing")]
+    assert [n for n in closure("") if not n.startswith("!")] == [""]
+
+
+def test_no_circles():
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        assert module not in path, f"a circle: {' -> '.join([*path, module])}"
+        if module not in done:
+            for other in ours(imports(module, everywhere=True)):
+                if other:
+                    visit(other, [*path, module])
+            done.add(module)
+
+    for module in modules():
+        if module:
+            visit(module, [])
+
+
+def test_only_comm_imports_mpi4py():
+    found = [m for m in modules() if any(n.split(".")[0] == "mpi4py" for n in imports(m, everywhere=True))]
+    assert found == ["parallel.comm"]
+    assert not [m for m in modules() if any(n.startswith("mpi4py") for n in imports(m, everywhere=False))]
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if part(m) == "view"])
+def test_view_needs_neither_torch_nor_mpi(module):
+    direct = {n.split(".")[0] for n in imports(module, everywhere=True)}
+    assert not direct & {"torch", "mpi4py"}
+    assert not closure(module) & {"!torch", "!mpi4py", "!matplotlib", "!plotly"}
+
+
+@pytest.mark.parametrize("module", ["settings", "cli", "__main__", "grid", "errors", "progress", "parallel.comm"])
+def test_the_way_to_help_needs_nothing_heavy(module):
+    heavy = {"!torch", "!mpi4py", "!matplotlib", "!h5py", "!scipy", "!jsonargparse", "!yaml", "!tqdm"}
+    assert not closure(module) & heavy
+
+
+@pytest.mark.parametrize("module", modules())
+def test_optional_packages_are_imported_where_they_are_needed(module):
+    optional = {
+        "matplotlib",
+        "plotly",
+        "scipy",
+        "safetensors",
+        "transformers",
+        "torchvision",
+        "gymnasium",
+        "xarray",
+        "curvlinops",
+    }
+    assert not {n.split(".")[0] for n in imports(module, everywhere=False)} & optional
+
+
+def test_no_module_is_long():
+    long = {m: n for m in modules() if (n := len(file_of(m).read_text(encoding="utf-8").splitlines())) > LONGEST}
+    assert set(long) == LONGER, long

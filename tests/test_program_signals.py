@@ -1,0 +1,115 @@
+"""Signals: the point in hand is finished, the file closed, the exit code says why, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from programs import PROGRAM, TINY, WRITERS, Finished, Job, assert_same_landscape, log_lines, read
+
+pytestmark = pytest.mark.slow
+
+JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:10", "--plot", "false")
+CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
+
+
+@pytest.fixture
+def complete(tmp_path: Path, program: Callable[..., Finished]) -> Callable[[], None]:
+    """Goes on with landscape.h5 to its end, and compares it with an undisturbed run."""
+
+    def check() -> None:
+        finished = program(*JOB)
+        assert finished.code == 0 and "still to do" in finished.out, finished
+        assert program(*JOB, "--output", "undisturbed.h5").code == 0
+        assert_same_landscape(tmp_path / "landscape.h5", tmp_path / "undisturbed.h5")
+
+    return check
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_one_process(tmp_path: Path, complete: Callable[[], None], name: str) -> None:
+    """Held at its third point when the signal comes: that point is finished, and no other is begun."""
+    log, hold = tmp_path / "log", tmp_path / "hold"
+    options = ["--problem.log", log, "--problem.hold", hold, "--problem.hold_at", 3]
+    with Job([*PROGRAM, *JOB, *options], None, tmp_path) as job:
+        job.until(lambda: log_lines(log, "holding"))
+        os.kill(job.process.pid, getattr(signal, name))
+        _taken(job, log)
+        hold.touch()
+        finished = job.wait()
+    assert finished.code == CODES[name], finished
+    assert "3 of 200 points are in landscape.h5; the same command goes on from there" in finished.out
+    assert finished.err == ""
+    assert read(tmp_path / "landscape.h5", "done").sum() == len(log_lines(log, "point")) == 3
+    complete()
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "ranks"),
+    [("SIGTERM", 1, 3), ("SIGINT", 1, 2), ("SIGUSR1", 0, 2), ("SIGUSR1", None, 2)],
+    ids=["SIGTERM-rank1of3", "SIGINT-rank1of2", "SIGUSR1-rank0of2", "SIGUSR1-mpirun"],
+)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_ranks(
+    tmp_path: Path, complete: Callable[[], None], writer: str, name: str, rank: int | None, ranks: int
+) -> None:
+    """To one rank, or to mpirun, which passes SIGUSR1 on: all stop."""
+    log, hold = tmp_path / "log", tmp_path / "hold"
+    options = ["--problem.log", log, "--problem.hold", hold, "--problem.hold_at", 2, "--problem.hold_rank", -1]
+    with Job([*PROGRAM, *JOB, *options, "--problem.delay", 0.2, "--writer", writer], ranks, tmp_path) as job:
+        job.until(lambda: len(log_lines(log, "holding")) == ranks)
+        pids = {line.rank: line.pid for line in log_lines(log, "begin")}
+        os.kill(job.process.pid if rank is None else pids[rank], getattr(signal, name))
+        hold.touch()
+        finished = job.wait()
+    assert finished.code == CODES[name], finished
+    assert "Traceback" not in finished.err
+    assert finished.out.count("the same command goes on from there") == 1
+    done = read(tmp_path / "landscape.h5", "done").sum()
+    assert done == len(log_lines(log, "point"))
+    assert 2 * ranks <= done < 200
+    complete()
+
+
+def test_a_second_interrupt_does_not_wait_for_the_point(tmp_path: Path, complete: Callable[[], None]) -> None:
+    log = tmp_path / "log"
+    options = ["--problem.log", log, "--problem.hold", tmp_path / "never", "--problem.hold_at", 3]
+    with Job([*PROGRAM, *JOB, *options], None, tmp_path) as job:
+        job.until(lambda: log_lines(log, "holding"))
+        job.process.send_signal(signal.SIGINT)
+        _taken(job, log)
+        job.process.send_signal(signal.SIGINT)
+        finished = job.wait(30)
+    assert finished.code == 130, finished
+    assert read(tmp_path / "landscape.h5", "done").sum() == 2
+    complete()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_before_the_points(tmp_path: Path, program: Callable[..., Finished], name: str) -> None:
+    """While the problem is made there is nothing to save: the exit code is the same, and there is no file."""
+    finished = program(*JOB, "--problem", TINY.replace(":tiny", ":signals_itself"), "--problem.name", name)
+    assert finished.code == 75, finished
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(getattr(signal, name)) == signal.SIG_DFL
+
+
+def test_handlers_are_as_before(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    before = {name: signal.getsignal(getattr(signal, name)) for name in CODES}
+    assert program("--problem", TINY, "--x=-1:1:2", "--y=none", "--plot", "false").code == 0
+    assert {name: signal.getsignal(getattr(signal, name)) for name in CODES} == before
+
+
+def _taken(job: Job, log: Path) -> None:
+    """Wait until the held process has taken its signal: the kernel has none for it, and it has run Python since."""
+
+    def pending() -> int:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{job.process.pid}/status").read_text().splitlines())
+        return int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+
+    job.until(lambda: not pending())
+    seen = len(log_lines(log, "still"))
+    job.until(lambda: len(log_lines(log, "still")) >= seen + 2)
