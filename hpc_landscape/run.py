@@ -10,7 +10,7 @@ import numpy as np
 from .evaluate.evaluator import DTYPES, Evaluator, check_precision
 from .grid import strided
 from .job.plan import Plan, lay_out
-from .job.prepare import choose_metrics, read_data, see_output, share_directions, share_weights
+from .job.prepare import check_metrics, choose_metrics, read_data, see_output, share_directions, share_weights
 from .job.report import Say, announce, dry_run, finish
 from .job.signals import COMPLETE, leaving, stopping
 from .model_interface import state
@@ -37,11 +37,12 @@ def run(settings: Settings, comm: Comm) -> int:
         # See what there is to go on with, and keep other runs out
         stored = see_output(settings, comm, stack)
 
-        # Choose writer, device and threads
+        # Choose writer, device and threads; refuse what cannot be had before anything is computed
         with comm.together():
             writer = choose_writer(settings.writer, comm)
             device = choose_device(settings.device, comm.local_rank)
             check_precision(settings.precision, device)
+            check_metrics(settings)
         threads = set_threads(comm)
 
         # Make the problem: model and data on every rank, weights from rank 0

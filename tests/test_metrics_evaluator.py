@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator, check_precision
-from hpc_landscape.evaluate.passes import measure
+from hpc_landscape.evaluate.passes import measure, warm_up
 from hpc_landscape.metrics import Accuracy, Loss, Metric
 from hpc_landscape.model_interface import state
 from hpc_landscape.model_interface.model_wrapper import ModelWrapper
@@ -317,3 +317,21 @@ def test_samples_in_a_batch(batch, n):
 def test_samples_that_cannot_be_told(batch):
     with pytest.raises(UserError, match="count=lambda batch"):
         samples(batch)
+
+
+def test_a_batch_that_counts_for_nothing_adds_nothing():
+    model = classifier()
+    data = batches((4, 3))
+    problem = Problem(model, F.cross_entropy, data, count=lambda batch: 0 if len(batch[0]) == 3 else 4)
+    empty_mean = Loss(
+        lambda output, target: F.cross_entropy(output, target) if len(target) == 4 else output.sum() * math.nan
+    )
+    expected = numpy_losses(numpy_scores(model, data[0][0]), data[0][1].numpy()).mean()
+    assert measure(problem, model, data, [empty_mean])["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_batch_of_one_sample_cannot_warm_up():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    problem = Problem(model, F.cross_entropy, None)
+    with pytest.raises(UserError, match="batch of one sample"):
+        warm_up(problem, model, [(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))])

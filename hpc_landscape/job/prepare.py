@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -145,13 +146,22 @@ def share_directions(
     return directions
 
 
+METRICS: dict[str, Callable[[Evaluator], Metric]] = {
+    "loss": lambda evaluator: Loss(evaluator.loss),
+    "accuracy": lambda evaluator: Accuracy(),
+}
+
+
+def check_metrics(settings: Settings) -> None:
+    """Raise UserError where a metric is asked for that there is not."""
+    for name in settings.metric_names:
+        if name not in METRICS:
+            raise UserError(f"--metrics {name}: there is no such metric; there are {', '.join(METRICS)}")
+
+
 def choose_metrics(settings: Settings, problem: Problem, evaluator: Evaluator, comm: Comm, say: Say) -> list[Metric]:
     """The metrics asked for; by default loss, and accuracy where the targets are class indices."""
-    known = {"loss": lambda: Loss(evaluator.loss), "accuracy": Accuracy}
-    names = settings.metric_names or list(known)
-    for name in names:
-        if name not in known:
-            raise UserError(f"--metrics {name}: there is no such metric; there are {', '.join(known)}")
+    names = settings.metric_names or list(METRICS)
     applies = True
     with comm.together():
         if comm.is_root:  # one forward pass also tells early whether model and data fit
@@ -169,4 +179,4 @@ def choose_metrics(settings: Settings, problem: Problem, evaluator: Evaluator, c
         if not settings.metric_names:
             say("accuracy is left out: the targets are no class indices")
         names = [name for name in names if name != "accuracy"]
-    return [known[name]() for name in names]
+    return [METRICS[name](evaluator) for name in names]
