@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..model_interface.model_parameters import EPSILON, match_norm
+
 NORMALIZATIONS = ("filter", "layer", "model", "none")
 IGNORES = ("biasbn", "none")
-EPSILON = 1e-10
 
 
 def normalize(
@@ -26,22 +27,11 @@ def normalize(
         zero = ignore == "biasbn" and weights[name].ndim < 2
         kept[name] = torch.zeros_like(d, dtype=torch.float64) if zero else d.double()
     if how == "model":
-        scale = _scale(norm(kept), norm({name: weights[name] for name in kept}))
+        scale = norm({name: weights[name] for name in kept}) / (norm(kept) + EPSILON)
         kept = {name: d * scale for name, d in kept.items()}
     elif how != "none":
-        kept = {name: _normalize_parameter(d, weights[name].double(), how) for name, d in kept.items()}
+        kept = {name: match_norm(d, weights[name], by_filter=how == "filter") for name, d in kept.items()}
     return {name: d.to(weights[name].dtype) for name, d in kept.items()}
-
-
-def _normalize_parameter(d: Tensor, w: Tensor, how: str) -> Tensor:
-    if how == "layer" or w.ndim < 2:
-        return d * _scale(d.norm(), w.norm())
-    scale = _scale(d.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1))
-    return d * scale.reshape(-1, *[1] * (w.ndim - 1))
-
-
-def _scale(d_norm: Tensor, w_norm: Tensor) -> Tensor:
-    return w_norm / (d_norm + EPSILON)
 
 
 def orthogonalize(direction: Mapping[str, Tensor], against: Mapping[str, Tensor]) -> dict[str, Tensor]:
