@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import UserError
+from .errors import Stopped, UserError
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -19,7 +19,7 @@ EPILOG = """exit codes:
   0 complete   1 failed   2 a mistake to mend, said in one line
   75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
 """
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+FAILED, MISTAKE, STOPPED, INTERRUPTED = 1, 2, 75, 130
 MEET = 5.0  # seconds
 
 
@@ -104,14 +104,18 @@ def _say(mistake: UserError) -> None:
 
 def _fail(error: BaseException, comm: Comm) -> int:
     """End every rank with this error's exit code; its traceback is printed once, with its rank."""
-    code: Any = FAILED
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    code = FAILED
+    where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
+    if isinstance(error, Stopped):
+        code = STOPPED
+    elif isinstance(error, SystemExit):
+        if isinstance(error.code, int) and error.code:  # exit(0) in the middle is no success either
+            code = error.code
+        print(f"hpc_landscape: failed{where}: the problem called exit({error.code!r})", file=sys.stderr, flush=True)
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
     else:
         time.sleep(min(0.3 * comm.rank, 3))  # where many ranks fail at once, the first to speak ends the others
-        where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
         print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
     if comm.size > 1:
         comm.abort(code)

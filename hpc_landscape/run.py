@@ -17,7 +17,7 @@ from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm
-from .parallel.device import choose_device, set_threads
+from .parallel.device import choose_device, keep_memory, set_threads
 from .problems.problem import load_problem
 from .progress import Progress
 from .settings import Settings
@@ -44,6 +44,8 @@ def run(settings: Settings, comm: Comm) -> int:
             check_precision(settings.precision, device)
             check_metrics(settings)
         threads = set_threads(comm)
+        if device.type == "cpu":
+            keep_memory()
 
         # Make the problem: model and data on every rank, weights from rank 0
         with comm.together():

@@ -58,6 +58,7 @@ import mpi4py
 mpi4py.rc.initialize = False  # a login node may not let a program start MPI
 from mpi4py import MPI
 
-print(f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, {MPI.Get_library_version().strip().splitlines()[0]}")
+library = MPI.Get_library_version().strip("\0\n ").splitlines()[0]
+print(f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, {library}")
 sys.exit(None if h5py.get_config().mpi else "h5py was built, but without MPI: is HDF5_DIR an HDF5 with MPI?")
 END

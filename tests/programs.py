@@ -81,6 +81,12 @@ WRITERS = [
 ]
 
 
+def each_writer(cases: Sequence[Any], with_parallel: Sequence[Any]) -> list[Any]:
+    """(writer, case) for parametrize: every case with the gathering writer, some with the parallel one as well."""
+    parallel = [pytest.param("parallel", case, marks=WRITERS[1].marks, id=f"parallel-{case}") for case in with_parallel]
+    return [pytest.param("gather", case, id=f"gather-{case}") for case in cases] + parallel
+
+
 @dataclass
 class Line:
     """What the tiny problem has logged: kind, rank, process, when, and of a point a digest of its parameters."""
@@ -197,10 +203,11 @@ def _session(leader: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has just ended
             continue
-        if int(session) == leader and state != "Z":
+        state, session, threads = fields[0], int(fields[3]), int(fields[17])
+        if session == leader and (state != "Z" or threads > 1):  # the first thread may be the first to die
             found.append(int(entry.name))
     return found
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,3 +150,24 @@ def test_ranks_that_share_a_gpu_are_told_by_uuid(monkeypatch):
 
 def test_describe():
     assert describe(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    """Large tensors made one after the other share their pages: the system need not clear them again."""
+    program = (
+        "import resource, torch\n"
+        "from hpc_landscape.parallel.device import keep_memory\n"
+        "{}\n"
+        "for _ in range(12): torch.ones(2**25)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(4): torch.ones(2**25)\n"  # 128 MiB each: 32,768 pages
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    root = pathlib.Path(__file__).resolve().parent.parent
+
+    def faults(call):
+        command = [sys.executable, "-c", program.format(call)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+
+    assert faults("keep_memory()") < 1000

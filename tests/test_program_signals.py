@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from programs import PROGRAM, TINY, WRITERS, Finished, Job, assert_same_landscape, log_lines, read
+from programs import PROGRAM, TINY, Finished, Job, assert_same_landscape, each_writer, log_lines, read
 
 pytestmark = pytest.mark.slow
 
@@ -47,16 +47,18 @@ def test_one_process(tmp_path: Path, complete: Callable[[], None], name: str) ->
     complete()
 
 
-@pytest.mark.parametrize(
-    ("name", "rank", "ranks"),
-    [("SIGTERM", 1, 3), ("SIGINT", 1, 2), ("SIGUSR1", 0, 2), ("SIGUSR1", None, 2)],
-    ids=["SIGTERM-rank1of3", "SIGINT-rank1of2", "SIGUSR1-rank0of2", "SIGUSR1-mpirun"],
-)
-@pytest.mark.parametrize("writer", WRITERS)
-def test_ranks(
-    tmp_path: Path, complete: Callable[[], None], writer: str, name: str, rank: int | None, ranks: int
-) -> None:
+SENT = {
+    "SIGTERM to rank 1 of 3": ("SIGTERM", 1, 3),
+    "SIGINT to rank 1 of 2": ("SIGINT", 1, 2),
+    "SIGUSR1 to rank 0 of 2": ("SIGUSR1", 0, 2),
+    "SIGUSR1 to mpirun": ("SIGUSR1", None, 2),
+}
+
+
+@pytest.mark.parametrize(("writer", "sent"), each_writer(list(SENT), ["SIGTERM to rank 1 of 3"]))
+def test_ranks(tmp_path: Path, complete: Callable[[], None], writer: str, sent: str) -> None:
     """To one rank, or to mpirun, which passes SIGUSR1 on: all stop."""
+    name, rank, ranks = SENT[sent]
     log, hold = tmp_path / "log", tmp_path / "hold"
     options = ["--problem.log", log, "--problem.hold", hold, "--problem.hold_at", 2, "--problem.hold_rank", -1]
     with Job([*PROGRAM, *JOB, *options, "--problem.delay", 0.2, "--writer", writer], ranks, tmp_path) as job:

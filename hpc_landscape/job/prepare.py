@@ -43,8 +43,10 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 if not os.access(folder, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
                     raise UserError(f"--output {path}: no permission to write there")
                 stack.enter_context(exclusive(path))
-            if os.path.exists(path) and not settings.overwrite:
-                stored = layout.read(path)
+            if os.path.exists(path):
+                stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
+                if settings.overwrite:
+                    stored = None
     return comm.bcast(stored)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..errors import Stopped
 from ..store.writer import Writer
 
 COMPLETE, STOPPED, INTERRUPTED = 0, 75, 130  # exit codes; 75 is EX_TEMPFAIL: start again to go on
@@ -17,7 +18,7 @@ def leaving() -> Iterator[None]:
     """SIGTERM and SIGUSR1 end the program with its own exit code: before and after points there is nothing to save."""
 
     def leave(number: int, frame: Any) -> None:
-        raise SystemExit(STOPPED)
+        raise Stopped(STOPPED)
 
     with _handling({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ LAUNCHERS = (
     ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
 )
+_MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
 
 
@@ -45,7 +47,11 @@ def world(need_mpi: bool = False):
     if size == 1 and not need_mpi:
         return SerialComm()
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a foreign launcher: said below, and once
+            MPI = _start_mpi(variable)
+    except UserError as error:
+        raise UserError(f"the launcher started {size} processes ({variable}={size}) but {error}{_MATCH}") from None
     except Exception as error:  # ImportError, or RuntimeError when mpi4py finds no MPI library
         what = f"{size} processes were started ({variable}={size})" if size > 1 else "MPI is needed"
         raise UserError(
@@ -53,13 +59,29 @@ def world(need_mpi: bool = False):
         ) from None
     comm = MPIComm(MPI.COMM_WORLD)
     if size > 1 and comm.size != size:
-        library = MPI.Get_library_version().replace("\x00", "").split("\n")[0].strip()
         raise UserError(
             f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun and "
-            f"mpi4py use different MPIs (mpi4py: {library}); use the mpirun of that MPI, or srun --mpi=pmix, "
-            "or build mpi4py with this one"
+            f"mpi4py use different MPIs (mpi4py: {comm.library}){_MATCH}"
         )
     return comm
+
+
+def _start_mpi(variable: str) -> Any:
+    """mpi4py's MPI, initialized; UserError where it would end the process: MPICH does under Open MPI's launcher."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        if variable.startswith("OMPI_") and "MPICH" in MPI.Get_library_version():
+            raise UserError(f"it is Open MPI's, and mpi4py uses another MPI ({_library(MPI)})")
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    return MPI
+
+
+def _library(MPI: Any) -> str:
+    return " ".join(MPI.Get_library_version().replace("\x00", "").split("\n")[0].split())
 
 
 class Comm:
@@ -134,7 +156,7 @@ class MPIComm(Comm):
         self.rank, self.size = mpi.Get_rank(), mpi.Get_size()
         self._node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
-        self.library = MPI.Get_library_version().replace("\x00", "").split("\n")[0].strip()
+        self.library = _library(MPI)
 
     def barrier(self, seconds: float | None = None) -> bool:
         """Wait for all ranks, at most so long; returns whether all have come."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import Stopped, UserError
 
 OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
@@ -124,7 +124,7 @@ def find_factory(spec: str) -> Callable[..., Any]:
         )
     try:
         module = _import_file(where, spec) if where.endswith(".py") else _import_module(where, spec)
-    except (UserError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:  # an import may even call sys.exit
         raise UserError(f"--problem {spec}: importing {where} raised {user_traceback(error)}") from None

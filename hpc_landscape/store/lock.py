@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import UserError
+
+PATIENCE = 2.0  # seconds: a run that was killed a moment ago may still be dying
 
 
 @contextmanager
@@ -19,12 +22,19 @@ def exclusive(path: str) -> Iterator[None]:
         return
     folder, name = os.path.split(os.path.realpath(path))
     lock = os.path.join(folder, f".{name}.lock")
+    give_up = time.monotonic() + PATIENCE
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:  # whatever the permissions say: a full or read-only disk, a remote root
+            raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            if time.monotonic() < give_up:
+                time.sleep(0.05)
+                continue
             raise UserError(
                 f"{path} is being written by another run; wait for it, or choose another --output"
             ) from None

@@ -22,12 +22,12 @@ class Watch:
     """Called after each forward pass. A point is a warm-up pass, then one evaluation batch.
 
     log: the file to append to. hold: a file; this rank's point number hold_at waits until it exists. fault: what to do
-    at point number fault_at. delay: seconds that a point takes.
+    at point number fault_at, once the file fault_when exists. delay: seconds that a point takes.
     """
 
-    def __init__(self, log: str, hold: str, hold_at: int, fault: str, fault_at: int, delay: float):
+    def __init__(self, log: str, hold: str, hold_at: int, fault: str, fault_at: int, fault_when: str, delay: float):
         self.path, self.hold, self.hold_at = log, hold, hold_at
-        self.fault, self.fault_at, self.delay = fault, fault_at, delay
+        self.fault, self.fault_at, self.fault_when, self.delay = fault, fault_at, fault_when, delay
         self.points, self.warm = 0, False
         self.log("begin")
 
@@ -44,13 +44,18 @@ class Watch:
     def act(self) -> None:
         if self.hold and self.points == self.hold_at:
             self.log("holding")
-            while not os.path.exists(self.hold):
-                self.log("still")
-                time.sleep(0.02)
+            self.wait(self.hold)
         time.sleep(self.delay)
         if self.fault and self.points == self.fault_at:
+            if self.fault_when:
+                self.wait(self.fault_when)
             self.log("fault")
             fail(self.fault)
+
+    def wait(self, path: str) -> None:
+        while not os.path.exists(path):
+            self.log("still")
+            time.sleep(0.02)
 
     def log(self, kind: str, what: str = "-") -> None:
         """One line: kind, rank, process, time, what."""
@@ -117,6 +122,7 @@ def tiny(
     fault: str = "",
     fault_rank: int = 0,
     fault_at: int = 3,
+    fault_when: str = "",
     samples: int = 48,
     hidden: int = 5,
     data_seed: int = 0,
@@ -140,7 +146,7 @@ def tiny(
     watch = None
     if not loader_batch:
         held = hold if hold_rank in (rank, -1) else ""
-        watch = Watch(log, held, hold_at, fault if fault_rank == rank else "", fault_at, delay)
+        watch = Watch(log, held, hold_at, fault if fault_rank == rank else "", fault_at, fault_when, delay)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weight_seed)
         model = TinyNet(6, hidden + rank * (differs == "model"), 3, watch)
