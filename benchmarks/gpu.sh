@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# All that wants a GPU, in one call: the GPU tests, and the default job on it. PYTHON: which one (default python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+results=$(mktemp -d)
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+"$python" -m pytest -q -ra tests/test_gpu.py
+for precision in fp32 tf32 bf16 fp64; do
+    echo "=== the default job, $precision"
+    "$python" -m hpc_landscape --device cuda --precision "$precision" --output "$results/$precision.h5"
+    "$python" -m hpc_landscape info "$results/$precision.h5"
+done
