@@ -180,10 +180,6 @@ class Stored:
 _PROBE = """
 import sys
 sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
-try:
-    import mpi4py; mpi4py.rc.initialize = False  # a parallel h5py would start MPI
-except ImportError:
-    pass
 import h5py
 try:
     with h5py.File(sys.argv[1], "r", locking=False) as file:
@@ -210,6 +206,7 @@ def read(path: str, probe_seconds: float = 60) -> Stored:
     if not h5py.is_hdf5(path):
         raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
     damaged = f"{path} is damaged or cut short; it is left as it is (restore a copy, or choose another --output)"
     try:
         probe = subprocess.run(
