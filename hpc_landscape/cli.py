@@ -70,7 +70,7 @@ def _limit_spinning() -> None:
     """Before PyTorch starts its threads: let one that waits sleep after some 10 us.
 
     By default it spins for milliseconds, at the cost of whatever else runs on its core: beside other work on 2 cores,
-    a run with 2 threads was 3 to 12 times slower so.
+    a run with 2 threads was 1.5 to 10 times slower so (benchmarks/RESULTS.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

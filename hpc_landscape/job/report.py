@@ -25,6 +25,8 @@ from ..store.writer import Writer
 from .plan import Plan
 from .signals import COMPLETE
 
+LONG = 10.0  # seconds
+
 
 class Say:
     """Prints on rank 0 alone."""
@@ -57,7 +59,7 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     )
     say(f"writer       {writer.__name__} -> {settings.output}" + (" (going on)" if stored else ""))
     if shared > 1:
-        say(f"warning: {shared} ranks share one GPU; start one rank per GPU, or see jobs/README.md on MPS")
+        say(f"warning: {shared} ranks share one GPU; start one rank per GPU")
 
 
 def _warm_text(plan: Plan) -> str:
@@ -73,10 +75,12 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     mine = strided(plan.unfinished, comm.rank, comm.size)
     with plan.evaluator.attached():
         seconds = []
-        for _ in range(2):  # the first one also starts up kernels and workers
+        for _ in range(2):  # the first one also starts up kernels and workers, which a long one does not feel
             begin = time.monotonic()
             plan.evaluator(plan.grid.point(int(mine[0]) if len(mine) else 0))
             seconds.append(time.monotonic() - begin)
+            if seconds[0] > LONG:
+                break
     slowest = max(comm.allgather(min(seconds)))
     most = -(-len(plan.unfinished) // comm.size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -111,7 +115,7 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
         if broken := int((~np.isfinite(values)).sum()):
             say(f"note         {broken} values are NaN or infinite: results, stored as they are")
     picture = _draw(plan, say)
-    say("next         " + (f"look at {picture}; " if picture else "") + "or:")
+    say("next" + (f"         look at {picture}, or:" if picture else ""))
     say(f"  python -m hpc_landscape info {shlex.quote(path)}")
     surface = " --kind surface" if len(plan.grid.axes) == 2 and min(plan.grid.shape) > 1 else ""
     say(f"  python -m hpc_landscape plot {shlex.quote(path)}{surface}")
@@ -125,8 +129,8 @@ def _draw(plan: Plan, say: Say) -> str | None:
 
     try:
         return plot(plan.settings.output)
-    except UserError as error:
-        say(f"no picture: {error}")
+    except Exception as error:  # the landscape is complete all the same
+        say(f"no picture   {error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}")
         return None
 
 
