@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import Stopped, UserError
+from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -19,7 +19,6 @@ EPILOG = """exit codes:
   0 complete   1 failed   2 a mistake to mend, said in one line
   75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
 """
-FAILED, MISTAKE, STOPPED, INTERRUPTED = 1, 2, 75, 130
 MEET = 5.0  # seconds
 
 

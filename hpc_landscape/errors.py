@@ -1,4 +1,7 @@
-"""Exceptions that end a run in a way of their own."""
+"""How a run ends: its exit codes, and the exceptions that mean one of them."""
+
+# 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
+COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class UserError(Exception):

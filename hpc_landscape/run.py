@@ -7,12 +7,13 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from .errors import COMPLETE
 from .evaluate.evaluator import DTYPES, Evaluator, check_precision
 from .grid import strided
 from .job.plan import Plan, lay_out
 from .job.prepare import check_metrics, choose_metrics, read_data, see_output, share_directions, share_weights
 from .job.report import Say, announce, dry_run, finish
-from .job.signals import COMPLETE, leaving, stopping
+from .job.signals import leaving, stopping
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers
 from .model_interface.subspace import Subspace

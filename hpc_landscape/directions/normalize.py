@@ -9,9 +9,6 @@ from torch import Tensor
 
 from ..model_interface.model_parameters import EPSILON, match_norm
 
-NORMALIZATIONS = ("filter", "layer", "model", "none")
-IGNORES = ("biasbn", "none")
-
 
 def normalize(
     direction: Mapping[str, Tensor], weights: Mapping[str, Tensor], how: str = "filter", ignore: str = "biasbn"

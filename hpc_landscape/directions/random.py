@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DISTRIBUTIONS = ("normal", "uniform")
-
 
 def random_directions(
     parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"

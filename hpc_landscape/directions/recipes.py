@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..parallel.device import one_thread
 from ..settings import Settings
 from .normalize import normalize, orthogonalize
 from .random import random_directions
@@ -18,12 +18,8 @@ def make_directions(settings: Settings, weights: Mapping[str, Tensor], count: in
 
     On one thread, so that the norms do not depend on how many ranks share the machine.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return RECIPES[settings.directions](settings, weights, count)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _random(settings: Settings, weights: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:

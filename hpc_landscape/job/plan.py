@@ -56,7 +56,11 @@ class Plan:
 
     @property
     def keeps_model(self) -> bool:
-        return self.settings.save_model or (self.problem.train is not None and self.settings.checkpoint is None)
+        return self.settings.save_model or self.trained_here
+
+    @property
+    def trained_here(self) -> bool:
+        return self.problem.train is not None and self.settings.checkpoint is None
 
     @property
     def direction_bytes(self) -> int:
@@ -72,7 +76,6 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What the values depend on: a run goes on with a file only where all of it is equal."""
         settings, loss = self.settings, self.problem.loss
-        trained = self.problem.train is not None and settings.checkpoint is None
         directions = {f"{i}/{name}": d for i, direction in enumerate(self.directions) for name, d in direction.items()}
         return {
             "sha256_model": state.sha256(state.state(self.problem.model)),
@@ -86,7 +89,7 @@ class Plan:
             "batch_size": self.data.batch_size or 0,
             "warmup_batch_size": self.warmup_data.batch_size or 0,
             "precision": settings.precision,
-            "trained_here": _one_line(settings.problem_arguments) if trained else "no",
+            "trained_here": _one_line(settings.problem_arguments) if self.trained_here else "no",
         }
 
 

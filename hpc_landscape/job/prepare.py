@@ -18,6 +18,7 @@ from ..grid import Grid
 from ..metrics import Accuracy, Loss, Metric
 from ..model_interface import state
 from ..parallel.comm import Comm
+from ..parallel.device import one_thread
 from ..problems.checkpoint import load_checkpoint
 from ..problems.data import Batches, prepare
 from ..problems.problem import Problem, user_traceback
@@ -77,12 +78,9 @@ def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, s
             ) from None
         say(f"weights      as trained before, from {settings.output}")
         return
-    start, threads = time.monotonic(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the result must not depend on how many ranks share the machine
-    try:
+    start = time.monotonic()
+    with one_thread():
         problem.train(problem.model)
-    finally:
-        torch.set_num_threads(threads)
     score = f": {problem.score(problem.model)}" if problem.score else ""
     say(f"weights      trained in {duration(time.monotonic() - start)}{score}")
 
@@ -116,14 +114,14 @@ def _agreed_hash(batches: Batches, what: str, comm: Comm) -> str:
     """Rank 0's checksum; UserError where another rank holds other data (all of it is read once per node)."""
     with comm.together():
         quick = batches.quick_hash()
-        full = batches.full_hash() if comm.local_rank == 0 else None
+        full = batches.full_hash() if comm.local_rank == 0 and batches.bytes else None  # else the quick one is all
     seen = comm.allgather((quick, full))
     if any(q != seen[0][0] or f not in (None, seen[0][1]) for q, f in seen):
         raise UserError(
             f"the ranks hold different {what}: the factory must make the same on every rank; seed what it draws or "
             "shuffles, and leave out random augmentation"
         )
-    return seen[0][1]
+    return seen[0][1] or seen[0][0]
 
 
 def share_directions(

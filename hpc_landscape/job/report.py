@@ -14,16 +14,15 @@ import numpy as np
 import torch
 
 from ..directions.normalize import cosine
-from ..errors import UserError
+from ..errors import COMPLETE, FAILED, UserError
 from ..grid import Grid, strided
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
-from ..progress import duration
+from ..progress import duration, size
 from ..store import layout
 from ..store.writer import Writer
 from .plan import Plan
-from .signals import COMPLETE
 
 LONG = 10.0  # seconds
 
@@ -91,8 +90,8 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     disk += state.nbytes(state.state(plan.problem.model)) * plan.keeps_model
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
     say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
-    say(f"memory       {_size(memory)} per rank" + (f", {_size(gpu)} on its GPU" if gpu else ""))
-    say(f"disk         {_size(disk)}")
+    say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
+    say(f"disk         {size(disk)}")
     say("dry run: nothing was written")
 
 
@@ -102,7 +101,7 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     done = layout.read_values(path, layout.DONE).astype(bool)
     if not done.all():
         say(f"stopped      {done.sum()} of {done.size} points are in {path}; the same command goes on from there")
-        return stop_code or 1
+        return stop_code or FAILED
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
     values = layout.read_values(path, name)
@@ -136,11 +135,3 @@ def _draw(plan: Plan, say: Say) -> str | None:
 
 def _place(grid: Grid, index: int) -> str:
     return "(" + ", ".join(f"{c:g}" for c in grid.point(index)) + ")"
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:.3g} {unit}"
-        n /= 1024
-    return f"{n:.3g} TiB"

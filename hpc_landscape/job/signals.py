@@ -1,4 +1,4 @@
-"""Signals and the exit codes that they lead to."""
+"""What signals do: leave, or stop after the point in hand."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import Stopped
+from ..errors import INTERRUPTED, STOPPED, Stopped
 from ..store.writer import Writer
-
-COMPLETE, STOPPED, INTERRUPTED = 0, 75, 130  # exit codes; 75 is EX_TEMPFAIL: start again to go on
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-POLICIES = ("warmup", "running", "batch")
-
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     """The batch normalization layers that keep running statistics; the others use their batch's at all times."""

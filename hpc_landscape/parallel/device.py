@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ..errors import UserError
 from .comm import Comm
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -67,6 +67,17 @@ def set_threads(comm: Comm) -> int:
         threads = int(wanted)
     torch.set_num_threads(threads)
     return threads
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread meanwhile: the result then does not depend on how many ranks share the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_memory() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..progress import duration
+from ..progress import duration, size
 from ..store import layout
 from ..store.layout import Stored
 from .field import Field, components, ordered, read_field, setting
@@ -51,7 +51,7 @@ def info(path: str) -> str:
     stored = layout.read(path)
     attributes = stored.attributes
     rows = [
-        ("file", f"{path}, {_bytes(os.path.getsize(path))}"),
+        ("file", f"{path}, {size(os.path.getsize(path))}"),
         *_grid(stored),
         ("points", _points(path, stored)),
         *_metrics(path, stored),
@@ -163,7 +163,7 @@ def _parts(path: str) -> str:
             if name in file:
                 file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
                 axes = f" {', '.join(file[name])}" if name == "directions" else ""
-                parts.append(f"{name}{axes} ({_bytes(sum(sizes))})")
+                parts.append(f"{name}{axes} ({size(sum(sizes))})")
             elif name != "trajectory":
                 parts.append(f"no {name}")
     return ", ".join(parts)
@@ -204,12 +204,3 @@ def _next(path: str, stored: Stored) -> str:
         command = stored.attributes.get("command")
         return f"to go on, give the command that began it again: {command or f'... --output {name}'}"
     return f"python -m hpc_landscape plot {name}"
-
-
-def _bytes(n: int) -> str:
-    """A size as a person reads it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024 or unit == "GiB":
-            return f"{n} B" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return ""
