@@ -7,11 +7,25 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_FROM = {"Problem": "problems.problem", "UserError": "errors"}  # imported when first asked for: torch takes seconds
-__all__ = ["Problem", "UserError", "__version__"]
+# Where public names are; imported when first asked for: torch takes seconds.
+_MODULES = {
+    "problems.problem": ("Problem",),
+    "errors": ("UserError",),
+    "view.plot": ("plot",),
+    "model_interface.model_wrapper": ("ModelWrapper", "SimpleModelWrapper", "GeneralModelWrapper", "wrap_model"),
+    "landscape": (
+        *("PlanarLossLandscape", "LinearLossLandscape", "eval_warm_up", "eval_loss"),
+        *("point", "linear_interpolation", "random_line", "planar_interpolation", "random_plane"),
+    ),
+}
+_FROM = {name: module for module, names in _MODULES.items() for name in names}
+_PACKAGES = ("metrics", "model_interface")
+__all__ = ["__version__", *_FROM, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _FROM:
         return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,8 +45,8 @@ class Axis:
         if self.n == 1:  # a single point sits in the middle, on the model for a symmetric axis
             return np.array([(self.low + self.high) / 2])
         points = np.linspace(self.low, self.high, self.n)
-        if self.n % 2 and self.low == -self.high:
-            points[self.n // 2] = 0.0  # the trained model exactly, not to within rounding
+        for model in (0.0, 1.0):  # exactly, not to within rounding: there are the models
+            points[np.abs(points - model) < 1e-12 * (self.high - self.low)] = model
         return points
 
     def __str__(self) -> str:

@@ -8,15 +8,15 @@ from contextlib import ExitStack
 import numpy as np
 
 from .errors import COMPLETE
-from .evaluate.evaluator import DTYPES, Evaluator, check_precision
+from .evaluate.evaluator import check_precision
 from .grid import strided
+from .job.data import read_data
+from .job.directions import locate, make_grid, project_trajectory, share_directions
+from .job.metrics import check_metrics, choose_metrics, make_evaluator, store_array
 from .job.plan import Plan, lay_out
-from .job.prepare import check_metrics, choose_metrics, read_data, see_output, share_directions, share_weights
+from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish
 from .job.signals import leaving, stopping
-from .model_interface import state
-from .model_interface.batchnorm import batchnorm_layers
-from .model_interface.subspace import Subspace
 from .parallel.comm import Comm
 from .parallel.device import choose_device, keep_memory, set_threads
 from .problems.problem import load_problem
@@ -43,7 +43,7 @@ def run(settings: Settings, comm: Comm) -> int:
             writer = choose_writer(settings.writer, comm)
             device = choose_device(settings.device, comm.local_rank)
             check_precision(settings.precision, device)
-            check_metrics(settings)
+        settings, trajectory = locate(settings, comm)
         threads = set_threads(comm)
         if device.type == "cpu":
             keep_memory()
@@ -51,22 +51,23 @@ def run(settings: Settings, comm: Comm) -> int:
         # Make the problem: model and data on every rank, weights from rank 0
         with comm.together():
             problem = load_problem(settings.problem, settings.problem_arguments)
-        grid = settings.grid(problem.axis)
+            problem.wrapper.restrict(settings.include, settings.exclude)
+            check_metrics(settings, problem)
         share_weights(settings, problem, stored, comm, say)
-        data, warmup_data, hashes = read_data(settings, problem, comm, say)
+        sets = read_data(settings, problem, comm, say)
 
         # Make the directions on rank 0, and broadcast them
-        directions = share_directions(settings, problem, grid, stored, comm)
+        directions = share_directions(settings, problem, sets, stored, trajectory, device, comm)
+        grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        dtype = DTYPES.get(settings.precision)
-        bn = settings.bn if batchnorm_layers(problem.model) else "none"
-        subspace = Subspace(state.parameters(problem.model), directions, device, dtype)
-        here = data.to(device, dtype)
-        warmup_here = here if warmup_data is data else warmup_data.to(device, dtype) if bn == "warmup" else None
-        evaluator = Evaluator(problem, subspace, here, warmup_here, bn, settings.precision)
-        evaluator.metrics = choose_metrics(settings, problem, evaluator, comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, data, warmup_data, bn, hashes, stored)
+        evaluator, chooser = make_evaluator(settings, problem, sets, directions, device)
+        quantities = choose_metrics(settings, evaluator, chooser, comm, say)
+        way = None
+        with comm.together():
+            if comm.is_root and stored is None:
+                way = project_trajectory(settings, problem, trajectory, directions, say)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, way)
 
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
@@ -92,6 +93,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
 def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
+    quantities = {quantity.name: quantity for quantity in plan.quantities}
     progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n))
     try:
@@ -100,7 +102,8 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
                 if writer.stop_code:
                     break
                 start = time.perf_counter()
-                values = plan.evaluator(plan.grid.point(int(point)))
+                found = plan.evaluator(plan.grid.point(int(point)))
+                values = {name: store_array(value, quantities[name]) for name, value in found.items()}
                 writer.put(int(point), time.perf_counter() - start, values)
     finally:
         if progress is not None:

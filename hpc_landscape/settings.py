@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,15 +35,37 @@ class Settings:
     y: str | None = _setting(None, "second axis, or none for a line; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
     z: str | None = _setting(None, "third axis, for a volume; default none", "MIN:MAX:N")
     seed: int = _setting(0, "seed of directions and subsets", "N")
-    directions: Literal["random"] = _setting("random", "the kind of directions")
+    directions: Literal["random", "interpolation", "pca", "hessian", "file"] = _setting(
+        "random",
+        "random; to other models (--to); principal ones of --trajectory; of largest curvature; from files",
+    )
+    to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
+    trajectory: str | None = _setting(
+        None, "checkpoints in their order, a glob or a directory: projected onto the plane, and what pca is of", "FILES"
+    )
+    direction_files: str | None = _setting(
+        None, "an earlier landscape.h5, or one .npz, .pt or .safetensors per axis, by parameter name", "FILE,..."
+    )
+    include: str | None = _setting(None, "only these parameters move: names, modules or globs", "PATTERN,...")
+    exclude: str | None = _setting(None, "these parameters do not move: names, modules or globs", "PATTERN,...")
     distribution: Literal["normal", "uniform"] = _setting("normal", "of random directions")
-    normalization: Literal["filter", "layer", "model", "none"] = _setting("filter", "of directions against the weights")
-    ignore: Literal["biasbn", "none"] = _setting("biasbn", "biasbn: biases and normalization parameters do not move")
+    normalization: Literal["filter", "layer", "model", "none"] | None = _setting(
+        None, "of directions against the weights; default: filter for random ones, none for others"
+    )
+    ignore: Literal["biasbn", "none"] = _setting(
+        "biasbn", "biasbn: biases and normalization parameters do not move in random or normalized directions"
+    )
     orthogonalize: bool = _setting(False, "make later directions orthogonal to earlier ones, before normalization")
     bn: Literal["warmup", "running", "batch"] = _setting(
         "warmup", "batch normalization: statistics re-estimated at each point, the checkpoint's, or each batch's own"
     )
-    metrics: str | None = _setting(None, "comma-separated: loss,accuracy (the default, where it applies)", "NAME,...")
+    metrics: str | None = _setting(
+        None,
+        "comma-separated, arguments in brackets: loss, accuracy (the defaults), accuracy(k=5), loss_gradient, "
+        "gradient_norm, gradient_predictiveness, loss_perturbations, curvature, hessian_trace, expected_return, "
+        "file.py:MyMetric",
+        "NAME,...",
+    )
     samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")
     warmup_samples: int | None = _setting(
         None, "re-estimate BN on a seeded subset of this size; default: all of the data", "N"
@@ -76,16 +99,50 @@ class Settings:
             raise UserError(f"--seed {self.seed}: must not be negative")
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
             raise UserError(f"--metrics {self.metrics}: a metric is named twice")
+        self._check_directions()
+
+    def _check_directions(self) -> None:
+        for kind, option, what in (
+            ("interpolation", "to", "the checkpoint of another model"),
+            ("pca", "trajectory", "checkpoints"),
+            ("file", "direction_files", "a file with directions"),
+        ):
+            given = getattr(self, option)
+            if self.directions == kind and not split(given):
+                raise UserError(f"--directions {kind} needs --{option}: {what}")
+            if given is not None and self.directions != kind and option != "trajectory":
+                raise UserError(f"--{option} {given}: goes with --directions {kind}")
+        if self.directions == "interpolation":
+            axes = {name: getattr(self, name) for name in NAMES}
+            if len(split(self.to)) > len(axes):
+                raise UserError(f"--to {self.to}: at most {len(axes)} models, one per axis")
+            for number, (name, text) in enumerate(axes.items()):
+                if (text not in (None, "none")) > (number < len(split(self.to))):
+                    raise UserError(f"--{name} {text}: --to leads to one model per axis, and names {number}")
 
     @property
     def metric_names(self) -> list[str]:
-        """The metrics asked for; empty: the default ones."""
-        return [name.strip() for name in (self.metrics or "").split(",") if name.strip()]
+        """The metrics asked for, with their arguments; empty: the default ones."""
+        return split(self.metrics)
 
-    def grid(self, axis: str = "-1:1:51") -> Grid:
-        """The grid; axis: what x and y are by default."""
-        texts = {"x": self.x or axis, "y": self.y or axis, "z": self.z or "none"}
-        return Grid(*(Axis.parse(text, name) for name, text in texts.items() if text != "none"))
+    @property
+    def normalized(self) -> str:
+        """How directions are normalized."""
+        return self.normalization or ("filter" if self.directions == "random" else "none")
+
+    @property
+    def dimensions(self) -> int:
+        """How many axes there are."""
+        if self.directions == "interpolation":
+            return len(split(self.to))
+        if self.y == "none":
+            return 1
+        return 3 if self.z not in (None, "none") else 2
+
+    def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
+        """The grid; defaults: what the axes are where nothing is said."""
+        texts = zip(NAMES[: self.dimensions], defaults, strict=False)
+        return Grid(*(Axis.parse(getattr(self, name) or default, name) for name, default in texts))
 
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads back."""
@@ -109,6 +166,12 @@ class Settings:
                 )
         words += [f"--{PROBLEM}{key}={value}" for key, value in self.problem_arguments.items()]
         return shlex.join(words)
+
+
+def split(text: str | None) -> list[str]:
+    """The parts between commas, but for those inside brackets."""
+    parts = re.split(r",(?![^(]*\))", text or "")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def parse(arguments: Sequence[str], prog: str, epilog: str = "") -> tuple[Settings, bool]:

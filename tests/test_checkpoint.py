@@ -9,11 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.problems.checkpoint import load_checkpoint
+from hpc_landscape.problems.checkpoint import find_checkpoints, load_checkpoint, read_checkpoint, read_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
@@ -102,6 +102,195 @@ def test_another_precision_is_converted(tmp_path):
     model = network(8)
     load_checkpoint(str(tmp_path / "a.pt"), model)
     assert model[0].weight.dtype == torch.float32 and torch.equal(model[0].weight, source[0].weight.float())
+
+
+# Tied weights
+
+
+class Tied(nn.Module):
+    """Three names for one parameter, and two for a buffer; names that all begin as a prefix does."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "norm": nn.LayerNorm(4), "z": nn.Linear(4, 7)})
+        self.lm_head = nn.Linear(4, 7, bias=False)
+        self.lm_head.weight = self.model["z"].weight = self.model["embed"].weight
+        self.model["norm"].register_buffer("b", torch.randn(2))
+        self.register_buffer("a", self.model["norm"].b)
+
+
+@pytest.mark.parametrize("kept", [None, "model.embed.weight", "model.z.weight", "lm_head.weight"])
+def test_tied_weights_are_written_once(tmp_path, kept):
+    """As safetensors' save_model writes them, or as another choice of the name that stays would."""
+    source, model, path = Tied(1), Tied(2), str(tmp_path / "a.safetensors")
+    if kept is None:
+        save_model(source, path)
+    else:
+        gone = {"model.embed.weight", "model.z.weight", "lm_head.weight", "a"} - {kept}
+        save_file({k: v for k, v in source.state_dict().items() if k not in gone}, path)
+    tensors = read_checkpoint(path, model)
+    assert list(tensors) == list(model.state_dict())
+    assert all(torch.equal(t, tensors[name]) for name, t in source.state_dict().items())
+    load_checkpoint(path, model)
+    assert all(torch.equal(t, source.state_dict()[name]) for name, t in model.state_dict().items())
+    assert model.lm_head.weight is model.model["embed"].weight
+
+
+def test_equal_weights_are_not_tied_ones(tmp_path):
+    """A missing key is forgiven for a tie in the model, not for equal values or for a tie in the file."""
+    source, model, path = Tied(1), Tied(2), tmp_path / "a.safetensors"
+    save_model(source, str(path))
+    with torch.no_grad():
+        model.lm_head.weight = nn.Parameter(model.model["embed"].weight.clone())
+    assert "it lacks" in refused(path, model=model)
+    del model.lm_head
+    tensors = {k: v for k, v in source.state_dict().items() if k not in ("a", "model.norm.weight", "lm_head.weight")}
+    save_file({k: v.clone() for k, v in tensors.items()}, str(path))
+    assert "it lacks model.norm.weight" in refused(path, model=model)
+
+
+# Read
+
+
+def test_read_checkpoint_changes_nothing(tmp_path):
+    source, model = network(1).half(), network(2)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "a.pt")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    tensors = read_checkpoint(str(tmp_path / "a.pt"), model)
+    assert list(tensors) == list(source.state_dict())
+    assert all(torch.equal(t, tensors[name]) and t.dtype == tensors[name].dtype for name, t in _items(source))
+    assert all(torch.equal(t, before[name]) for name, t in _items(model))
+
+
+def _items(model):
+    return model.state_dict().items()
+
+
+def test_read_parameters(tmp_path):
+    source, model = network(1), network(2)
+    parameters = dict(source.named_parameters())
+    torch.save({**source.state_dict(), **parameters}, tmp_path / "a.pt")  # ones that want gradients
+    names = [name for name, _ in model.named_parameters()][::-1]
+    found = read_parameters(str(tmp_path / "a.pt"), model, names)
+    assert list(found) == names and len(names) == 6
+    assert all(torch.equal(t, parameters[name]) and not t.requires_grad for name, t in found.items())
+
+
+def test_read_parameters_of_a_tied_model(tmp_path):
+    source = Tied(1)
+    save_model(source, str(tmp_path / "a.safetensors"))
+    names = [name for name, _ in source.named_parameters()]
+    found = read_parameters(str(tmp_path / "a.safetensors"), Tied(2), names)
+    assert "model.embed.weight" in found and all(torch.equal(t, found[name]) for name, t in source.named_parameters())
+
+
+@pytest.mark.parametrize("content", [None, b"garbage", {}, {"weight": torch.ones(2)}, nn.Linear(2, 2)])
+def test_messages_name_the_option(tmp_path, content):
+    path = tmp_path / "a.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    for read in (read_checkpoint, lambda *a, **k: read_parameters(*a, [], **k)):
+        with pytest.raises(UserError) as error:
+            read(str(path), network(1), option="--trajectory")
+        assert str(error.value).startswith(f"--trajectory {path}: ") and "--checkpoint" not in str(error.value)
+
+
+def test_keys_that_are_no_names(tmp_path):
+    torch.save({0: torch.ones(2), 1: torch.ones(3)}, tmp_path / "a.pt")
+    assert "holds no state dict" in refused(tmp_path / "a.pt")
+
+
+# Found
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Touches files by name, in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def touch(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+
+    return touch
+
+
+EPOCHS = ["epoch1.pt", "epoch2.pt", "epoch9.pth", "epoch10.pt", "epoch10b.safetensors", "epoch0100.pt"]
+
+
+def test_a_directory_in_natural_order(files):
+    files(*(f"run/{name}" for name in EPOCHS[::-1]), "run/log.txt", "run/.hidden.pt", "run/sub/epoch3.pt", "run/d.pt/a")
+    for spec in ("run", "run/"):
+        assert find_checkpoints(spec, "--trajectory") == [f"run/{name}" for name in EPOCHS]
+
+
+def test_a_glob_in_natural_order(files):
+    files(
+        *(f"run/{name}" for name in EPOCHS), "run/log.txt", "run/epoch5.pt/inside", "run2/epoch1.pt", "run10/epoch0.pt"
+    )
+    wanted = ["run/epoch1.pt", "run/epoch2.pt", "run/epoch10.pt", "run/epoch0100.pt"]
+    assert find_checkpoints("run/*.pt", "--trajectory") == wanted
+    assert find_checkpoints("run/epoch?.p*", "--to") == ["run/epoch1.pt", "run/epoch2.pt", "run/epoch9.pth"]
+    assert find_checkpoints("run[0-9]*/*.pt", "--to") == ["run2/epoch1.pt", "run10/epoch0.pt"]
+    assert "run10/epoch0.pt" in find_checkpoints("**/*.pt", "--to")
+
+
+def test_numbers_in_folders_and_equal_numbers(files):
+    files("r10/a.pt", "r9/a.pt", "r9/a01.pt", "r9/a1.pt", "r9/a001.pt")
+    assert find_checkpoints("r*/*.pt", "-") == ["r9/a001.pt", "r9/a01.pt", "r9/a1.pt", "r9/a.pt", "r10/a.pt"]
+
+
+def test_a_list_keeps_its_order(files):
+    files("b10.pt", "b2.pt", "run/a2.pt", "run/a1.pt", "x.ckpt")
+    assert find_checkpoints("b10.pt, run ,x.ckpt,,b2.pt,", "--to") == [
+        "b10.pt",
+        "run/a1.pt",
+        "run/a2.pt",
+        "x.ckpt",
+        "b2.pt",
+    ]
+
+
+def test_each_file_once(files, tmp_path):
+    files("run/a1.pt", "run/a2.pt")
+    assert find_checkpoints("run/a2.pt,run", "--to") == ["run/a2.pt", "run/a1.pt"]
+    assert find_checkpoints(f"run/a1.pt,./run/a1.pt,{tmp_path}/run/a1.pt,run/*", "--to") == ["run/a1.pt", "run/a2.pt"]
+
+
+def test_odd_names(files):
+    files("größe 模型/ß 2.pt", "größe 模型/ß 10.pt", "lr=0.1,seed=3.pt", "run[1]/a.pt", "a[1].pt", "a1.pt", "٢.pt")
+    assert find_checkpoints("größe 模型", "--to") == ["größe 模型/ß 2.pt", "größe 模型/ß 10.pt"]
+    assert find_checkpoints("größe 模型/ß*.pt,a1.pt", "--to")[:2] == ["größe 模型/ß 2.pt", "größe 模型/ß 10.pt"]
+    assert find_checkpoints("lr=0.1,seed=3.pt", "--to") == ["lr=0.1,seed=3.pt"]
+    assert find_checkpoints("run[1]", "--to") == ["run[1]/a.pt"]
+    assert find_checkpoints("a[1].pt", "--to") == ["a[1].pt"]
+    assert find_checkpoints("?.pt", "--to") == ["٢.pt"]
+
+
+@pytest.mark.parametrize(
+    "spec, where, what",
+    [
+        ("none.pt", "none.pt: ", "no such file"),
+        ("a.pt,none.pt", "none.pt: ", "no such file"),
+        ("run/none,a.pt", "run/none: ", "no such file"),
+        ("run/*.pt", "run/*.pt: ", "matches no file"),
+        ("a.pt,ru[n]", "ru[n]: ", "matches no file"),  # a directory alone
+        ("run", "run: ", "holds no .pt, .pth, .safetensors file"),
+        ("", "", "names no checkpoint"),
+        (" , ,", "", "names no checkpoint"),
+    ],
+)
+def test_nothing_found(files, spec, where, what):
+    files("a.pt", "run/log.txt")
+    with pytest.raises(UserError) as error:
+        find_checkpoints(spec, "--trajectory")
+    text = str(error.value)
+    assert what in text and "\n" not in text
+    assert text.startswith(f"--trajectory {where}" if where else "--trajectory: ")
 
 
 # Another architecture

@@ -20,8 +20,8 @@ from torch.utils.data import (
 )
 
 from hpc_landscape.errors import UserError
+from hpc_landscape.metrics.data import move
 from hpc_landscape.problems.data import Batches, LoaderBatches, TensorBatches, chosen, prepare, sample_count, slices
-from hpc_landscape.problems.problem import move
 
 N = 22
 

@@ -220,25 +220,25 @@ def test_orthogonalize():
 @pytest.mark.parametrize("normalization", ["model", "none"])
 @pytest.mark.parametrize("ignore", ["biasbn", "none"])
 def test_orthogonal_recipe(normalization, ignore):
-    settings = Settings(orthogonalize=True, normalization=normalization, ignore=ignore)
-    made = make_directions(settings, weights(), 3)
+    settings = Settings(z="-1:1:3", orthogonalize=True, normalization=normalization, ignore=ignore)
+    made = make_directions(settings, weights()).vectors
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(cosine(made[i], made[j])) < 1e-6  # float32
-    line = make_directions(Settings(normalization=normalization, ignore=ignore), weights(), 1)
+    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), weights()).vectors
     assert all(torch.equal(line[0][n], made[0][n]) for n in line[0])
 
 
 @pytest.mark.parametrize("normalization", ["filter", "layer"])
 def test_orthogonal_filters_are_refused(normalization):
     with pytest.raises(UserError, match="--orthogonalize"):
-        make_directions(Settings(orthogonalize=True, normalization=normalization), weights(), 2)
+        make_directions(Settings(orthogonalize=True, normalization=normalization), weights())
 
 
 # The recipe as a whole
 
 
 def test_recipe_is_draw_then_norm():
-    made = make_directions(Settings(seed=4), weights(), 2)
+    made = make_directions(Settings(seed=4), weights()).vectors
     for which, direction in enumerate(made):
         values = golden(4, which, "normal")
         for name, w in weights().items():
@@ -254,7 +254,7 @@ def test_recipe_does_not_depend_on_threads(normalization):
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             torch.manual_seed(n)
-            found.append(make_directions(Settings(normalization=normalization), big, 1)[0]["w"])
+            found.append(make_directions(Settings(y="none", normalization=normalization), big).vectors[0]["w"])
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(threads)

@@ -20,9 +20,9 @@ POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0)]
 def landscape(problem, directions, device, precision):
     dtype = DTYPES.get(precision)
     subspace = Subspace(state.parameters(problem.model), directions, torch.device(device), dtype)
-    batches = prepare(problem.data, 512, None, 0, "data", print).to(torch.device(device), dtype)
-    evaluator = Evaluator(problem, subspace, batches, batches, "warmup", precision)
-    evaluator.metrics = [Loss(evaluator.loss), Accuracy()]
+    data = problem.on(prepare(problem.data, 512, None, 0, "data", print).to(torch.device(device), dtype))
+    metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
+    evaluator = Evaluator(problem.wrapper, subspace, metrics, "warmup", data, precision)
     with evaluator.attached():
         return np.array([evaluator(point)["loss"] for point in POINTS])
 
@@ -36,7 +36,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def directions(problem):
-    return make_directions(Settings(), state.parameters(problem.model), 2)
+    return make_directions(Settings(), state.parameters(problem.model)).vectors
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("fp64", 1e-9), ("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 1e-1)])

@@ -27,6 +27,7 @@ FLOORS = {
     "evaluate": 3,
     "view": 3,
     "job": 4.0,
+    "landscape_base": 4.0,
     "run": 4.1,  # the pipeline, whose steps are in job/
     "landscape": 4.1,
     "cli": 5,

@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.evaluate.evaluator import Evaluator, check_precision
-from hpc_landscape.evaluate.passes import measure, warm_up
-from hpc_landscape.metrics import Accuracy, Loss, Metric
+from hpc_landscape.evaluate.evaluator import Evaluator, as_array, check_precision
+from hpc_landscape.evaluate.passes import measure_all, warm_up
+from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
+from hpc_landscape.metrics.data import samples
 from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import ModelWrapper
+from hpc_landscape.model_interface.model_wrapper import wrap_model
 from hpc_landscape.model_interface.subspace import Subspace
-from hpc_landscape.problems.problem import Problem, samples
+from hpc_landscape.problems.problem import Problem
 
 SIZES = [7, 4, 1, 9]
 
@@ -48,10 +49,29 @@ def everything(model, data) -> tuple[np.ndarray, np.ndarray]:
     return scores, np.concatenate([y.numpy() for _, y in data])
 
 
+def measured(problem, data) -> dict[str, float]:
+    """Loss and accuracy of the problem's model on these batches; accuracy where it applies."""
+    on = problem.on(data)
+    metrics = {"loss": Loss(problem.loss, on)}
+    batch = next(iter(data))
+    if Accuracy.applies(on.output(problem.wrapper, batch), on.target(batch)):
+        metrics["accuracy"] = Accuracy(on)
+    return measure_all(problem.wrapper, metrics)
+
+
+class Same(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x
+
+
 def test_means_over_samples_not_over_batches():
     model, data = classifier(), batches()
     problem = Problem(model, nn.CrossEntropyLoss(), None)
-    found = measure(problem, model, data, [Loss(problem.loss), Accuracy()])
+    found = measured(problem, data)
     scores, target = everything(model, data)
     losses = numpy_losses(scores, target)
     np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-14)
@@ -64,18 +84,15 @@ def test_batching_makes_no_difference():
     model = classifier()
     problem = Problem(model, nn.CrossEntropyLoss(), None)
     inputs, target = (torch.cat(parts) for parts in zip(*batches(), strict=True))
-    found = [
-        measure(problem, model, list(zip(inputs.split(b), target.split(b), strict=True)), [Loss(problem.loss)])["loss"]
-        for b in (1, 2, 5, 21)
-    ]
+    found = [measured(problem, list(zip(inputs.split(b), target.split(b), strict=True)))["loss"] for b in (1, 2, 5, 21)]
     np.testing.assert_allclose(found, found[0], rtol=1e-14)
 
 
 def test_float32_batches_are_added_up_in_float64():
     """10,000 equal batch losses of a float32: a float32 sum would be off by far more."""
     value = np.float32(0.1)
-    problem = Problem(nn.Linear(1, 1), lambda output, target: torch.tensor(value), None)
-    found = measure(problem, lambda x: x, [(torch.zeros(3, 1), 0)] * 10_000, [Loss(problem.loss)])
+    problem = Problem(Same(), lambda output, target: torch.tensor(value), None)
+    found = measured(problem, [(torch.zeros(3, 1), 0)] * 10_000)
     np.testing.assert_allclose(found["loss"], np.float64(value), rtol=1e-12)
 
 
@@ -84,11 +101,11 @@ def test_count_weighs_batches():
     model, data = classifier(), batches()
     tokens = {7: 100, 4: 1, 1: 30, 9: 12}
     problem = Problem(model, nn.CrossEntropyLoss(), None, count=lambda batch: tokens[len(batch[0])])
-    found = measure(problem, model, data, [Loss(problem.loss)])
+    found = measured(problem, data)
     means = [numpy_losses(numpy_scores(model, x), y.numpy()).mean() for x, y in data]
     np.testing.assert_allclose(found["loss"], np.average(means, weights=[tokens[n] for n in SIZES]), rtol=1e-14)
     as_tensor = Problem(model, nn.CrossEntropyLoss(), None, count=lambda batch: torch.tensor(tokens[len(batch[0])]))
-    np.testing.assert_allclose(measure(as_tensor, model, data, [Loss(problem.loss)])["loss"], found["loss"], rtol=1e-14)
+    np.testing.assert_allclose(measured(as_tensor, data)["loss"], found["loss"], rtol=1e-14)
 
 
 def test_ignored_targets_with_a_count():
@@ -98,7 +115,7 @@ def test_ignored_targets_with_a_count():
     problem = Problem(model, nn.CrossEntropyLoss(), None, count=lambda batch: int((batch[1] != -100).sum()))
     scores, target = everything(model, data)
     kept = target != -100
-    found = measure(problem, model, data, [Loss(problem.loss)])
+    found = measured(problem, data)
     np.testing.assert_allclose(found["loss"], numpy_losses(scores[kept], target[kept]).mean(), rtol=1e-14)
 
 
@@ -112,15 +129,15 @@ def test_dict_batches_with_forward():
     )
     dicts = [{"inputs": x, "labels": y} for x, y in data]
     scores, target = everything(model, data)
-    found = measure(problem, model, dicts, [Loss(problem.loss)])
+    found = measured(problem, dicts)
     np.testing.assert_allclose(found["loss"], numpy_losses(scores, target).mean(), rtol=1e-14)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays(value):
     losses = iter([1.0, value, 2.0])
-    problem = Problem(nn.Linear(1, 1), lambda output, target: torch.tensor(next(losses)), None)
-    found = measure(problem, lambda x: x, [(torch.zeros(2, 1), 0)] * 3, [Loss(problem.loss)])["loss"]
+    problem = Problem(Same(), lambda output, target: torch.tensor(next(losses)), None)
+    found = measured(problem, [(torch.zeros(2, 1), 0)] * 3)["loss"]
     assert math.isnan(found) if math.isnan(value) else found == value
 
 
@@ -129,7 +146,7 @@ def test_overflow_at_a_far_point_is_a_value():
     problem = Problem(model, nn.MSELoss(), None)
     data = [(torch.ones(3, 5), torch.zeros(3, 4))]
     subspace = Subspace(state.parameters(model), [{"weight": torch.ones(4, 5)}])
-    evaluate = Evaluator(problem, subspace, data, (), "none", metrics=[Loss(problem.loss)])
+    evaluate = Evaluator(problem.wrapper, subspace, {"loss": Loss(problem.loss, problem.on(data))}, "none")
     with evaluate.attached():
         assert evaluate([1e30])["loss"] == math.inf
         assert math.isnan(evaluate([math.nan])["loss"])
@@ -142,7 +159,7 @@ def test_overflow_at_a_far_point_is_a_value():
 @pytest.mark.parametrize("output", [torch.zeros(3), torch.zeros(2, 2), torch.zeros(0)])
 def test_a_loss_that_is_no_number(output):
     with pytest.raises(UserError, match="must be one number") as error:
-        Loss(lambda *_: output).batch_mean(None, None)
+        Loss(lambda *_: output, ()).batch_mean(None, None)
     assert str(tuple(output.shape)) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -150,7 +167,7 @@ def test_a_loss_that_is_no_number(output):
     "output", [2.5, torch.tensor(2.5), torch.ones(1) * 2.5, torch.ones(1, 1) * 2.5, np.float64(2.5)]
 )
 def test_a_loss_that_is_a_number(output):
-    mean = Loss(lambda *_: output).batch_mean(None, None)
+    mean = Loss(lambda *_: output, ()).batch_mean(None, None)
     assert mean.shape == () and float(mean) == 2.5
 
 
@@ -191,7 +208,7 @@ def test_accuracy_of_pixels():
     output = torch.randn(4, 3, 5, 6, generator=generator)
     target = torch.randint(3, (4, 5, 6), generator=generator)
     right = (output.numpy().argmax(1) == target.numpy()).mean()
-    np.testing.assert_allclose(float(Accuracy().batch_mean(output, target)), right, rtol=1e-15)
+    np.testing.assert_allclose(float(Accuracy(()).batch_mean(output, target)), right, rtol=1e-15)
 
 
 # Metrics of other kinds, called with the wrapper at a placed point
@@ -215,18 +232,12 @@ class Gradient(Metric):
 
 def test_metrics_of_every_kind_together():
     model, data = classifier(), batches()
-    problem = Problem(model, nn.CrossEntropyLoss(), None)
-    moves = [{"weight": torch.ones(4, 5, dtype=torch.float64)}]
-    evaluate = Evaluator(
-        problem,
-        Subspace(state.parameters(model), moves),
-        data,
-        (),
-        "none",
-        metrics=[Weights(), Loss(problem.loss), Gradient(), Accuracy()],
-    )
+    moves, on = [{"weight": torch.ones(4, 5, dtype=torch.float64)}], Data(data)
+    metrics = [Weights(), Loss(nn.CrossEntropyLoss(), on), Gradient(), Accuracy(on)]
+    subspace = Subspace(state.parameters(model), moves)
+    evaluate = Evaluator(wrap_model(model), subspace, {m.name: m for m in metrics}, "none")
     with evaluate.attached():
-        found = evaluate([0.25])
+        found = {name: as_array(value) for name, value in evaluate([0.25]).items()}
     assert {n: (v.dtype, v.shape) for n, v in found.items()} == {
         "weights": (np.float64, (2,)),
         "loss": (np.float64, ()),
@@ -243,35 +254,32 @@ def test_metrics_of_every_kind_together():
 def test_called_as_a_metric_of_loss_landscapes():
     model, (batch, *_) = classifier(), batches()
     scores = numpy_scores(model, batch[0])
-    wrapper = ModelWrapper(model)
+    wrapper = wrap_model(model)
     expected = numpy_losses(scores, batch[1].numpy()).mean()
     np.testing.assert_allclose(Loss(nn.CrossEntropyLoss(), *batch)(wrapper), expected, rtol=1e-14)
     assert Accuracy(*batch)(wrapper) == pytest.approx((scores.argmax(1) == batch[1].numpy()).mean(), rel=1e-14)
-    with pytest.raises(ValueError, match="without inputs"):
-        Loss(nn.CrossEntropyLoss())(wrapper)
 
 
 # The first batch, precision, samples
 
 
-def test_first_batch_is_at_the_origin_and_leaves_the_model():
+def test_at_the_origin_the_model_is_what_it_is_and_afterwards_too():
     model, data = classifier(), batches()
-    problem = Problem(model, nn.CrossEntropyLoss(), None)
-    evaluate = Evaluator(problem, Subspace(state.parameters(model), [{}]), data, (), "none")
-    output, target, loss = evaluate.first_batch()
+    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {}, "none")
+    with evaluate.at_origin():
+        assert not model.training
+        output = model(data[0][0]).detach()
     np.testing.assert_allclose(output.numpy(), numpy_scores(model, data[0][0]), rtol=1e-13)
-    assert torch.equal(target, data[0][1]) and model.training
-    np.testing.assert_allclose(float(loss), numpy_losses(output.numpy(), target.numpy()).mean(), rtol=1e-13)
+    assert model.training
 
 
 def test_bf16_computes_in_bf16_and_keeps_the_parameters():
     model, data = classifier(torch.float32), batches([64], torch.float32)
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    problem = Problem(model, nn.CrossEntropyLoss(), None)
-    evaluate = Evaluator(
-        problem, Subspace(state.parameters(model), [{}]), data, (), "none", "bf16", [Loss(problem.loss)]
-    )
+    metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
+    subspace = Subspace(state.parameters(model), [{}])
+    evaluate = Evaluator(wrap_model(model), subspace, metrics, "none", precision="bf16")
     with evaluate.attached():
         found = float(evaluate([0.0])["loss"])
     losses = numpy_losses(*everything(model, data))
@@ -290,9 +298,7 @@ def test_precisions_that_a_device_has_not():
 
 def test_tf32_switches_are_as_they_were():
     model = classifier()
-    evaluate = Evaluator(
-        Problem(model, nn.CrossEntropyLoss(), None), Subspace(state.parameters(model), [{}]), batches(), (), "none"
-    )
+    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {}, "none")
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with evaluate.attached():
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
@@ -324,14 +330,14 @@ def test_a_batch_that_counts_for_nothing_adds_nothing():
     data = batches((4, 3))
     problem = Problem(model, F.cross_entropy, data, count=lambda batch: 0 if len(batch[0]) == 3 else 4)
     empty_mean = Loss(
-        lambda output, target: F.cross_entropy(output, target) if len(target) == 4 else output.sum() * math.nan
+        lambda output, target: F.cross_entropy(output, target) if len(target) == 4 else output.sum() * math.nan,
+        problem.on(data),
     )
     expected = numpy_losses(numpy_scores(model, data[0][0]), data[0][1].numpy()).mean()
-    assert measure(problem, model, data, [empty_mean])["loss"] == pytest.approx(expected, rel=1e-12)
+    assert empty_mean(problem.wrapper) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_batch_of_one_sample_cannot_warm_up():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    problem = Problem(model, F.cross_entropy, None)
     with pytest.raises(UserError, match="batch of one sample"):
-        warm_up(problem, model, [(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))])
+        warm_up(wrap_model(model), Data([(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))]))

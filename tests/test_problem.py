@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.problems.problem import Problem, find_factory, load_problem, type_arguments
+from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.problems.problem import Problem, find_object, load_problem, type_arguments
 
 HEADER = """
 import torch
@@ -73,9 +74,9 @@ def test_a_file_finds_what_lies_beside_it(here):
 
 def test_data_loading_workers_find_the_file_by_its_name(here):
     (here / "by_name.py").write_text(GOOD)
-    factory = find_factory("by_name.py:make")
+    factory = find_object("by_name.py:make")
     assert factory.__module__ == "by_name" and sys.modules["by_name"].make is factory
-    assert find_factory("by_name.py:make") is factory  # imported once
+    assert find_object("by_name.py:make") is factory  # imported once
 
 
 @pytest.mark.parametrize("name", ["random", "statistics", "queue", "torch"])
@@ -328,10 +329,11 @@ def test_a_class_is_a_factory_too(here, future):
 def test_pairs_and_batches_of_other_kinds():
     model = nn.Linear(3, 2)
     pair = (torch.ones(4, 3), torch.zeros(4))
-    plain = Problem(model, nn.MSELoss(), None)
-    assert torch.equal(plain.output(model, pair), model(pair[0]))
+    plain = Problem(model, nn.MSELoss(), None).on([pair])
+    assert torch.equal(plain.output(wrap_model(model), pair), model(pair[0]))
     assert plain.target(pair) is pair[1] and plain.items(pair) == 4
     batch = {"x": torch.ones(4, 3), "tokens": 17}
-    other = Problem(model, nn.MSELoss(), None, forward=lambda m, b: m(b["x"]) * 2, count=lambda b: b["tokens"])
-    assert torch.equal(other.output(model, batch), model(batch["x"]) * 2)
+    problem = Problem(model, nn.MSELoss(), None, forward=lambda m, b: m(b["x"]) * 2, count=lambda b: b["tokens"])
+    other = problem.on([batch])
+    assert torch.equal(other.output(wrap_model(model), batch), model(batch["x"]) * 2)
     assert other.target(batch) is batch and other.items(batch) == 17

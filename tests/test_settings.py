@@ -46,7 +46,7 @@ def test_defaults():
         "seed": 0,
         "directions": "random",
         "distribution": "normal",
-        "normalization": "filter",
+        "normalization": None,
         "ignore": "biasbn",
         "bn": "warmup",
         "precision": "fp32",
@@ -73,8 +73,8 @@ def test_axes():
     found = settings("--x", "-1e-3:1:5", "--y=-2:2:3", "--z", "-3:3:2")
     assert found.grid().shape == (5, 3, 2)
     assert settings("--y", "none").grid().shape == (51,)
-    assert settings("--y", "none").grid("-1:1:31").shape == (31,)
-    assert settings("--x", "0:1:4").grid("-1:1:31").shape == (4, 31)
+    assert settings("--y", "none").grid(["-1:1:31"] * 3).shape == (31,)
+    assert settings("--x", "0:1:4").grid(["-1:1:31"] * 3).shape == (4, 31)
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,8 @@ def quadratic(dimensions: int):
         for v in vectors
     ]
     problem = Problem(model, lambda output, target: (output - target).mean(), None)
-    data = [(torch.zeros(3, 1), torch.zeros(3))]
-    evaluate = Evaluator(
-        problem, Subspace(state.parameters(model), directions), data, (), "none", metrics=[Loss(problem.loss)]
-    )
+    loss = Loss(problem.loss, torch.zeros(3, 1), torch.zeros(3))
+    evaluate = Evaluator(problem.wrapper, Subspace(state.parameters(model), directions), {"loss": loss}, "none")
     origin = torch.cat([model.first.detach().reshape(-1), model.second.detach()]).numpy()
 
     def closed_form(c):
@@ -75,11 +73,11 @@ def test_a_point_alone_equals_the_point_in_a_sweep_in_any_order():
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
     moves = [{n: torch.randn(p.shape) for n, p in model.named_parameters()} for _ in range(2)]
     problem = Problem(model, nn.CrossEntropyLoss(), None)
-    data = [(torch.randn(10, 3), torch.randint(2, (10,))) for _ in range(2)]
+    data = problem.on([(torch.randn(10, 3), torch.randint(2, (10,))) for _ in range(2)])
 
     def made():
         subspace = Subspace(state.parameters(model), moves)
-        return Evaluator(problem, subspace, data, data, "warmup", metrics=[Loss(problem.loss)])
+        return Evaluator(problem.wrapper, subspace, {"loss": Loss(problem.loss, data)}, "warmup", data)
 
     def sweep(order):
         values, evaluate = np.empty(grid.size), made()
@@ -95,7 +93,7 @@ def test_a_point_alone_equals_the_point_in_a_sweep_in_any_order():
     for i in (0, 17, 34):
         evaluate = made()
         with evaluate.attached():
-            assert evaluate(grid.point(i))["loss"].tobytes() == forwards[i].tobytes()
+            assert evaluate(grid.point(i))["loss"] == forwards[i]
 
 
 # Parameters of every kind
@@ -271,7 +269,7 @@ def test_a_buffer_that_two_modules_share_stays_shared():
 def test_a_metric_may_differentiate_at_a_point():
     """attached() is no inference mode: gradients at a point are those of the moved parameters."""
     evaluate, _ = quadratic(1)
-    model = evaluate.model
+    model = evaluate.model.get_model()
     with evaluate.attached():
         evaluate.subspace.place([0.5])
         model(torch.zeros(1, 1)).sum().backward()

@@ -17,8 +17,11 @@ def normalize(
 
     A part is, for ``filter``, each slice over dimension 0 of a parameter with 2 or more dimensions; for ``layer`` a
     whole parameter; for ``model`` the whole vector. Parameters with fewer dimensions are zero (``biasbn``), or one
-    filter each (``none``). Norms are taken in float64; the result has the weights' dtype. Zero weights give zeros.
+    filter each (``none``; also where there are no others). Norms are taken in float64; the result has the weights'
+    dtype. Zero weights give zeros.
     """
+    if all(weights[name].ndim < 2 for name in direction):
+        ignore = "none"  # or nothing would move
     kept = {}
     for name, d in direction.items():
         zero = ignore == "biasbn" and weights[name].ndim < 2

@@ -9,19 +9,19 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..directions.normalize import cosine
+from ..directions.recipes import Directions
 from ..errors import UserError
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
 from ..model_interface import state
 from ..parallel.comm import Comm
-from ..problems.data import Batches
 from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
+from .data import Sets
 
 KEEP_DIRECTIONS = 2**30  # bytes
 
@@ -33,21 +33,16 @@ class Plan:
     settings: Settings
     problem: Problem
     grid: Grid
-    directions: list[dict[str, Tensor]]
+    directions: Directions
     evaluator: Evaluator
-    data: Batches
-    warmup_data: Batches
-    bn: str
-    hashes: dict[str, str]
+    quantities: list[layout.Quantity]
+    sets: Sets
     stored: layout.Stored | None
+    trajectory: layout.Trajectory | None
 
     @property
     def unfinished(self) -> np.ndarray:
         return np.arange(self.grid.size) if self.stored is None else self.stored.unfinished
-
-    @property
-    def quantities(self) -> list[layout.Quantity]:
-        return [layout.Quantity(m.name, m.shape, m.dims) for m in self.evaluator.metrics]
 
     @property
     def keeps_directions(self) -> bool:
@@ -64,30 +59,39 @@ class Plan:
 
     @property
     def direction_bytes(self) -> int:
-        return sum(state.nbytes(direction) for direction in self.directions)
+        return sum(state.nbytes(direction) for direction in self.directions.vectors)
 
     @property
     def recipe(self) -> str:
         """How the directions were made, but for the seed."""
-        settings = self.settings
-        made = f"{settings.directions} {settings.distribution} {settings.normalization} ignore {settings.ignore}"
-        return made + " orthogonalized" * settings.orthogonalize
+        settings, words = self.settings, [self.settings.directions]
+        if settings.directions == "random":
+            words.append(settings.distribution)
+        if settings.directions == "random" or settings.normalized != "none":
+            words += [settings.normalized, "ignore", settings.ignore]
+        for option in ("to", "direction_files", "include", "exclude"):
+            if (value := getattr(settings, option)) is not None:
+                words += [option, value]
+        return " ".join(words) + " orthogonalized" * settings.orthogonalize
 
     def identity(self) -> dict[str, Any]:
         """What the values depend on: a run goes on with a file only where all of it is equal."""
         settings, loss = self.settings, self.problem.loss
-        directions = {f"{i}/{name}": d for i, direction in enumerate(self.directions) for name, d in direction.items()}
+        vectors = enumerate(self.directions.vectors)
+        directions = {f"{i}/{name}": d for i, vector in vectors for name, d in vector.items()}
+        sizes = {f"batch_size_{name}" if name else "batch_size": b for name, b in self.sets.evaluation.items()}
+        sizes["warmup_batch_size"] = self.sets.warmup
         return {
-            "sha256_model": state.sha256(state.state(self.problem.model)),
-            **self.hashes,
+            "sha256_model": state.sha256(state.state(self.problem.root)),
+            **self.sets.hashes,
             "sha256_directions": state.sha256(directions),
             "direction_recipe": self.recipe,
             "seed": settings.seed,
-            "metrics": ",".join(m.name for m in self.evaluator.metrics),
+            "metrics": ",".join(q.name for q in self.quantities),
+            "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
             "loss_function": repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"),
-            "bn": self.bn,
-            "batch_size": self.data.batch_size or 0,
-            "warmup_batch_size": self.warmup_data.batch_size or 0,
+            "bn": self.evaluator.bn,
+            **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
             "trained_here": _one_line(settings.problem_arguments) if self.trained_here else "no",
         }
@@ -107,11 +111,15 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "command": settings.to_command(),
         "problem": settings.problem,
         "title": plan.problem.name,
-        "parameters": sum(t.numel() for t in state.parameters(plan.problem.model).values()),
+        "parameters": sum(t.numel() for t in state.parameters(plan.problem.root).values()),
+        "directions": settings.directions,
+        "normalization": settings.normalized,
+        **plan.directions.notes,
     }
-    if len(plan.directions) > 1:
-        attributes["cosine"] = cosine(*plan.directions[:2])
-    arrays = [state.arrays(direction) for direction in plan.directions] if plan.keeps_directions else []
+    vectors = plan.directions.vectors
+    if len(vectors) > 1:
+        attributes["cosine"] = cosine(*vectors[:2])
+    arrays = [state.arrays(vector) for vector in vectors] if plan.keeps_directions else []
     try:
         layout.create(
             settings.output,
@@ -119,7 +127,8 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             plan.quantities,
             attributes,
             dict(zip(plan.grid.names, arrays, strict=False)),
-            state.arrays(state.state(plan.problem.model)) if plan.keeps_model else None,
+            state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
+            plan.trajectory,
         )
     except OSError as error:
         raise UserError(f"--output {settings.output}: cannot be written: {error}") from None
@@ -130,7 +139,7 @@ def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, pat
     if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
-        there = stored.attributes.get(name)
+        there = stored.attributes.get(name, "none")
         if there != value:
             shown = "" if name.startswith("sha256") else f" ({there} there, {value} here)"
             differs.append(name.removeprefix("sha256_").replace("_", " ") + shown)

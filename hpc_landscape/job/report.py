@@ -42,14 +42,14 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     settings, n = plan.settings, len(plan.unfinished)
     devices = comm.allgather((os.uname().nodename, describe(device)))
     shared = max(comm.allgather(shared_gpus(comm, device)))
-    model = state.parameters(plan.problem.model)
-    stored = plan.stored
-    say(f"problem      {plan.problem.name}: {plan.data.size or 'streamed'} samples, {_warm_text(plan)}")
-    say(f"parameters   {sum(t.numel() for t in model.values()):,} in {len(model)} tensors")
-    angle = f", cosine {cosine(*plan.directions[:2]):.4f}" if comm.is_root and len(plan.directions) > 1 else ""
-    say(f"directions   {len(plan.directions)} {plan.recipe}, seed {settings.seed}{angle}")
+    stored, vectors = plan.stored, plan.directions.vectors
+    say(f"problem      {plan.problem.name}: {_data_text(plan)}, {_warm_text(plan)}")
+    say(f"parameters   {_parameter_text(plan)}")
+    angle = f", cosine {cosine(*vectors[:2]):.4f}" if comm.is_root and len(vectors) > 1 else ""
+    seed = f", seed {settings.seed}" if settings.directions == "random" else ""
+    say(f"directions   {len(vectors)} {plan.recipe}{seed}{angle}")
     say(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
-    say(f"metrics      {', '.join(m.name for m in plan.evaluator.metrics)}")
+    say(f"metrics      {', '.join(q.name for q in plan.quantities)}")
     nodes = len({node for node, _ in devices})
     where = ", ".join(sorted({name for _, name in devices})[:8])
     say(
@@ -61,12 +61,23 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
         say(f"warning: {shared} ranks share one GPU; start one rank per GPU")
 
 
+def _data_text(plan: Plan) -> str:
+    sizes = [f"{b.size or 'streamed'} {name}".strip() for name, b in plan.sets.evaluation.items()]
+    return f"{' and '.join(sizes)} samples" if sizes else "no data"
+
+
+def _parameter_text(plan: Plan) -> str:
+    model = state.parameters(plan.problem.root)
+    total, moved = (sum(t.numel() for t in tensors.values()) for tensors in (model, plan.directions.vectors[0]))
+    return f"{total:,} in {len(model)} tensors" + (f", of which {moved:,} can move" if moved < total else "")
+
+
 def _warm_text(plan: Plan) -> str:
-    if plan.bn == "none":
+    if plan.evaluator.bn == "none":
         return "no batch normalization"
-    if plan.bn != "warmup":
-        return f"batch normalization: {plan.bn}"
-    return f"batch normalization re-estimated at each point on {plan.warmup_data.size or 'streamed'} samples"
+    if plan.evaluator.bn != "warmup":
+        return f"batch normalization: {plan.evaluator.bn}"
+    return f"batch normalization re-estimated at each point on {plan.sets.warmup.size or 'streamed'} samples"
 
 
 def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
@@ -87,7 +98,7 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
     disk = plan.grid.size * (8 * (1 + sum(math.prod(q.shape) for q in plan.quantities)) + 1)
     disk += plan.direction_bytes * plan.keeps_directions
-    disk += state.nbytes(state.state(plan.problem.model)) * plan.keeps_model
+    disk += state.nbytes(state.state(plan.problem.root)) * plan.keeps_model
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
     say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
     say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))

@@ -3,31 +3,87 @@
 from __future__ import annotations
 
 import abc
+import re
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..model_interface.model_wrapper import ModelWrapper
+from .data import Data
 
 
 class Metric(abc.ABC):
-    """A quantity that can be computed given a model: called with the model wrapper at a placed point.
+    """A quantity that can be computed given a model or an agent: called with its wrapper at a placed point.
 
-    It returns a number or an array of shape ``shape``, whose dimensions are called ``dims`` in the file.
+    It returns a number, an array, or a tuple. name: what it is called in a file; by default the class's name, in
+    lower case. shape: of one value, None where a first value has to tell. dims: a name for each dimension of that.
     """
 
     name = "metric"
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] | None = None
     dims: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lstrip("_").lower()
 
     @abc.abstractmethod
     def __call__(self, model_wrapper: ModelWrapper) -> Any:
         """The quantity at the parameters that the model has now."""
 
 
-class BatchMetric(Metric):
+class DataMetric(Metric):
+    """A metric on data: (inputs, target) tensors, a loader of such batches, or Data, on any device."""
+
+    def __init__(self, inputs: Any, target: Any = None):
+        super().__init__()
+        self.data = inputs if isinstance(inputs, Data) else Data(inputs, target)
+
+
+class BatchMetric(DataMetric):
     """A mean over samples: it adds up over batches, and shares one pass over the data with its like."""
+
+    shape = ()
 
     @abc.abstractmethod
     def batch_mean(self, output: Any, target: Any) -> Tensor:
         """The mean over this batch, a 0-d tensor. Means are weighted by the batch's items and added up in float64."""
+
+    def __call__(self, model_wrapper: ModelWrapper) -> float:
+        return measure(model_wrapper, self.data, [self])[0]
+
+
+class MetricPipeline(Metric):
+    """Several metrics at one point: a tuple of what each returns."""
+
+    def __init__(self, metrics: Sequence[Metric]):
+        super().__init__()
+        self.metrics = list(metrics)
+
+    def __call__(self, model_wrapper: ModelWrapper) -> tuple[Any, ...]:
+        return tuple(metric(model_wrapper) for metric in self.metrics)
+
+
+@torch.inference_mode()
+def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
+    """Each metric's mean over all batches, weighted by their items, in one pass.
+
+    Sums are float64 and stay on the device (on the host where it has no float64) until the pass is over.
+    """
+    totals: list[Tensor | float] = [0.0] * len(metrics)
+    items = 0.0
+    for batch in data.on(model):
+        output, target, weight = data.output(model, batch), data.target(batch), data.items(batch)
+        if not weight:
+            continue  # a mean over nothing is NaN
+        for i, metric in enumerate(metrics):
+            mean = metric.batch_mean(output, target)
+            totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
+        items += weight
+    return [float(total) / items if items else float("nan") for total in totals]

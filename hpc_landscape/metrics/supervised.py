@@ -9,50 +9,46 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.model_wrapper import ModelWrapper
 from .metric import BatchMetric
 
 
-class _Supervised(BatchMetric):
-    """A mean over pairs of output and target; inputs and target are what it is computed on when it is called."""
+def loss_of(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
+    """The loss of a batch as a 0-d tensor; UserError where it is not one number."""
+    loss = loss_fn(output, target)
+    if not isinstance(loss, Tensor):
+        return torch.as_tensor(float(loss), dtype=torch.float64)
+    if loss.numel() != 1:
+        raise UserError(
+            f"the loss returned a tensor of shape {tuple(loss.shape)}: it must be one number, the mean over the "
+            "batch (reduction='mean')"
+        )
+    return loss.reshape(())
 
-    def __init__(self, inputs: Tensor | None = None, target: Tensor | None = None):
-        self.inputs, self.target = inputs, target
 
-    def __call__(self, model_wrapper: ModelWrapper) -> float:
-        if self.inputs is None:
-            raise ValueError(f"{type(self).__name__} was made without inputs and target: it has nothing to run on")
-        with torch.no_grad():
-            return float(self.batch_mean(model_wrapper.forward(self.inputs), self.target))
-
-
-class Loss(_Supervised):
-    """The loss: ``loss_fn(output, target)``, a mean over the batch."""
+class Loss(BatchMetric):
+    """The loss: ``loss_fn(output, target)``, a mean over the batch; the mean over all samples of a loader."""
 
     name = "loss"
 
-    def __init__(
-        self, loss_fn: Callable[[Any, Any], Tensor], inputs: Tensor | None = None, target: Tensor | None = None
-    ):
+    def __init__(self, loss_fn: Callable[[Any, Any], Any], inputs: Any, target: Any = None):
         super().__init__(inputs, target)
         self.loss_fn = loss_fn
 
     def batch_mean(self, output: Any, target: Any) -> Tensor:
-        loss = self.loss_fn(output, target)
-        if not isinstance(loss, Tensor):
-            return torch.as_tensor(float(loss), dtype=torch.float64)
-        if loss.numel() != 1:
-            raise UserError(
-                f"the loss returned a tensor of shape {tuple(loss.shape)}: it must be one number, the mean over the "
-                "batch (reduction='mean')"
-            )
-        return loss.reshape(())
+        return loss_of(self.loss_fn, output, target)
 
 
-class Accuracy(_Supervised):
-    """The share of targets, class indices, that have the largest output (over dimension 1)."""
+class Accuracy(BatchMetric):
+    """The share of targets, class indices, that are among the k largest outputs (over dimension 1)."""
 
     name = "accuracy"
+
+    def __init__(self, inputs: Any, target: Any = None, k: int = 1):
+        super().__init__(inputs, target)
+        if k < 1:
+            raise UserError(f"accuracy: k={k} must be at least 1")
+        self.k = k
+        self.name = "accuracy" if k == 1 else f"accuracy_top{k}"
 
     @staticmethod
     def applies(output: Any, target: Any) -> bool:
@@ -68,5 +64,9 @@ class Accuracy(_Supervised):
         )
 
     def batch_mean(self, output: Tensor, target: Tensor) -> Tensor:
-        correct = output.argmax(dim=1) == target
+        if self.k == 1:
+            correct = output.argmax(dim=1) == target
+        else:
+            best = output.topk(min(self.k, output.shape[1]), dim=1).indices
+            correct = (best == target.unsqueeze(1)).any(dim=1)
         return correct.sum().double() / correct.numel() if correct.device.type != "mps" else correct.float().mean()

@@ -1,48 +1,153 @@
-"""The model as a metric sees it: something to call, with parameters by name."""
+"""The model, or the agent, as a metric sees it: something to call, some of whose parameters are perturbed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from ..errors import UserError
+from .model_parameters import ModelParameters
 
-class ModelWrapper:
-    """Hides how a model is called and which of its modules are perturbed."""
 
-    def __init__(self, model: nn.Module):
+class ModelWrapper(abc.ABC):
+    """Hides how a model is called, and which of its modules are perturbed: the rest of it stays put.
+
+    modules: the perturbed ones. model: what they belong to, an ``nn.Module`` or any object, an agent, say; None: the
+    modules are all there is. Subclasses say how it is called: ``forward``.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], model: Any = None):
+        self.modules = list(modules)
+        if not self.modules or not all(isinstance(module, nn.Module) for module in self.modules):
+            raise TypeError("a ModelWrapper needs a list of the torch.nn.Modules that are perturbed")
         self.model = model
+        self.root = _root(self.modules, model)
+        self.only: set[str] | None = None
 
-    def get_model(self) -> nn.Module:
-        """The model itself."""
-        return self.model
+    @abc.abstractmethod
+    def forward(self, x: Any) -> Any:
+        """The model's output, or the agent's action."""
+
+    def __call__(self, x: Any) -> Any:
+        return self.forward(x)
+
+    def get_model(self) -> Any:
+        """The model, or the agent, itself."""
+        return self.root if self.model is None else self.model
+
+    def get_modules(self) -> list[nn.Module]:
+        """The modules whose parameters are perturbed."""
+        return self.modules
+
+    def get_module_parameters(self) -> ModelParameters:
+        """The parameters that are perturbed: the tensors themselves, not copies."""
+        return ModelParameters(self.parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that are perturbed, by name, tied ones once."""
-        return self.model.named_parameters()
+        """The parameters that are perturbed, by their names in the whole model, tied ones once."""
+        perturbed = {id(p) for module in self.modules for p in module.parameters()}
+        named = ((name, p) for name, p in self.root.named_parameters() if id(p) in perturbed)
+        return named if self.only is None else (pair for pair in named if pair[0] in self.only)
+
+    def restrict(self, include: str | None = None, exclude: str | None = None) -> ModelWrapper:
+        """Let only those parameters be perturbed that patterns choose; UserError where they choose none."""
+        self.only = set(select([name for name, _ in self.named_parameters()], include, exclude))
+        return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
 
-    def forward(self, inputs: Any) -> Any:
-        """The model's output."""
-        return self.model(inputs)
-
-    def __call__(self, inputs: Any) -> Any:
-        return self.forward(inputs)
-
     def train(self, mode: bool = True) -> ModelWrapper:
-        self.model.train(mode)
+        self.root.train(mode)
         return self
 
     def eval(self) -> ModelWrapper:
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        self.model.zero_grad()
-
     def requires_grad_(self, requires_grad: bool = True) -> ModelWrapper:
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad)
         return self
+
+    def zero_grad(self) -> ModelWrapper:
+        self.root.zero_grad()
+        return self
+
+
+class SimpleModelWrapper(ModelWrapper):
+    """A model that is called as modules are, all of it perturbed."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__([model], model)
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x)
+
+
+class GeneralModelWrapper(ModelWrapper):
+    """A model or an agent with its own call, ``forward_fn(model, x)``, of which these modules are perturbed."""
+
+    def __init__(self, model: Any, modules: Sequence[nn.Module], forward_fn: Callable[[Any, Any], Any]):
+        super().__init__(modules, model)
+        self.forward_fn = forward_fn
+
+    def forward(self, x: Any) -> Any:
+        return self.forward_fn(self.model, x)
+
+
+def wrap_model(model: nn.Module | ModelWrapper) -> ModelWrapper:
+    """The wrapper itself, or one around a module."""
+    if isinstance(model, ModelWrapper):
+        return model
+    if isinstance(model, nn.Module):
+        return SimpleModelWrapper(model)
+    raise TypeError(
+        f"the model is a {type(model).__name__}: give a torch.nn.Module, or GeneralModelWrapper(model, modules, "
+        "forward_fn) that says which of its modules are perturbed and how it is called"
+    )
+
+
+def _root(modules: list[nn.Module], model: Any) -> nn.Module:
+    """One module that holds all: the model where it is one, else its own modules under the names that it gives them."""
+    if isinstance(model, nn.Module):
+        foreign = {id(p) for m in modules for p in m.parameters()} - {id(p) for p in model.parameters()}
+        if foreign:
+            raise ValueError("a perturbed module has parameters that are none of the model's")
+        return model
+    if model is None and len(modules) == 1:
+        return modules[0]
+    root = nn.Module()
+    held = {key: value for key, value in getattr(model, "__dict__", {}).items() if isinstance(value, nn.Module)}
+    held |= {f"module{i}": module for i, module in enumerate(modules)}
+    for name, module in held.items():
+        if not any(module is known for known in root.modules()):
+            root.add_module(name, module)
+    return root
+
+
+def select(names: Sequence[str], include: str | None = None, exclude: str | None = None) -> list[str]:
+    """The parameter names that patterns choose: comma-separated names of parameters or modules, or globs.
+
+    UserError where a pattern fits no name, or nothing is left.
+    """
+    chosen = set(names) if include is None else _fitting(names, include, "include")
+    if exclude is not None:
+        chosen -= _fitting(names, exclude, "exclude")
+    if not chosen:
+        raise UserError(f"--include {include} --exclude {exclude}: no parameter is left that moves")
+    return [name for name in names if name in chosen]
+
+
+def _fitting(names: Sequence[str], patterns: str, option: str) -> set[str]:
+    fitting = set()
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        found = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
+        if not found:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise UserError(f"--{option} {pattern}: fits no parameter that can move; there are {some}")
+        fitting |= found
+    return fitting

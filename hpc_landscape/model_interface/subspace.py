@@ -24,8 +24,9 @@ class _Flat:
 class Subspace:
     """parameters(c) = origin + sum_k c[k] * direction[k], always computed from the origin: no drift.
 
-    origin: parameters by name. directions: one mapping by name each; a name that is missing does not move.
+    origin: the parameters that move, by name. directions: one mapping by name each; what is missing does not move.
     device, dtype: where and in what precision points are computed; None: as each parameter is.
+    ends: the mappings are other models that the directions lead to: at coordinate 1 a point is that model, bitwise.
     The parameters of a point are views of one flat buffer, so that a point is a few fused operations.
     """
 
@@ -35,8 +36,9 @@ class Subspace:
         directions: Sequence[Mapping[str, Tensor]],
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        ends: bool = False,
     ):
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.ends = device, dtype, ends
         self.dimensions = len(directions)
         self.views: dict[str, Tensor] = {}
         groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
@@ -73,7 +75,8 @@ class Subspace:
             return flat
 
         with torch.no_grad():
-            flat = _Flat(fill(origin), [fill(direction) for direction in directions], fill(origin))
+            still = origin if self.ends else {}  # what a direction does not name does not move
+            flat = _Flat(fill(origin), [fill({**still, **direction}) for direction in directions], fill(origin))
         self.views.update((name, view(flat.point, name)) for name in names)
         return flat
 
@@ -85,7 +88,14 @@ class Subspace:
         for flat in self._flats:
             source = flat.origin
             for c, direction in zip(coordinates, flat.directions, strict=True):
-                torch.add(source, direction, alpha=c, out=flat.point)
+                if not self.ends:
+                    torch.add(source, direction, alpha=c, out=flat.point)
+                elif c == 0:
+                    continue  # so that on an axis the next line is all there is
+                elif source is flat.origin:
+                    torch.lerp(source, direction, c, out=flat.point)  # origin + 1 * (end - origin) is not the end
+                else:
+                    flat.point.add_(direction, alpha=c).sub_(flat.origin, alpha=c)
                 source = flat.point
             if source is flat.origin:
                 flat.point.copy_(source)
@@ -97,7 +107,7 @@ class Subspace:
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
         """
         parameters = {name: parameter for name, parameter in model.named_parameters()}
-        data = {name: (parameter.data, parameter.grad) for name, parameter in parameters.items()}
+        data = {name: (p.data, p.grad, p.requires_grad) for name, p in parameters.items()}
         buffers = [(module, key, value) for module in model.modules() for key, value in module._buffers.items()]
         modes = [(module, module.training) for module in model.modules()]
         try:
@@ -108,16 +118,26 @@ class Subspace:
             for module, key, value in buffers:
                 if value is not None:
                     module._buffers[key] = copies.setdefault(id(value), self._move(value).clone())
-            model.eval()
+            self._copies = [(copies[id(value)], value) for _, _, value in buffers if value is not None]
+            self._model = model.eval()
             yield
         finally:
             for name, parameter in parameters.items():
                 parameter.grad = None
-                parameter.data, parameter.grad = data[name]
+                parameter.data, parameter.grad, requires_grad = data[name]
+                parameter.requires_grad_(requires_grad)
             for module, key, value in buffers:
                 module._buffers[key] = value
             for module, training in modes:
                 module.training = training
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Undo what was left behind at the point before: gradients, train mode, and what that did to buffers."""
+        for copy, value in self._copies:
+            copy.copy_(value)
+        self._model.zero_grad(set_to_none=True)
+        self._model.eval()
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)

@@ -111,6 +111,20 @@ class Comm:
         if said:
             raise UserError(said[0])
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Each rank's share of the work: an exception on one is raised on all, after every rank has come."""
+        fault = None
+        try:
+            yield
+        except BaseException as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            said = [(rank, text) for rank, text in enumerate(self.allgather(fault)) if text is not None]
+            if said and fault is None:
+                raise RuntimeError(f"on rank {said[0][0]}: {said[0][1]}")
+
 
 class SerialComm(Comm):
     """One process, no MPI."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from torch.utils.data import (
 )
 
 from ..errors import UserError
-from .problem import move, samples
+from ..metrics.data import move, samples
 
+BATCH_SIZE = 512
 SAMPLED_ITEMS = 8  # items of a large data set that its fingerprint reads
 
 
@@ -155,6 +157,17 @@ def prepare(
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not whole):
         return _from_dataset(data, batch_size, count, seed, what, {})
     raise UserError(f"the problem's {what} is a {type(data).__name__}: give tensors, a Dataset or a DataLoader")
+
+
+def as_batches(data: Any) -> Iterable[Any]:
+    """Batches to read again and again: a loader that reads in sequence and in full, a list, or prepared ones."""
+    pair = isinstance(data, (tuple, list)) and bool(data) and all(isinstance(t, Tensor) for t in data)
+    if isinstance(data, DataLoader):
+        if isinstance(data.sampler, SequentialSampler) and not data.drop_last:
+            return data
+    elif not pair and not isinstance(data, Dataset) and isinstance(data, Iterable):
+        return list(data) if isinstance(data, Iterator) else data
+    return prepare(data, BATCH_SIZE, None, 0, "data", lambda text: warnings.warn(text, stacklevel=3))
 
 
 def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:

@@ -9,15 +9,18 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import Stopped, UserError
+from ..metrics.data import Data
+from ..metrics.metric import Metric
+from ..model_interface.model_wrapper import ModelWrapper, wrap_model
 
 OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
@@ -27,19 +30,22 @@ BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
 class Problem:
     """What a factory returns.
 
-    model: the network. loss: ``loss(output, target)``, a mean over the batch (a torch.nn loss, say).
-    data: what the metrics are computed on: a pair of tensors, a Dataset or a DataLoader.
-    warmup_data: what batch normalization is re-estimated on; None: the data.
+    model: the network; or a wrapper that says how a model or an agent is called, and which of its modules move.
+    loss: ``loss(output, target)``, a mean over the batch (a torch.nn loss, say).
+    data: what the metrics are computed on: a pair of tensors, a Dataset or a DataLoader; or several such by name,
+    ``{"train": ..., "test": ...}``.
+    warmup_data: what batch normalization is re-estimated on; None: the data (of several, "train", else the first).
     forward, count: for batches that are not (input, target): ``forward(model, batch)`` gives the output, loss receives
     (output, batch), and ``count(batch)`` says over how many items the mean was taken.
     train: makes the model what it should be, in place, where it does not come trained; runs on rank 0 only.
     score: says how good the trained model is, in a few words, on data that it was not trained on.
     axis: the default axis, MIN:MAX:N. name: for titles.
+    metrics: metrics of its own, asked for by their names. env: of an agent, a Gymnasium environment, or its name.
     """
 
-    model: nn.Module
-    loss: Callable[[Any, Any], Tensor]
-    data: Any
+    model: nn.Module | ModelWrapper
+    loss: Callable[[Any, Any], Tensor] | None = None
+    data: Any = None
     warmup_data: Any = None
     forward: Callable[[nn.Module, Any], Any] | None = None
     count: Callable[[Any], int] | None = None
@@ -47,57 +53,66 @@ class Problem:
     score: Callable[[nn.Module], str] | None = None
     axis: str = "-1:1:51"
     name: str = ""
+    metrics: Sequence[Metric] = ()
+    env: Any = None
 
-    def output(self, model: Callable[[Any], Any], batch: Any) -> Any:
-        """What the model says to a batch."""
-        return self.forward(model, batch) if self.forward else model(batch[0])
+    @cached_property
+    def wrapper(self) -> ModelWrapper:
+        """How metrics see the model."""
+        return wrap_model(self.model)
 
-    def target(self, batch: Any) -> Any:
-        """What the loss compares the output with."""
-        return batch if self.forward else batch[1]
+    @property
+    def root(self) -> nn.Module:
+        """All there is of the model."""
+        return self.wrapper.root
 
-    def items(self, batch: Any) -> float:
-        """By how much the batch's mean weighs."""
-        return float(self.count(batch)) if self.count else samples(batch)
+    @property
+    def sets(self) -> dict[str, Any]:
+        """The data by name; the name of a single set is empty."""
+        if self.data is None:
+            return {}
+        return dict(self.data) if isinstance(self.data, Mapping) else {"": self.data}
+
+    def on(self, batches: Iterable[Any]) -> Data:
+        """The batches as metrics read them."""
+        return Data(batches, forward=self.forward, count=self.count)
 
     def check(self) -> None:
         """Raise UserError where a part is missing or of the wrong kind."""
-        if not isinstance(self.model, nn.Module):
-            raise UserError(f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module")
-        if not callable(self.loss):
+        if not isinstance(self.model, (nn.Module, ModelWrapper)):
+            raise UserError(
+                f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module (an agent is wrapped: "
+                "GeneralModelWrapper(agent, [agent.policy], lambda agent, x: agent.act(x)))"
+            )
+        if self.loss is not None and not callable(self.loss):
             raise UserError(
                 f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)"
             )
         if getattr(self.loss, "reduction", "mean") != "mean":
             raise UserError(f"the problem's loss has reduction='{self.loss.reduction}': it must be 'mean'")
-        if self.data is None:
+        if self.data is None and not self.metrics and self.env is None:
             raise UserError(
-                "the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader"
+                "the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader; or "
+                "metrics of its own, or an env"
             )
-        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.model.parameters()):
+        if self.data is not None and self.loss is None:
+            raise UserError("the problem has data but no loss: give Problem(model, loss, data) a loss(output, target)")
+        for name in self.sets:
+            if name and not name.isidentifier():
+                raise UserError(f"the problem's data has a set called '{name}': take letters, digits and underscores")
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        parameters = list(self.root.parameters())
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
             raise UserError("the problem's model has lazy layers without a shape yet: call it once in the factory")
-        if not any(p.is_floating_point() for p in self.model.parameters()):
+        if not any(p.is_floating_point() for p in self.wrapper.parameters()):
             raise UserError("the problem's model has no floating-point parameters: there is nothing to move")
-
-
-def samples(batch: Any) -> int:
-    """How many samples a batch holds: the length of the first tensor in it."""
-    tensor = _first_tensor(batch)
-    if tensor is None or tensor.ndim == 0:
-        raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
-    return len(tensor)
-
-
-def _first_tensor(batch: Any) -> Tensor | None:
-    if isinstance(batch, Tensor):
-        return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((t for t in map(_first_tensor, parts) if t is not None), None)
 
 
 def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     """Find the factory that ``spec`` names and call it; UserError says what is wrong with it, or where it raised."""
-    factory = find_factory(spec)
+    factory = find_object(spec)
     arguments = type_arguments(factory, arguments, spec)
     try:
         problem = factory(**arguments)
@@ -115,42 +130,46 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     return problem
 
 
-def find_factory(spec: str) -> Callable[..., Any]:
-    """The function that ``package.module:factory``, ``path/file.py:factory`` or a built-in name means."""
+def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
+    """The function or class that ``package.module:name``, ``path/file.py:name`` or a built-in problem's name means."""
     where, colon, name = BUILT_IN.get(spec, spec).rpartition(":")
     if not colon or not where or not name:
         raise UserError(
-            f"--problem {spec}: expected package.module:factory, path/file.py:factory, or one of {', '.join(BUILT_IN)}"
+            f"{option} {spec}: expected package.module:factory, path/file.py:factory, or one of {', '.join(BUILT_IN)}"
         )
     try:
-        module = _import_file(where, spec) if where.endswith(".py") else _import_module(where, spec)
+        module = (
+            _import_file(where, f"{option} {spec}")
+            if where.endswith(".py")
+            else _import_module(where, f"{option} {spec}")
+        )
     except (UserError, KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:  # an import may even call sys.exit
-        raise UserError(f"--problem {spec}: importing {where} raised {user_traceback(error)}") from None
+        raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
     if not callable(factory):
         public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         have = f"; it has {', '.join(public)}" if public else ""
-        raise UserError(f"--problem {spec}: {where} has no function '{name}'{have}")
+        raise UserError(f"{option} {spec}: {where} has no function '{name}'{have}")
     return factory
 
 
-def _import_module(where: str, spec: str) -> ModuleType:
+def _import_module(where: str, what: str) -> ModuleType:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does; the console script does not
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name and (where == error.name or where.startswith(error.name + ".")):
-            raise UserError(f"--problem {spec}: there is no module {error.name}") from None
+            raise UserError(f"{what}: there is no module {error.name}") from None
         raise
 
 
-def _import_file(where: str, spec: str) -> ModuleType:
+def _import_file(where: str, what: str) -> ModuleType:
     """The file as a module of its own name, its folder on sys.path: data-loading workers import it again so."""
     if not os.path.isfile(where):
-        raise UserError(f"--problem {spec}: there is no file {where}")
+        raise UserError(f"{what}: there is no file {where}")
     folder, file = os.path.split(os.path.abspath(where))
     name = file[: -len(".py")]
     if folder not in sys.path:
@@ -223,16 +242,3 @@ def user_traceback(error: BaseException) -> str:
         frames = error.__traceback__
     lines = traceback.format_exception(type(error), error, frames, chain=False)
     return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"
-
-
-def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
-    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    return batch.to(device) if device is not None and hasattr(batch, "to") else batch

@@ -19,7 +19,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
-from ..grid import Axis, Grid
+from ..grid import NAMES, Axis, Grid
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
@@ -36,6 +36,19 @@ class Quantity:
     dims: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints projected onto the grid's space, in their order: coordinates (n, axes), what is left (n,), labels."""
+
+    coordinates: np.ndarray
+    distances: np.ndarray
+    labels: list[str]
+
+
+# What is in every file: no metric, and none of its dimensions, can be called so.
+RESERVED = {*NAMES, DONE, WALL_TIME, "directions", "model", "trajectory", "VTKHDF"}
+
+
 def create(
     path: str,
     grid: Grid,
@@ -43,6 +56,7 @@ def create(
     attributes: Mapping[str, Any],
     directions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     model: Mapping[str, np.ndarray] | None = None,
+    trajectory: Trajectory | None = None,
 ) -> None:
     """Lay out a new file under a temporary name, then give it its name: path is whole, or as it was before.
 
@@ -58,6 +72,10 @@ def create(
                 _save(file.create_group(f"directions/{axis}"), arrays)
             if model:
                 _save(file.create_group("model"), model)
+            if trajectory is not None:
+                columns = dict(zip(grid.names, trajectory.coordinates.T, strict=True))
+                labels = np.array(trajectory.labels, dtype=h5py.string_dtype())
+                _save(file.create_group("trajectory"), columns | {"distance": trajectory.distances, "label": labels})
         sync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -150,6 +168,26 @@ def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray
         dataset[np.unravel_index(point, grid_shape)] = value
 
 
+def save(
+    path: str,
+    grid: Grid,
+    values: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    directions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    trajectory: Trajectory | None = None,
+) -> None:
+    """A complete file of values that are known: name -> array of the grid's shape and its own after it."""
+    k = len(grid.axes)
+    names = {name: tuple(f"{name}_{i}" for i in range(array.ndim - k)) for name, array in values.items()}
+    quantities = [Quantity(name, values[name].shape[k:], dims) for name, dims in names.items()]
+    create(path, grid, quantities, attributes, directions, trajectory=trajectory)
+    with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
+        for name, array in values.items():
+            file[name][...] = array
+        file[DONE][...] = 1
+    sync(path)
+
+
 def sync(path: str) -> None:
     """Bring the file's bytes to the disk itself: HDF5's flush stops at the operating system."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -169,6 +207,7 @@ class Stored:
     done: np.ndarray  # bool, the grid's shape
     has_directions: bool
     has_model: bool
+    has_trajectory: bool = False
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -245,7 +284,7 @@ def _describe(file: h5py.File) -> Stored:
         and dataset.shape[: len(names)] == grid.shape
     )
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    return Stored(attributes, grid, quantities, done, "directions" in file, "model" in file)
+    return Stored(attributes, grid, quantities, done, "directions" in file, "model" in file, "trajectory" in file)
 
 
 def _plain(value: Any) -> Any:

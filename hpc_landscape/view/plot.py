@@ -233,8 +233,11 @@ def _marks(stored: Stored, field: Field) -> list[Mark]:
     points = []
     names = [("trained model", (0.0,) * len(field.coordinates), "model")]
     if setting(stored.attributes, "directions") == "interpolation":
-        second = (1.0,) + (0.0,) * (len(field.coordinates) - 1)
-        names = [("first model", names[0][1], "model"), ("second model", second, "second")]
+        names = [("first model", names[0][1], "model")]
+        for axis, name in zip(
+            range(len(field.coordinates)), ("second model", "third model", "fourth model"), strict=False
+        ):
+            names.append((name, tuple(float(k == axis) for k in range(len(field.coordinates))), "second"))
     for name, where, style in names:
         if all(c[0] <= at <= c[-1] for c, at in zip(field.coordinates, where, strict=True)):
             index = stored.grid.nearest(where)
@@ -254,8 +257,8 @@ _AXIS_LABELS = {"pca": "principal component {}", "hessian": "Hessian eigenvector
 def axis_label(stored: Stored, axis: int) -> str:
     """What a coordinate of this axis means."""
     directions = setting(stored.attributes, "directions")
-    if directions == "interpolation" and axis == 0:
-        return "interpolation (0: first model, 1: second model)"
+    if directions == "interpolation":
+        return f"interpolation (0: first model, 1: {('second', 'third', 'fourth')[axis]} model)"
     if directions in _AXIS_LABELS:
         return _AXIS_LABELS[directions].format(axis + 1)
     return f"direction {axis + 1}" + (f" ({normalized})" if (normalized := _normalized(stored)) else "")

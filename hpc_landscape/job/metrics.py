@@ -1,0 +1,262 @@
+"""Which metrics a run computes: the built-in ones by name, the problem's own, and the user's from a file."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .. import metrics as built_in
+from ..directions.recipes import Directions
+from ..errors import UserError
+from ..evaluate.evaluator import DTYPES, Evaluator, as_array
+from ..metrics import Accuracy, Data, Loss, Metric
+from ..model_interface import state
+from ..model_interface.batchnorm import batchnorm_layers
+from ..model_interface.subspace import Subspace
+from ..parallel.comm import Comm
+from ..problems.data import TensorBatches
+from ..problems.problem import Problem, find_object, user_traceback
+from ..settings import Settings
+from ..store.layout import RESERVED, Quantity
+from .data import Sets
+
+BUILT_IN: dict[str, Callable[..., Metric]] = {
+    metric.name: metric
+    for metric in (
+        *(Loss, Accuracy, built_in.LossGradient, built_in.GradientNorm, built_in.GradientPredictiveness),
+        *(built_in.LossPerturbations, built_in.PrincipalCurvatureEvaluator, built_in.HessianTrace),
+        built_in.ExpectedReturnMetric,
+    )
+}
+
+
+class Chooser:
+    """Makes the metrics that are asked for, on the evaluation sets: set name -> Data; the loss is on their device."""
+
+    def __init__(self, problem: Problem, sets: Mapping[str, Data | None], loss: Any = None):
+        self.problem, self.sets, self.loss = problem, sets, loss
+        self.own = {metric.name: metric for metric in problem.metrics}
+
+    def make(self, spec: str) -> dict[str, Metric]:
+        """The metrics that one word asks for, by their names in the file."""
+        name, arguments = parse_call(spec)
+        if name in self.own:
+            return {name: self.own[name]}
+        make, on_sets = self.find(spec)
+        made = {}
+        for on in on_sets:
+            metric = self._on(on, make, spec, arguments)
+            made[f"{on}_{metric.name}" if on else metric.name] = metric
+        return made
+
+    def find(self, spec: str) -> tuple[Callable[..., Metric], list[str]]:
+        """What makes the metric, and on which sets: every one, or that whose name and an underscore it begins with."""
+        name, _ = parse_call(spec)
+        if name in self.own:
+            return lambda: self.own[name], [""]
+        if name == "expected_return" and self.problem.env is None:
+            raise UserError("--metrics expected_return: the problem has no env: Problem(agent_wrapper, env=...)")
+        make = find_object(name, "--metrics") if ":" in name else BUILT_IN.get(name)
+        if make is not None:
+            on_data = {"inputs", "data"} & set(inspect.signature(make).parameters)
+            if on_data and not self.sets:
+                raise UserError(f"--metrics {spec}: the problem has no data")
+            return make, [*self.sets] if on_data else [""]
+        for on in filter(None, self.sets):
+            if (make := BUILT_IN.get(name.removeprefix(f"{on}_"))) is not None:
+                return make, [on]
+        known = ", ".join([*self.own, *BUILT_IN])
+        raise UserError(f"--metrics {spec}: there is no such metric; there are {known}, or file.py:MyMetric")
+
+    @property
+    def default(self) -> list[str]:
+        """What is computed where nothing is asked for."""
+        return ["loss", "accuracy"] if self.sets else [*self.own] or ["expected_return"]
+
+    def _on(self, on: str, make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> Metric:
+        """The metric on one set: it is given those of these that its signature names."""
+        have = {"loss_fn": self.loss, "problem": self.problem, "env": self.problem.env}
+        if on in self.sets:
+            have |= {"inputs": self.sets[on], "data": self.sets[on]}
+        wanted = inspect.signature(make).parameters
+        if "target" in wanted and wanted["target"].default is inspect.Parameter.empty:
+            have["inputs"], have["target"] = self._tensors(on, spec)
+        return _call(make, spec, {key: value for key, value in have.items() if key in wanted} | arguments)
+
+    def _tensors(self, on: str, spec: str) -> tuple[Any, Any]:
+        """All inputs and all targets, for a metric that wants them as tensors."""
+        batches = self.sets[on].batches
+        if not isinstance(batches, TensorBatches) or len(batches.tensors) != 2:
+            raise UserError(
+                f"--metrics {spec}: wants inputs and target as tensors; let it take data, and iterate over it"
+            )
+        return batches.tensors
+
+
+def parse_call(spec: str) -> tuple[str, dict[str, Any]]:
+    """``name(key=value, ...)`` -> name, arguments: literals alone, nothing is executed."""
+    name, bracket, rest = spec.partition("(")
+    if not bracket:
+        return spec, {}
+    wanted = f"--metrics {spec}: expected name(key=value, ...), such as accuracy(k=5)"
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise UserError(wanted)
+        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise UserError(wanted) from None
+
+
+def _call(make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> Metric:
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"--metrics {spec}: {error}") from None
+    try:
+        metric = make(**arguments)
+    except UserError as error:
+        raise UserError(f"--metrics {spec}: {error}") from None
+    except Exception as error:
+        raise UserError(f"--metrics {spec}: making it raised {user_traceback(error)}") from None
+    if not isinstance(metric, Metric):
+        raise UserError(f"--metrics {spec}: gives a {type(metric).__name__}, not a hpc_landscape.metrics.Metric")
+    return metric
+
+
+def check_metrics(settings: Settings, problem: Problem) -> None:
+    """Raise UserError where a metric is asked for that there is not."""
+    chooser = Chooser(problem, dict.fromkeys(problem.sets))
+    for spec in settings.metric_names:
+        chooser.find(spec)
+
+
+def _loss_on(problem: Problem, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The problem's loss where it computes: it may hold class weights, say."""
+    return copy.deepcopy(problem.loss).to(device, dtype) if isinstance(problem.loss, torch.nn.Module) else problem.loss
+
+
+def make_evaluator(
+    settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device
+) -> tuple[Evaluator, Chooser]:
+    """The evaluator, with no metrics as yet, and what makes them: model, directions and data on the device."""
+    dtype = DTYPES.get(settings.precision)
+    bn = settings.bn if batchnorm_layers(problem.root) else "none"
+    if bn == "warmup" and sets.warmup is None:
+        bn = "running"
+    here = sets.to(device, dtype, warmup=bn == "warmup")
+    weights = state.parameters(problem.root)
+    origin = {name: weights[name] for name in directions.vectors[0]}
+    subspace = Subspace(origin, directions.moves, device, dtype, ends=directions.ends is not None)
+    warmup_data = None if here.warmup is None else problem.on(here.warmup)
+    evaluator = Evaluator(problem.wrapper, subspace, {}, bn, warmup_data, settings.precision, settings.seed)
+    data = {name: problem.on(batches) for name, batches in here.evaluation.items()}
+    return evaluator, Chooser(problem, data, _loss_on(problem, device, dtype))
+
+
+def choose_metrics(
+    settings: Settings, evaluator: Evaluator, chooser: Chooser, comm: Comm, say: Callable[[str], None]
+) -> list[Quantity]:
+    """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
+    default = not settings.metric_names
+    chosen: dict[str, Metric] = {}
+    for spec in settings.metric_names or chooser.default:
+        for name, metric in chooser.make(spec).items():
+            if name in chosen:
+                raise UserError(f"--metrics: two metrics are called {name}; leave out one")
+            chosen[name] = metric
+    unfit = {}
+    with comm.together():
+        if comm.is_root:
+            unfit = _try_first_batch(evaluator, chooser, chosen, default)
+    unfit = comm.bcast(unfit)
+    for name in unfit:
+        say(f"{name} is left out: the targets are no class indices")
+        del chosen[name]
+    evaluator.metrics = chosen
+    quantities: list[Quantity] = []
+    with comm.together():
+        if comm.is_root:
+            quantities = [_quantity(name, metric, evaluator) for name, metric in chosen.items()]
+            _check_names(quantities)
+    return comm.bcast(quantities)
+
+
+def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> list[str]:
+    """One forward pass on each set tells early whether model, data and loss fit; which accuracies do not apply."""
+    unfit = []
+    for data in chooser.sets.values():
+        try:
+            with evaluator.at_origin(normalizing=False), torch.inference_mode():
+                batch = next(data.on(evaluator.model))
+                output, target = data.output(evaluator.model, batch), data.target(batch)
+                Loss(chooser.loss, data).batch_mean(output, target)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
+        for name, metric in chosen.items():
+            if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(output, target):
+                if not default:
+                    raise UserError(
+                        f"--metrics {name}: needs class scores (n, classes, ...) and class indices (n, ...)"
+                    )
+                unfit.append(name)
+    return unfit
+
+
+def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:
+    """What the metric stores for a point; where it does not say, its value at the origin tells."""
+    shape = metric.shape
+    if shape is None:
+        evaluator.metrics, chosen = {name: metric}, evaluator.metrics
+        try:
+            with evaluator.attached():
+                value = evaluator([0.0] * evaluator.subspace.dimensions)[name]
+            shape = as_array(value).shape
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--metrics: {name} gives no number or array of numbers: {user_traceback(error)}") from None
+        except Exception as error:
+            raise UserError(f"--metrics: {name} raised at the origin {user_traceback(error)}") from None
+        finally:
+            evaluator.metrics = chosen
+    dims = metric.dims if len(metric.dims) == len(shape) else tuple(f"{name}_{i}" for i in range(len(shape)))
+    return Quantity(name, tuple(shape), dims)
+
+
+def _check_names(quantities: list[Quantity]) -> None:
+    """Metrics and their dimensions are names of one file: none may mean two things."""
+    lengths: dict[str, int] = {}
+    for quantity in quantities:
+        for name in (quantity.name, *quantity.dims):
+            if name in RESERVED or not name.isidentifier():
+                raise UserError(
+                    f"--metrics: '{name}' cannot be a name in the file; give the metric another name or dims"
+                )
+        for dim, length in zip(quantity.dims, quantity.shape, strict=True):
+            if lengths.setdefault(dim, length) != length or dim in {q.name for q in quantities}:
+                raise UserError(
+                    f"--metrics: the dimension '{dim}' of {quantity.name} is also a metric's name, or has another "
+                    "length in another metric: give it another name (dims)"
+                )
+        if len(set(quantity.dims)) < len(quantity.dims):
+            raise UserError(f"--metrics: {quantity.name} has two dimensions of the same name")
+
+
+def store_array(value: Any, quantity: Quantity) -> Any:
+    """A metric's value as the file takes it; UserError where its shape is another than at first."""
+    try:
+        array = as_array(value)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != quantity.shape:
+        found = "no array of numbers" if array is None else f"shape {array.shape}"
+        raise UserError(f"the metric {quantity.name} gave {found} at a point, expected shape {quantity.shape}")
+    return array

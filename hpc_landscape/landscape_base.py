@@ -1,0 +1,301 @@
+"""What lines and planes have in common: directions and a grid, statistics for each point, and the metric over it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .directions.file import read_directions
+from .directions.interpolation import differences
+from .directions.normalize import norm, normalize
+from .directions.pca import principal_directions
+from .directions.projection import project
+from .directions.random import random_directions
+from .directions.recipes import around
+from .errors import UserError
+from .evaluate.evaluator import Evaluator, stack
+from .grid import Axis, Grid, strided
+from .metrics import Data, DataMetric, Metric
+from .model_interface import state
+from .model_interface.batchnorm import batchnorm_layers, given_statistics
+from .model_interface.model_wrapper import ModelWrapper, wrap_model
+from .model_interface.subspace import Subspace
+from .parallel.comm import Comm, MPIComm, SerialComm
+from .problems.checkpoint import find_checkpoints, read_parameters
+from .problems.data import as_batches
+from .store import layout
+
+Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | str  # a model, its state dict, or a file that holds one
+
+
+class Landscape:
+    """A metric over a line or a plane of parameter space; use PlanarLossLandscape or LinearLossLandscape.
+
+    model: a module, or a wrapper that says what of it moves. steps: points along each axis, or a number for each.
+    deepcopy_model: work on a copy, so that the model can be used meanwhile. comm: an MPI communicator: every rank calls
+    the same methods, computes every size-th point, and gets the whole result; None: this process computes all.
+    """
+
+    dimensions: int
+
+    def __init__(
+        self,
+        model: nn.Module | ModelWrapper,
+        steps: int | Sequence[int],
+        deepcopy_model: bool = False,
+        comm: Any = None,
+    ):
+        self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
+        self.steps = (steps,) * self.dimensions if isinstance(steps, int) else tuple(steps)
+        if len(self.steps) != self.dimensions or min(self.steps) < 1:
+            raise UserError(f"steps {steps}: a positive number, or {self.dimensions} of them")
+        self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else MPIComm(comm)
+        self.seed: int | None = None
+        self.trajectory: layout.Trajectory | None = None
+        self.explained_variance_ratio: np.ndarray | None = None
+        self._grid: Grid | None = None
+
+    @property
+    def coordinates(self) -> Any:
+        """The coordinates along each axis: (x, y) of a plane, x of a line."""
+        found = self._defined().coordinates
+        return found if self.dimensions > 1 else found[0]
+
+    @property
+    def directions(self) -> list[dict[str, Tensor]]:
+        """What a coordinate of 1 adds to the parameters, by their names: one mapping for each axis."""
+        self._defined()
+        return self._vectors
+
+    # What the axes are
+
+    def _random(
+        self, distance: float, normalization: str | None, random: str, centered: bool, seed: int | None, ignore: str
+    ) -> Any:
+        """Random directions, each as long as what it moves of the parameters; distance: the side, in that unit."""
+        if random not in ("normal", "uniform"):
+            raise UserError(f"random='{random}': expected normal or uniform")
+        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else seed
+        self.seed = self.comm.bcast(drawn)
+        weights = self._weights()
+        vectors = [
+            self._as_long(normalize(d, weights, _checked(normalization), ignore))
+            for d in random_directions(weights, self.dimensions, self.seed, random)
+        ]
+        return self._define("random", vectors, self._sides(distance, centered), normalization=_checked(normalization))
+
+    def _precomputed(
+        self, directions: Sequence[Any], distance: float, normalization: str | None, centered: bool, ignore: str
+    ) -> Any:
+        vectors = [self._direction(direction) for direction in directions]
+        if normalization not in (None, "none"):
+            weights = self._weights()
+            vectors = [self._as_long(normalize(d, weights, _checked(normalization), ignore)) for d in vectors]
+        return self._define("precomputed", vectors, self._sides(distance, centered))
+
+    def _interpolation(self, ends: Sequence[Point], low: float, high: float) -> Any:
+        weights = self._weights()
+        models = [dict(self._read(end)()) for end in ends]
+        return self._define("interpolation", differences(weights, models), [(low, high)] * self.dimensions, models)
+
+    def pca(self, checkpoints: str | Iterable[Point], margin: float = 0.25) -> Any:
+        """The plane of the trajectory's largest principal directions, of unit length, around this model.
+
+        checkpoints: models, state dicts or files, in their order; or a glob, a directory. The axes show all of them
+        and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there.
+        """
+        points = self._points(checkpoints)
+        vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
+        self._vectors = vectors
+        self.trajectory = self._project(points)
+        sides = [around(c, margin) for c in self.trajectory.coordinates.T]
+        return self._define("pca", vectors, sides)
+
+    def load_directions(self, *paths: str, distance: float = 2, centered: bool = True) -> Any:
+        """Directions from an earlier run's file, or from one .npz, .pt or .safetensors per axis, as they are."""
+        vectors = read_directions(list(paths), self._weights(), self.dimensions)
+        return self._define("file", vectors, self._sides(distance, centered))
+
+    def project(self, checkpoints: str | Iterable[Point]) -> np.ndarray:
+        """The checkpoints' coordinates in this plane, least squares: (n, axes). They are drawn by what is saved."""
+        self._defined()
+        self.trajectory = self._project(self._points(checkpoints))
+        return self.trajectory.coordinates
+
+    # What is computed there
+
+    def stats_initializer(self, running_stats: Any = None) -> None:
+        """Batch normalization statistics for all points: the model's own, or these, by the buffers' names.
+
+        Not needed: without it, and without ``warm_up``, points have the model's own.
+        """
+        self._defined()
+        self._statistics = {}
+        self._common = None
+        if running_stats is not None:
+            self._common = given_statistics(self.model_wrapper.root, running_stats)
+
+    def warm_up(self, data: Any, device: torch.device | str | None = None) -> None:
+        """Re-estimate batch normalization's statistics at every point, on a metric's data or on a loader.
+
+        Only these statistics are kept: arrays, for the points of this rank.
+        """
+        grid = self._defined()
+        self._statistics = {}
+        if not batchnorm_layers(self.model_wrapper.root):
+            return
+        if isinstance(data, DataMetric):
+            data = data.data
+        elif not isinstance(data, (Metric, Data)):
+            data = Data(as_batches(data))
+        evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
+        with self.comm.all_or_none(), evaluator.attached():
+            self._statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+
+    def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
+        """The metric at every point: float64, the axes' shape and then the metric's own.
+
+        A tuple whose parts differ in shape gives a tuple of such arrays. device: where to compute; None: where the
+        model's parameters are.
+        """
+        grid = self._defined()
+        evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
+        with self.comm.all_or_none(), evaluator.attached():
+            mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
+        values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
+        return stack([values[i] for i in range(grid.size)], grid.shape)
+
+    def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
+        """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""
+        grid = self._defined()
+        unknown = [name for name, array in values.items() if np.shape(array)[: self.dimensions] != grid.shape]
+        if unknown or not values:
+            raise UserError(f"save: give name=array, of shape {grid.shape}: {', '.join(unknown) or 'nothing is given'}")
+        if not self.comm.is_root:
+            return
+        attributes = {"program_version": __version__, "title": title, "metrics": ",".join(values), **self._notes}
+        if self.seed is not None:
+            attributes["seed"] = self.seed
+        directions = {axis: state.arrays(v) for axis, v in zip(grid.names, self._vectors, strict=True)}
+        arrays = {name: np.asarray(array, dtype=np.float64) for name, array in values.items()}
+        layout.save(path, grid, arrays, attributes, directions, self.trajectory)
+
+    # How
+
+    def _define(
+        self,
+        kind: str,
+        vectors: list[dict[str, Tensor]],
+        sides: Sequence[tuple[float, float]],
+        ends: list[dict[str, Tensor]] | None = None,
+        **notes: Any,
+    ) -> Any:
+        """Take rank 0's directions; what was warmed up before is gone."""
+        weights = self._weights()
+        state.broadcast(weights.values(), self.comm)
+        moves = vectors if ends is None else ends
+        moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
+        state.broadcast((d for move in moves for d in move.values()), self.comm)
+        self._vectors = moves if ends is None else differences(weights, moves)
+        self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
+        self._make: Callable[..., Subspace] = partial(Subspace, weights, moves, ends=ends is not None)
+        self._subspaces: dict[Any, Subspace] = {}
+        self._statistics: dict[int, Tensor] = {}
+        self._common: Tensor | None = None
+        self._notes = {"directions": kind, **notes}
+        if kind != "pca":
+            self.trajectory = None
+        return self
+
+    def _defined(self) -> Grid:
+        if self._grid is None:
+            raise UserError(f"say first where to go: {type(self).__name__}.{self.first}(...)")
+        return self._grid
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The parameters that move, as they are now, on the CPU."""
+        named = self.model_wrapper.named_parameters()
+        return {name: p.detach().cpu().clone() for name, p in named if p.is_floating_point()}
+
+    def _subspace(self, device: torch.device | str | None) -> Subspace:
+        """The subspace on a device; None: each parameter where the model has it."""
+        where = None if device is None else torch.device(device)
+        if where not in self._subspaces:
+            self._subspaces = {where: self._make(where)}
+        return self._subspaces[where]
+
+    def _mine(self) -> Iterable[int]:
+        return (int(i) for i in strided(np.arange(self._grid.size), self.comm.rank, self.comm.size))
+
+    def _sides(self, distance: float, centered: bool) -> list[tuple[float, float]]:
+        if not distance > 0:
+            raise UserError(f"distance={distance}: must be positive")
+        return [(-distance / 2, distance / 2) if centered else (0.0, distance)] * self.dimensions
+
+    def _as_long(self, direction: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The direction with the norm of the parameters that it moves."""
+        weights = self._weights()
+        moved = {name: weights[name] for name, d in direction.items() if bool(d.any())}
+        length = norm(direction)
+        factor = norm(moved) / length if length > 0 else torch.zeros((), dtype=torch.float64)
+        return {name: (d.double() * factor).to(d.dtype) for name, d in direction.items()}
+
+    def _direction(self, given: Any) -> dict[str, Tensor]:
+        """A direction by name: from a mapping (what is missing does not move), tensors in order, or one flat array."""
+        weights = self._weights()
+        if not isinstance(given, Mapping):
+            if isinstance(given, (Tensor, np.ndarray)):
+                flat = torch.as_tensor(given).reshape(-1)
+                sizes = [w.numel() for w in weights.values()]
+                if flat.numel() != sum(sizes):
+                    raise UserError(f"a direction of {flat.numel()} numbers for {sum(sizes)} parameters")
+                given = [part.reshape(w.shape) for part, w in zip(flat.split(sizes), weights.values(), strict=True)]
+            given = list(given)
+            if len(given) != len(weights):
+                raise UserError(f"a direction of {len(given)} tensors for {len(weights)} parameters")
+            given = dict(zip(weights, given, strict=True))
+        for name, d in given.items():
+            if name not in weights or d.shape != weights[name].shape:
+                raise UserError(f"a direction's {name} {tuple(d.shape)} is no parameter that moves, or another shape")
+        zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
+        return zeros | {name: torch.as_tensor(d).detach().to("cpu", weights[name].dtype) for name, d in given.items()}
+
+    def _points(self, checkpoints: str | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
+        """Functions that read one checkpoint's parameters each."""
+        if isinstance(checkpoints, str):
+            checkpoints = find_checkpoints(checkpoints, "checkpoints")
+        checkpoints = list(checkpoints)
+        self._labels = [
+            os.path.splitext(os.path.basename(c))[0] if isinstance(c, str) else str(i)
+            for i, c in enumerate(checkpoints)
+        ]
+        return [self._read(checkpoint) for checkpoint in checkpoints]
+
+    def _read(self, point: Point) -> Callable[[], Mapping[str, Tensor]]:
+        """A function that gives the parameters, of those that move, of another model, a state dict or a file."""
+        names = list(self._weights())
+        if isinstance(point, (str, os.PathLike)):
+            return partial(read_parameters, os.fspath(point), self.model_wrapper.root, names, True, "checkpoint")
+        if isinstance(point, (nn.Module, ModelWrapper)):
+            point = dict(wrap_model(point).named_parameters())
+        missing = [name for name in names if name not in point]
+        if missing:
+            raise UserError(f"the other model has no parameter {', '.join(missing[:3])}: it must be of the same kind")
+        return lambda: {name: point[name].detach().cpu() for name in names}
+
+    def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
+        return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
+
+
+def _checked(normalization: str | None) -> str:
+    if normalization not in (None, "filter", "layer", "model", "none"):
+        raise UserError(f"normalization='{normalization}': expected filter, layer, model or None")
+    return normalization or "none"

@@ -1,0 +1,80 @@
+"""What a metric is computed on: batches, and how a model is applied to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..model_interface.model_wrapper import ModelWrapper
+
+
+class Data:
+    """Batches of (input, target): one of two tensors, or those of a loader.
+
+    forward, count: for other batches: ``forward(model, batch)`` gives the output, the target is the batch, and
+    ``count(batch)`` says over how many items a mean over it was taken.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Iterable[Any],
+        target: Any = None,
+        forward: Callable[[Any, Any], Any] | None = None,
+        count: Callable[[Any], int] | None = None,
+    ):
+        self.single = target is not None or isinstance(inputs, Tensor)
+        self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
+        self.forward, self.count = forward, count
+
+    def on(self, model: ModelWrapper) -> Iterator[Any]:
+        """The batches, on the model's device where it has but one."""
+        devices = {parameter.device for parameter in model.root.parameters()}
+        device = devices.pop() if len(devices) == 1 else None
+        for batch in self.batches:
+            yield move(batch, device)
+
+    def output(self, model: ModelWrapper, batch: Any) -> Any:
+        """What the model says to a batch."""
+        return self.forward(model.get_model(), batch) if self.forward else model.forward(batch[0])
+
+    def target(self, batch: Any) -> Any:
+        """What the loss compares the output with."""
+        return batch if self.forward else batch[1]
+
+    def items(self, batch: Any) -> float:
+        """By how much the batch's mean weighs."""
+        if self.count:
+            return float(self.count(batch))
+        return 1.0 if self.single else samples(batch)
+
+
+def samples(batch: Any) -> int:
+    """How many samples a batch holds: the length of the first tensor in it."""
+    tensor = _first_tensor(batch)
+    if tensor is None or tensor.ndim == 0:
+        raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
+    return len(tensor)
+
+
+def _first_tensor(batch: Any) -> Tensor | None:
+    if isinstance(batch, Tensor):
+        return batch
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((t for t in map(_first_tensor, parts) if t is not None), None)
+
+
+def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device, dtype) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device, dtype) for value in batch)
+    return batch.to(device) if device is not None and hasattr(batch, "to") else batch

@@ -1,0 +1,173 @@
+"""The gradient of the loss with respect to the perturbed parameters, and how well it predicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..model_interface.model_parameters import ModelParameters
+from ..model_interface.model_wrapper import ModelWrapper
+from .data import Data
+from .metric import DataMetric
+from .supervised import loss_of
+
+LossFunction = Callable[[Any, Any], Any]
+Parts = Sequence["Tensor | None"]  # one for each parameter; None where the loss does not depend on it
+
+
+def floating(model: ModelWrapper) -> list[nn.Parameter]:
+    """The perturbed parameters that a gradient is of, in the order that they have in every vector."""
+    return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+
+
+def double(tensor: Tensor) -> Tensor:
+    """In float64; where the device has none (MPS), on the host."""
+    tensor = tensor.detach().to_dense()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def unflatten(vector: np.ndarray, parameters: Sequence[Tensor]) -> ModelParameters:
+    """A vector of all their numbers as tensors of the parameters' shapes, on the CPU."""
+    parts = torch.from_numpy(vector).split([p.numel() for p in parameters])
+    return ModelParameters(part.reshape(p.shape) for part, p in zip(parts, parameters, strict=True))
+
+
+@contextmanager
+def differentiable(model: ModelWrapper) -> Iterator[list[nn.Parameter]]:
+    """The floating-point parameters, those that were frozen too, recording what is computed with them."""
+    parameters = floating(model)
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    # In eval mode cuDNN's recurrent layers have no backward, and never a second one.
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.root.modules())
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        torch.clear_autocast_cache()  # it may hold casts that were made without a gradient
+        without_cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), without_cudnn:
+            yield parameters
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        torch.clear_autocast_cache()
+
+
+def batch_gradients(
+    model: ModelWrapper, parameters: Sequence[Tensor], loss_fn: LossFunction, data: Data, create_graph: bool = False
+) -> Iterator[tuple[Parts, float]]:
+    """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is."""
+    for batch in data.on(model):
+        weight = data.items(batch)
+        if not weight:
+            continue  # a mean over nothing is NaN
+        loss = loss_of(loss_fn, data.output(model, batch), data.target(batch))
+        if not loss.requires_grad:
+            raise UserError(
+                "the loss has no gradient with respect to the perturbed parameters: it does not depend on them, or is "
+                "not computed by torch alone (no .item(), no .detach(), no torch.no_grad())"
+            )
+        yield torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph), weight
+
+
+def weighted_mean(parameters: Sequence[Tensor], batches: Iterable[tuple[Parts, float]]) -> ModelParameters:
+    """The mean of the batches' vectors in float64; what is None counts as zero, and no batches at all give NaN."""
+    totals = [torch.zeros_like(double(parameter)) for parameter in parameters]
+    items = 0.0
+    for parts, weight in batches:
+        for total, part in zip(totals, parts, strict=True):
+            if part is not None:
+                total.add_(double(part), alpha=weight)
+        items += weight
+    return ModelParameters(total / items for total in totals)
+
+
+def gradient(model: ModelWrapper, loss_fn: LossFunction, data: Data) -> ModelParameters:
+    """The gradient of the mean loss over the data, in float64, one tensor per floating-point parameter.
+
+    UserError where the loss has none.
+    """
+    with differentiable(model) as parameters:
+        return weighted_mean(parameters, batch_gradients(model, parameters, loss_fn, data))
+
+
+@contextmanager
+def movable(model: ModelWrapper) -> Iterator[Callable[[ModelParameters, float], None]]:
+    """``move(direction, scale)``: to where the parameters were plus scale * direction, computed in float64.
+
+    Afterwards, also after an error, they are bitwise what they were. They stay the same tensors throughout.
+    """
+    parameters = floating(model)
+    saved = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def move(direction: ModelParameters | None, scale: float = 1.0) -> None:
+        for i, (parameter, start) in enumerate(zip(parameters, saved, strict=True)):
+            if direction is not None:
+                start = double(start)
+                start = start + scale * double(direction[i]).to(start.device)
+            parameter.copy_(start)
+        torch.clear_autocast_cache()  # of the parameters that it holds in lower precision
+
+    try:
+        yield move
+    finally:
+        move(None)
+
+
+class LossGradient(DataMetric):
+    """The gradient of the mean loss: float64, shape (P,), the floating-point parameters as one vector, in order.
+
+    A parameter that the loss does not use has zeros; UserError where that is all of them.
+    """
+
+    dims = ("parameter",)
+
+    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None):
+        super().__init__(inputs, target)
+        self.loss_fn = loss_fn
+
+    def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
+        return gradient(model_wrapper, self.loss_fn, self.data).as_numpy()
+
+
+class GradientNorm(DataMetric):
+    """The Euclidean norm of the gradient of the mean loss."""
+
+    shape = ()
+
+    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None):
+        super().__init__(inputs, target)
+        self.loss_fn = loss_fn
+
+    def __call__(self, model_wrapper: ModelWrapper) -> float:
+        return gradient(model_wrapper, self.loss_fn, self.data).model_norm()
+
+
+class GradientPredictiveness(DataMetric):
+    """How far the gradient g changes in a step against it: ||g(w) - g(w - step * g(w))||; the less, the smoother.
+
+    Santurkar et al. 2018 (arXiv 1805.11604), section 3.1 and figure 4. step: a length in units of the gradient, or
+    several: then the shape is (steps,).
+    """
+
+    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None, step: float | Sequence[float] = 0.1):
+        super().__init__(inputs, target)
+        self.loss_fn, self.step = loss_fn, step
+        self.shape, self.dims = (), ()
+        if isinstance(step, Sequence):
+            self.shape, self.dims = (len(step),), ("step",)
+
+    def __call__(self, model_wrapper: ModelWrapper) -> float | np.ndarray:
+        here = gradient(model_wrapper, self.loss_fn, self.data)
+        distances = []
+        with movable(model_wrapper) as move:
+            for step in self.step if isinstance(self.step, Sequence) else [self.step]:
+                move(here, -step)
+                distances.append((gradient(model_wrapper, self.loss_fn, self.data) - here).model_norm())
+        return np.array(distances) if isinstance(self.step, Sequence) else distances[0]
