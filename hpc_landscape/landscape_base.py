@@ -116,7 +116,7 @@ class Landscape:
         vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
         self._vectors = vectors
         self.trajectory = self._project(points)
-        sides = [around(c, margin) for c in self.trajectory.coordinates.T]
+        sides = [around(c, margin)[:2] for c in self.trajectory.coordinates.T]
         return self._define("pca", vectors, sides)
 
     def load_directions(self, *paths: str, distance: float = 2, centered: bool = True) -> Any:

@@ -8,8 +8,9 @@ import torch
 
 from hpc_landscape.directions.normalize import cosine, normalize, orthogonalize
 from hpc_landscape.directions.random import random_directions
-from hpc_landscape.directions.recipes import make_directions
+from hpc_landscape.directions.recipes import around, make_directions
 from hpc_landscape.errors import UserError
+from hpc_landscape.grid import Axis
 from hpc_landscape.settings import Settings
 
 SHAPES = {"conv": (6, 3, 2, 2), "bias": (6,), "linear": (5, 7), "scale": (), "empty": (0, 4)}
@@ -259,3 +260,23 @@ def test_recipe_does_not_depend_on_threads(normalization):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+# The axes around a trajectory
+
+
+@pytest.mark.parametrize("low", [-3.7, -1e-5, 0.0, 2.0, 1e6])
+@pytest.mark.parametrize("extent", [1e-7, 0.3, 17.0, 4e9])
+def test_an_axis_around_coordinates(low, extent):
+    """It shows them all with a margin, has round steps, and the origin is one of its points."""
+    found = around(np.array([low, low + extent / 3, low + extent]), 0.25)
+    axis = Axis(*found)
+    span = max(low + extent, 0) - min(low, 0)
+    assert axis.low <= min(low, 0) - 0.24 * span and axis.high >= max(low + extent, 0) + 0.24 * span
+    assert 0.0 in axis.coordinates and 15 <= axis.n <= 45
+    step = (axis.high - axis.low) / (axis.n - 1)
+    assert round(step / 10 ** np.floor(np.log10(step * 1.0001)), 4) in (1, 2, 5)
+
+
+def test_an_axis_around_nothing():
+    assert Axis(*around(np.zeros(3), 0.25)).low < 0 < Axis(*around(np.zeros(3), 0.25)).high

@@ -233,7 +233,6 @@ def test_actions(space, says, paid):
         (spaces.Discrete(3), {"a": 1}, "a dict: the environment wants Discrete(3)"),
         (spaces.Discrete(3), (torch.zeros(2), torch.zeros(1)), "a tuple: the environment wants Discrete(3)"),
         (BOX, torch.zeros(3), "float32 of shape (3,): the environment wants Box(-1.0, 1.0, (2,), float32)"),
-        (BOX, "left", "a str: the environment wants Box"),
         (
             spaces.MultiDiscrete([3, 4]),
             torch.tensor([2, 4]),

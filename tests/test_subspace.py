@@ -14,6 +14,7 @@ from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.metrics import Loss
 from hpc_landscape.model_interface import state
+from hpc_landscape.model_interface.model_wrapper import wrap_model
 from hpc_landscape.model_interface.subspace import ALIGNMENT, Subspace
 from hpc_landscape.problems.problem import Problem
 
@@ -277,3 +278,29 @@ def test_a_metric_may_differentiate_at_a_point():
         found = torch.cat([model.first.grad.reshape(-1), model.second.grad]).numpy()
     np.testing.assert_allclose(found, model.a @ w + model.b, rtol=1e-12)
     assert model.first.grad is None
+
+
+def test_what_a_forward_pass_keeps_is_forgotten():
+    """A cache made in inference mode would stop the user's next training step."""
+
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.cache = self.kept = None
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.cache is None:
+                self.cache, self.new = torch.arange(3.0), torch.ones(1)
+            return (x * self.cache * self.weight).sum()
+
+    model = Caches()
+    loss = Loss(lambda output, target: output, torch.ones(2, 3), torch.zeros(2))
+    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {"loss": loss}, "none")
+    with evaluate.attached():
+        evaluate([0.0])
+    assert model.cache is None and not hasattr(model, "new") and model.calls == 1
+    model(torch.ones(2, 3)).backward()
+    assert model.weight.grad.tolist() == [0, 2, 4]

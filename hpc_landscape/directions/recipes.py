@@ -24,6 +24,7 @@ from .random import random_directions
 Read = Callable[[str, str], Mapping[str, Tensor]]  # (path of a checkpoint, the option that named it) -> parameters
 Eigenvectors = Callable[[int], tuple[list[dict[str, Tensor]], np.ndarray]]  # how many -> they, and the eigenvalues
 MARGIN = 0.25  # of a trajectory's extent, around it
+STEPS = 40  # at most about so many along an axis that is made for it
 
 
 @dataclass
@@ -97,7 +98,7 @@ def _pca(
         vectors, ratios = principal_directions(points, weights, settings.dimensions)
     vectors = _normalized(settings, weights, vectors)
     coordinates, _ = project(points, weights, vectors)
-    axes = ["{:.6g}:{:.6g}:31".format(*around(c)) for c in coordinates.T]
+    axes = ["{:.6g}:{:.6g}:{}".format(*around(c, MARGIN)) for c in coordinates.T]
     return Directions(vectors, None, axes, {"explained_variance_ratio": ratios[:1000]})
 
 
@@ -134,13 +135,15 @@ def _said_of(option: str) -> Iterator[None]:
         raise error if str(error).startswith("--") else UserError(f"{option}: {error}") from None
 
 
-def around(coordinates: np.ndarray, margin: float = MARGIN) -> tuple[float, float]:
-    """An axis's ends that show these coordinates and the origin with a margin, rounded outwards."""
+def around(coordinates: np.ndarray, margin: float) -> tuple[float, float, int]:
+    """(low, high, points) of an axis that shows these coordinates with a margin, in round steps, the origin on one."""
     low, high = min(coordinates.min(), 0.0), max(coordinates.max(), 0.0)
     margin = margin * (high - low) or 1.0
-    step = 10.0 ** np.floor(np.log10(margin) - 0.5)
-    ends = np.floor((low - margin) / step), np.ceil((high + margin) / step)
-    return tuple(float(f"{end * step:.6g}") for end in ends)
+    rough = (high - low + 2 * margin) / STEPS
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * round_ for round_ in (1, 2, 5, 10) if power * round_ >= rough)
+    first, last = np.floor((low - margin) / step), np.ceil((high + margin) / step)
+    return float(f"{first * step:.6g}"), float(f"{last * step:.6g}"), int(last - first) + 1
 
 
 RECIPES = {"random": _random, "interpolation": _interpolation, "pca": _pca, "hessian": _hessian, "file": _file}

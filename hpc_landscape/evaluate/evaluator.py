@@ -74,7 +74,7 @@ class Evaluator:
         if statistics is not None:
             write_statistics(self.model.root, statistics)
         elif self.bn == "warmup":
-            warm_up(self.model, self.warmup_data)
+            warm_up(self.model, self.warmup_data, self.metrics.values())
         with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
             yield
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,16 +15,24 @@ from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
 
 
-def warm_up(model: ModelWrapper, run: Data | Metric) -> None:
-    """Re-estimate the model's batch normalization statistics on data, or on what a metric passes through the model."""
+def no_gradients(metrics: Iterable[Metric]) -> AbstractContextManager[Any]:
+    """Inference mode; where a metric may differentiate, only no_grad: a model may keep what a pass has made."""
+    return torch.inference_mode() if all(isinstance(m, BatchMetric) for m in metrics) else torch.no_grad()
+
+
+def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] = ()) -> None:
+    """Re-estimate the model's batch normalization statistics on data, or on what a metric passes through the model.
+
+    metrics: what is to be measured afterwards.
+    """
     with batchnorm.warm_up(model.root) as statistics:
         if isinstance(run, Data):
-            _pass(model, run, statistics)
+            with no_gradients(metrics):
+                _pass(model, run, statistics)
         else:
             run(model)
 
 
-@torch.inference_mode()
 def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None:
     for batch in data.on(model):
         n = samples(batch)
@@ -44,5 +53,7 @@ def measure_all(model: ModelWrapper, metrics: Mapping[str, Metric]) -> dict[str,
             shared.setdefault(metric.data, {})[name] = metric
     values: dict[str, Any] = {}
     for data, group in shared.items():
-        values.update(zip(group, measure(model, data, list(group.values())), strict=True))
+        with no_gradients(metrics.values()):
+            means = measure(model, data, list(group.values()))
+        values.update(zip(group, means, strict=True))
     return {name: values[name] if name in values else metric(model) for name, metric in metrics.items()}

@@ -56,7 +56,8 @@ class BatchMetric(DataMetric):
         """The mean over this batch, a 0-d tensor. Means are weighted by the batch's items and added up in float64."""
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
-        return measure(model_wrapper, self.data, [self])[0]
+        with torch.no_grad():
+            return measure(model_wrapper, self.data, [self])[0]
 
 
 class MetricPipeline(Metric):
@@ -70,11 +71,11 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-@torch.inference_mode()
 def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
     """Each metric's mean over all batches, weighted by their items, in one pass.
 
-    Sums are float64 and stay on the device (on the host where it has no float64) until the pass is over.
+    For use without gradients. Sums are float64 and stay on the device (on the host where it has no float64) until the
+    pass is over.
     """
     totals: list[Tensor | float] = [0.0] * len(metrics)
     items = 0.0

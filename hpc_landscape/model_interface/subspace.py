@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,7 @@ class Subspace:
         data = {name: (p.data, p.grad, p.requires_grad) for name, p in parameters.items()}
         buffers = [(module, key, value) for module in model.modules() for key, value in module._buffers.items()]
         modes = [(module, module.training) for module in model.modules()]
+        attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
         try:
             for name, parameter in parameters.items():
                 parameter.grad = None
@@ -130,6 +132,8 @@ class Subspace:
                 module._buffers[key] = value
             for module, training in modes:
                 module.training = training
+            for now, before in attributes:
+                _forget_tensors(now, before)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -141,3 +145,12 @@ class Subspace:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+
+def _forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Undo what a forward pass has kept as a plain attribute: it is of another point, perhaps without gradients."""
+    for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+        if name not in before:
+            del now[name]
+        elif now[name] is not before[name]:
+            now[name] = before[name]

@@ -27,6 +27,8 @@ class Mark:
 _STYLES = {
     "model": {"marker": "*", "s": 90, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "second": {"marker": "D", "s": 36, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
+    "third": {"marker": "s", "s": 40, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
+    "fourth": {"marker": "^", "s": 46, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "best": {"marker": "o", "s": 150, "facecolor": "none", "edgecolor": "#e8384f", "linewidth": 1.5},
 }
 

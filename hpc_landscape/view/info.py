@@ -129,7 +129,8 @@ def _made(stored: Stored) -> Iterable[tuple[str, str]]:
         yield "problem", names[0] if len(set(names)) == 1 else f"{names[0]} ({names[1]})"
     recipe = [setting(attributes, key) for key in ("directions", "distribution", "normalization")]
     parts = [str(attributes["direction_recipe"])] if "direction_recipe" in attributes else [str(p) for p in recipe if p]
-    if (seed := setting(attributes, "seed")) is not None:
+    drawn = setting(attributes, "directions") in ("random", None)
+    if drawn and (seed := setting(attributes, "seed")) is not None:
         parts.append(f"seed {seed}")
     if (cosine := attributes.get("cosine")) is not None:
         parts.append(f"cosine of the first two {_short(cosine)}")
@@ -180,7 +181,8 @@ def _others(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def _short(value: Any) -> str:
     """A value on one line, and not all of a long one."""
     if isinstance(value, np.ndarray):
-        value = ", ".join(str(v) for v in value.reshape(-1)[:8]) + (", ..." if value.size > 8 else "")
+        shown = [number(v, 3) if isinstance(v, float) else str(v) for v in value.reshape(-1)[:8].tolist()]
+        value = ", ".join(shown) + (", ..." if value.size > 8 else "")
     text = " ".join(str(number(value, 6) if isinstance(value, float) else value).split())
     return text if len(text) <= 70 else text[:67] + "..."
 

@@ -233,11 +233,9 @@ def _marks(stored: Stored, field: Field) -> list[Mark]:
     points = []
     names = [("trained model", (0.0,) * len(field.coordinates), "model")]
     if setting(stored.attributes, "directions") == "interpolation":
+        units = np.eye(len(field.coordinates))
         names = [("first model", names[0][1], "model")]
-        for axis, name in zip(
-            range(len(field.coordinates)), ("second model", "third model", "fourth model"), strict=False
-        ):
-            names.append((name, tuple(float(k == axis) for k in range(len(field.coordinates))), "second"))
+        names += [(f"{which} model", tuple(unit), which) for which, unit in zip(_OTHERS, units, strict=False)]
     for name, where, style in names:
         if all(c[0] <= at <= c[-1] for c, at in zip(field.coordinates, where, strict=True)):
             index = stored.grid.nearest(where)
@@ -251,6 +249,7 @@ def _marks(stored: Stored, field: Field) -> list[Mark]:
     return points
 
 
+_OTHERS = ("second", "third", "fourth")
 _AXIS_LABELS = {"pca": "principal component {}", "hessian": "Hessian eigenvector {}"}
 
 
@@ -258,10 +257,16 @@ def axis_label(stored: Stored, axis: int) -> str:
     """What a coordinate of this axis means."""
     directions = setting(stored.attributes, "directions")
     if directions == "interpolation":
-        return f"interpolation (0: first model, 1: {('second', 'third', 'fourth')[axis]} model)"
+        return f"interpolation (0: first model, 1: {_OTHERS[axis]} model)"
     if directions in _AXIS_LABELS:
-        return _AXIS_LABELS[directions].format(axis + 1)
+        return _AXIS_LABELS[directions].format(axis + 1) + _share(stored, axis)
     return f"direction {axis + 1}" + (f" ({normalized})" if (normalized := _normalized(stored)) else "")
+
+
+def _share(stored: Stored, axis: int) -> str:
+    """How much of a trajectory's variance a principal component holds."""
+    ratios = np.atleast_1d(stored.attributes.get("explained_variance_ratio", ()))
+    return f" ({ratios[axis]:.1%} of the variance)" if axis < len(ratios) else ""
 
 
 def _normalized(stored: Stored) -> str:
@@ -300,8 +305,10 @@ def _legend(figure: Any, *panels: Any) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
+        long = sum(map(len, handles)) > 15 * figure.get_figwidth()  # in one row it would be cut off
+        columns = -(-len(handles) // 2) if long else len(handles)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False,
+            handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False,
             fontsize=8, markerscale=0.8, handletextpad=0.3, columnspacing=1.5,
         )  # fmt: skip
 
@@ -333,7 +340,8 @@ def description(stored: Stored) -> str:
     if isinstance(directions, str):
         parts.append({"pca": "PCA", "hessian": "Hessian"}.get(directions, directions) + " directions")
     parts += [_normalized(stored)] if _normalized(stored) else []
-    for key, words in (("seed", "seed {}"), ("bn", "BN {}"), ("precision", "{}")):
+    drawn = {"seed": "seed {}"} if directions in ("random", None) else {}
+    for key, words in {**drawn, "bn": "BN {}", "precision": "{}"}.items():
         value = setting(stored.attributes, key)
         if isinstance(value, (str, int)) and value != "none":
             parts.append(words.format(value))
