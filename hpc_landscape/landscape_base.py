@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
-from .parallel.comm import Comm, MPIComm, SerialComm
+from .parallel.comm import Comm, SerialComm, ours_of
 from .problems.checkpoint import find_checkpoints, read_parameters
 from .problems.data import as_batches
 from .store import layout
@@ -54,10 +55,8 @@ class Landscape:
         comm: Any = None,
     ):
         self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
-        self.steps = (steps,) * self.dimensions if isinstance(steps, int) else tuple(steps)
-        if len(self.steps) != self.dimensions or min(self.steps) < 1:
-            raise UserError(f"steps {steps}: a positive number, or {self.dimensions} of them")
-        self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else MPIComm(comm)
+        self.steps = _counts(steps, self.dimensions)
+        self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else ours_of(comm)
         self.seed: int | None = None
         self.trajectory: layout.Trajectory | None = None
         self.explained_variance_ratio: np.ndarray | None = None
@@ -83,6 +82,8 @@ class Landscape:
         """Random directions, each as long as what it moves of the parameters; distance: the side, in that unit."""
         if random not in ("normal", "uniform"):
             raise UserError(f"random='{random}': expected normal or uniform")
+        if seed is not None and seed < 0:
+            raise UserError(f"seed={seed}: must not be negative")
         drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else seed
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
@@ -154,11 +155,12 @@ class Landscape:
             return
         if isinstance(data, DataMetric):
             data = data.data
-        elif not isinstance(data, (Metric, Data)):
-            data = Data(as_batches(data))
+        elif isinstance(data, Iterable) or not callable(data):
+            data = data if isinstance(data, Data) else Data(as_batches(data))
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
         with self.comm.all_or_none(), evaluator.attached():
-            self._statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+            statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+        self._statistics = statistics
 
     def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
         """The metric at every point: float64, the axes' shape and then the metric's own.
@@ -176,7 +178,11 @@ class Landscape:
     def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
         """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""
         grid = self._defined()
-        unknown = [name for name, array in values.items() if np.shape(array)[: self.dimensions] != grid.shape]
+        unknown = [
+            name
+            for name, array in values.items()
+            if not isinstance(array, np.ndarray) or array.shape[: self.dimensions] != grid.shape
+        ]
         if unknown or not values:
             raise UserError(f"save: give name=array, of shape {grid.shape}: {', '.join(unknown) or 'nothing is given'}")
         if not self.comm.is_root:
@@ -206,7 +212,9 @@ class Landscape:
         state.broadcast((d for move in moves for d in move.values()), self.comm)
         self._vectors = moves if ends is None else differences(weights, moves)
         self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
-        self._make: Callable[..., Subspace] = partial(Subspace, weights, moves, ends=ends is not None)
+        self._make: Callable[..., Subspace] = partial(
+            Subspace, weights, moves, ends=ends is not None, fixed=self._fixed(weights)
+        )
         self._subspaces: dict[Any, Subspace] = {}
         self._statistics: dict[int, Tensor] = {}
         self._common: Tensor | None = None
@@ -225,6 +233,14 @@ class Landscape:
         named = self.model_wrapper.named_parameters()
         return {name: p.detach().cpu().clone() for name, p in named if p.is_floating_point()}
 
+    def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers as they are now; on several ranks rank 0's, and its parameters that do not move."""
+        root = self.model_wrapper.root
+        tensors = state.state(root) if self.comm.size > 1 else dict(root.named_buffers())
+        fixed = {name: t.detach().clone() for name, t in tensors.items() if name not in weights}
+        state.broadcast(fixed.values(), self.comm)
+        return fixed
+
     def _subspace(self, device: torch.device | str | None) -> Subspace:
         """The subspace on a device; None: each parameter where the model has it."""
         where = None if device is None else torch.device(device)
@@ -236,8 +252,8 @@ class Landscape:
         return (int(i) for i in strided(np.arange(self._grid.size), self.comm.rank, self.comm.size))
 
     def _sides(self, distance: float, centered: bool) -> list[tuple[float, float]]:
-        if not distance > 0:
-            raise UserError(f"distance={distance}: must be positive")
+        if not 0 < distance < float("inf"):
+            raise UserError(f"distance={distance}: must be positive and finite")
         return [(-distance / 2, distance / 2) if centered else (0.0, distance)] * self.dimensions
 
     def _as_long(self, direction: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -286,13 +302,27 @@ class Landscape:
             return partial(read_parameters, os.fspath(point), self.model_wrapper.root, names, True, "checkpoint")
         if isinstance(point, (nn.Module, ModelWrapper)):
             point = dict(wrap_model(point).named_parameters())
-        missing = [name for name in names if name not in point]
-        if missing:
-            raise UserError(f"the other model has no parameter {', '.join(missing[:3])}: it must be of the same kind")
+        shapes = {name: w.shape for name, w in self._weights().items()}
+        if missing := [name for name in names if name not in point or point[name].shape != shapes[name]]:
+            raise UserError(
+                f"the other model has no parameter {', '.join(missing[:3])}, or another shape of it: it must be of the "
+                "same architecture"
+            )
         return lambda: {name: point[name].detach().cpu() for name in names}
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
+
+
+def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:
+    """Points along each axis, from one whole number or one for each."""
+    try:
+        counts = tuple(map(index, steps)) if isinstance(steps, Iterable) else (index(steps),) * dimensions
+    except TypeError:
+        counts = ()
+    if len(counts) != dimensions or min(counts) < 1:
+        raise UserError(f"steps={steps!r}: expected a positive whole number, or {dimensions} of them")
+    return counts
 
 
 def _checked(normalization: str | None) -> str:

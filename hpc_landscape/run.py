@@ -12,7 +12,8 @@ from .evaluate.evaluator import check_precision
 from .grid import strided
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
-from .job.metrics import check_metrics, choose_metrics, make_evaluator, store_array
+from .job.form import Maker
+from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors, store_array
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish
@@ -61,13 +62,14 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        evaluator, chooser = make_evaluator(settings, problem, sets, directions, device)
-        quantities = choose_metrics(settings, evaluator, chooser, comm, say)
-        way = None
+        maker = Maker(settings, problem, sets, directions, device)
+        evaluator, data = maker.choose(comm, say)
+        quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored)
         with comm.together():
             if comm.is_root and stored is None:
-                way = project_trajectory(settings, problem, trajectory, directions, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, way)
+                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, say)
+                plan.form_errors = form_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
@@ -98,13 +100,15 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n))
     try:
         with stopping(writer), plan.evaluator.attached(), writer:
-            for point in points:
+            size = plan.evaluator.form.block
+            for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:
                     break
                 start = time.perf_counter()
-                found = plan.evaluator(plan.grid.point(int(point)))
-                values = {name: store_array(value, quantities[name]) for name, value in found.items()}
-                writer.put(int(point), time.perf_counter() - start, values)
+                found = plan.evaluator.block([plan.grid.point(int(point)) for point in block])
+                seconds = (time.perf_counter() - start) / len(block)
+                for point, values in zip(block, found, strict=True):
+                    writer.put(int(point), seconds, {k: store_array(v, quantities[k]) for k, v in values.items()})
     finally:
         if progress is not None:
             progress.close()

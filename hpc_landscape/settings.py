@@ -72,6 +72,8 @@ class Settings:
     )
     batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
+    compile: bool = _setting(False, "compile the model (torch.compile); falls back where it cannot be")
+    block: int = _setting(1, "points per pass, for small models: their parameters are stacked (vmap)", "K")
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
     writer: Literal["auto", "gather", "parallel"] = _setting(
         "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
@@ -91,10 +93,12 @@ class Settings:
             raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
         if self.y == "none" and self.z not in (None, "none"):
             raise UserError("--z needs --y: a volume has three axes")
-        for name in ("samples", "warmup_samples", "batch_size"):
+        for name in ("samples", "warmup_samples", "batch_size", "block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
+        if self.compile and self.block > 1:
+            raise UserError(f"--compile --block {self.block}: take one of the two; stacked points are not compiled")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
@@ -278,6 +282,8 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
     problem_arguments: dict[str, Any] = {}
     from_command: dict[str, Any] = {}
     print_config = False
+    hints = get_type_hints(Settings)
+    flags = {name for name, hint in hints.items() if hint is bool and getattr(Settings, name, None) is False}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -295,6 +301,8 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
                 words.append(f"{option}={value}")
         elif word == "--print_config":
             print_config = True
+        elif equals and option[2:] in flags and value.lower() in ("true", "false"):
+            words.extend([option] if value.lower() == "true" else [])
         else:
             words.append(word)
     return from_files + words, problem_arguments | from_command, print_config

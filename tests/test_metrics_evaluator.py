@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator, as_array, check_precision
+from hpc_landscape.evaluate.form import Form, shown_dtypes
 from hpc_landscape.evaluate.passes import measure_all, warm_up
 from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
 from hpc_landscape.metrics.data import samples
@@ -273,13 +274,15 @@ def test_at_the_origin_the_model_is_what_it_is_and_afterwards_too():
     assert model.training
 
 
-def test_bf16_computes_in_bf16_and_keeps_the_parameters():
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bf16_computes_in_bf16_and_keeps_the_parameters(how):
     model, data = classifier(torch.float32), batches([64], torch.float32)
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
-    subspace = Subspace(state.parameters(model), [{}])
-    evaluate = Evaluator(wrap_model(model), subspace, metrics, "none", precision="bf16")
+    form = Form(autocast=True) if how == "autocast" else Form(low=torch.bfloat16)
+    subspace = Subspace(state.parameters(model), [{}], shown=shown_dtypes(model, form.low))
+    evaluate = Evaluator(wrap_model(model), subspace, metrics, "none", precision="bf16", form=form)
     with evaluate.attached():
         found = float(evaluate([0.0])["loss"])
     losses = numpy_losses(*everything(model, data))

@@ -17,7 +17,9 @@ from ..metrics.metric import BatchMetric, Metric
 from ..model_interface.batchnorm import batch_statistics, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
-from .passes import measure_all, warm_up
+from .block import Block
+from .form import PLAIN, Form, compiled, lowered
+from .passes import measure_all, passes, warm_up
 
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 
@@ -26,8 +28,8 @@ class Evaluator:
     """A point's coordinates -> the metrics' values there.
 
     bn: ``warmup`` on warmup_data, ``running``, ``batch``, or ``none`` for a model without running statistics. seed: of
-    what models and metrics draw at a point, the same at each. A value depends on the point alone. Use inside
-    ``attached()``.
+    what models and metrics draw at a point, the same at each. form: how the model computes; the subspace is made for
+    it. A value depends on the point alone. Use inside ``attached()``.
     """
 
     def __init__(
@@ -39,21 +41,50 @@ class Evaluator:
         warmup_data: Data | Metric | None = None,
         precision: str = "fp32",
         seed: int = 0,
+        form: Form = PLAIN,
     ):
-        self.model, self.subspace, self.metrics = model, subspace, dict(metrics)
+        self.model, self.subspace, self.metrics = lowered(model, form.low), subspace, dict(metrics)
+        self.fast = compiled(self.model) if form.compiled else self.model
         self.bn, self.warmup_data = bn, warmup_data
-        self.precision, self.seed = precision, seed
+        self.precision, self.seed, self.form = precision, seed, form
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
-        with self.subspace.attached(self.model.root), _matmul(self.precision), _own_random_numbers(self._devices):
+        with (
+            self.subspace.attached(self.model.root),
+            _matmul(self.precision),
+            _own_random_numbers(self._devices),
+        ):
+            self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
+        if self.form.block > 1:
+            return self.block([coordinates])[0]
         with self._at(coordinates), self._normalizing(statistics):
-            return measure_all(self.model, self.metrics)
+            return measure_all(self.model, self.metrics, self.fast)
+
+    def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """The same for several points, at most as many as the form's block; in one pass where the form says so.
+
+        A block that is not full is filled up, so that a value does not depend on how many neighbours it has.
+        """
+        if self.form.block == 1:
+            return [self(coordinates) for coordinates in points]
+        torch.manual_seed(self.seed)
+        self.subspace.settle(False)
+        for row in range(self.form.block):
+            self.subspace.place(points[min(row, len(points) - 1)], row)
+        with self._arithmetic():
+            if self.bn == "warmup":
+                self._block.warm_up(self.warmup_data)
+            with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+                values = {}
+                for data, group in passes(self.metrics).items():
+                    values.update(zip(group, self._block.measure(data, list(group.values())), strict=True))
+        return [{name: float(values[name][row]) for name in self.metrics} for row in range(len(points))]
 
     def warm_up(self, coordinates: Sequence[float]) -> Tensor:
         """The batch normalization statistics of a point, from the warm-up data."""
@@ -74,7 +105,7 @@ class Evaluator:
         if statistics is not None:
             write_statistics(self.model.root, statistics)
         elif self.bn == "warmup":
-            warm_up(self.model, self.warmup_data, self.metrics.values())
+            warm_up(self.fast, self.warmup_data, self.metrics.values(), once=self.form.compiled)
         with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
             yield
 
@@ -82,16 +113,19 @@ class Evaluator:
     def _at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model at this point, whatever was done at the one before."""
         torch.manual_seed(self.seed)
-        if not all(isinstance(metric, BatchMetric) for metric in self.metrics.values()):
+        thoroughly = isinstance(self.warmup_data, Metric) or not all(
+            isinstance(metric, BatchMetric) for metric in self.metrics.values()
+        )
+        self.subspace.settle(thoroughly)
+        if thoroughly:
             random.seed(self.seed)
             np.random.seed(self.seed % 2**32)
-            self.subspace.settle()
         self.subspace.place(coordinates)
         with self._arithmetic():
             yield
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.precision != "bf16":
+        if not self.form.autocast:
             return nullcontext()
         return torch.autocast(next(iter(self._devices)).type, torch.bfloat16)
 
@@ -106,6 +140,8 @@ def as_array(value: Any) -> np.ndarray:
         value = value.detach().cpu().double().numpy()
     elif isinstance(value, (tuple, list)):
         value = [as_array(part) for part in value]
+    elif value is None:
+        raise UserError("the metric returned None: it is to return a number, an array, or a tuple of these")
     return np.asarray(value, dtype=np.float64)
 
 

@@ -20,11 +20,20 @@ def no_gradients(metrics: Iterable[Metric]) -> AbstractContextManager[Any]:
     return torch.inference_mode() if all(isinstance(m, BatchMetric) for m in metrics) else torch.no_grad()
 
 
-def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] = ()) -> None:
+def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] = (), once: bool = False) -> None:
     """Re-estimate the model's batch normalization statistics on data, or on what a metric passes through the model.
 
-    metrics: what is to be measured afterwards.
+    metrics: what is to be measured afterwards. once: each layer is known to be used once in a pass, which is then
+    the same for every batch, as compilation wants it.
     """
+    if once:
+        with no_gradients(metrics), batchnorm.last_batch(model.root):
+            average = batchnorm.Average(batchnorm.statistics(model.root))
+            for batch in run.on(model):
+                run.output(model, batch)
+                average.add(samples(batch))
+            average.close()
+        return
     with batchnorm.warm_up(model.root) as statistics:
         if isinstance(run, Data):
             with no_gradients(metrics):
@@ -45,15 +54,20 @@ def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None
             raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
 
 
-def measure_all(model: ModelWrapper, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """Every metric's value; those that add up over the same data share one pass over it."""
+def passes(metrics: Mapping[str, Metric]) -> dict[Data, dict[str, BatchMetric]]:
+    """The metrics that add up over batches, by the data that they share a pass over."""
     shared: dict[Data, dict[str, BatchMetric]] = {}
     for name, metric in metrics.items():
         if isinstance(metric, BatchMetric):
             shared.setdefault(metric.data, {})[name] = metric
+    return shared
+
+
+def measure_all(model: ModelWrapper, metrics: Mapping[str, Metric], fast: ModelWrapper | None = None) -> dict[str, Any]:
+    """Every metric's value; fast: how the model is called in passes over data, where that is another way."""
     values: dict[str, Any] = {}
-    for data, group in shared.items():
+    for data, group in passes(metrics).items():
         with no_gradients(metrics.values()):
-            means = measure(model, data, list(group.values()))
+            means = measure(fast or model, data, list(group.values()))
         values.update(zip(group, means, strict=True))
     return {name: values[name] if name in values else metric(model) for name, metric in metrics.items()}

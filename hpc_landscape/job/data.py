@@ -25,12 +25,12 @@ class Sets:
     warmup: Batches | None
     hashes: dict[str, str]
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, warmup: bool) -> Sets:
+    def to(self, device: torch.device, dtype: torch.dtype | None, warmup: bool, channels_last: bool = False) -> Sets:
         """The same on a device, floating-point tensors in the dtype; the warm-up batches only when asked for."""
-        here = {name: batches.to(device, dtype) for name, batches in self.evaluation.items()}
+        here = {name: batches.to(device, dtype, channels_last) for name, batches in self.evaluation.items()}
         shared = next((here[name] for name, batches in self.evaluation.items() if batches is self.warmup), None)
         if shared is None and warmup and self.warmup is not None:
-            shared = self.warmup.to(device, dtype)
+            shared = self.warmup.to(device, dtype, channels_last)
         return Sets(here, shared, self.hashes)
 
 

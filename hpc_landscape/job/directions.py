@@ -14,6 +14,7 @@ from torch import Tensor
 from ..directions.projection import project
 from ..directions.recipes import Directions, Read, make_directions
 from ..errors import UserError
+from ..evaluate.form import PLAIN
 from ..grid import NAMES, Grid
 from ..metrics import hessian_eigenvectors
 from ..model_interface import state
@@ -24,7 +25,7 @@ from ..settings import Settings
 from ..store import layout
 from ..store.layout import Trajectory
 from .data import Sets
-from .metrics import make_evaluator
+from .form import Maker
 
 
 def locate(settings: Settings, comm: Comm) -> tuple[Settings, list[str]]:
@@ -81,9 +82,10 @@ def _eigenvectors(
     """Of the Hessian of the loss over the first evaluation set, at the model, of the parameters that move."""
     if not sets.evaluation:
         raise UserError("--directions hessian: the problem has no data")
-    evaluator, chooser = make_evaluator(settings, problem, sets, Directions([dict(weights)]), device)
+    maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
+    evaluator, data = maker.make(PLAIN)
     with evaluator.at_origin():
-        return hessian_eigenvectors(problem.wrapper, chooser.loss, next(iter(chooser.sets.values())), count)
+        return hessian_eigenvectors(problem.wrapper, maker.loss, next(iter(data.values())), count)
 
 
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import metrics as built_in
-from ..directions.recipes import Directions
 from ..errors import UserError
-from ..evaluate.evaluator import DTYPES, Evaluator, as_array
-from ..metrics import Accuracy, Data, Loss, Metric
-from ..model_interface import state
-from ..model_interface.batchnorm import batchnorm_layers
-from ..model_interface.subspace import Subspace
+from ..evaluate.evaluator import Evaluator, as_array
+from ..evaluate.form import PLAIN
+from ..metrics import Accuracy, BatchMetric, Data, Loss, Metric
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
 from ..problems.problem import Problem, find_object, user_traceback
 from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
-from .data import Sets
+from .form import Maker, errors_of_form
+from .plan import Plan
 
 BUILT_IN: dict[str, Callable[..., Metric]] = {
     metric.name: metric
@@ -136,27 +134,15 @@ def check_metrics(settings: Settings, problem: Problem) -> None:
         chooser.find(spec)
 
 
-def _loss_on(problem: Problem, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The problem's loss where it computes: it may hold class weights, say."""
-    return copy.deepcopy(problem.loss).to(device, dtype) if isinstance(problem.loss, torch.nn.Module) else problem.loss
-
-
-def make_evaluator(
-    settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device
-) -> tuple[Evaluator, Chooser]:
-    """The evaluator, with no metrics as yet, and what makes them: model, directions and data on the device."""
-    dtype = DTYPES.get(settings.precision)
-    bn = settings.bn if batchnorm_layers(problem.root) else "none"
-    if bn == "warmup" and sets.warmup is None:
-        bn = "running"
-    here = sets.to(device, dtype, warmup=bn == "warmup")
-    weights = state.parameters(problem.root)
-    origin = {name: weights[name] for name in directions.vectors[0]}
-    subspace = Subspace(origin, directions.moves, device, dtype, ends=directions.ends is not None)
-    warmup_data = None if here.warmup is None else problem.on(here.warmup)
-    evaluator = Evaluator(problem.wrapper, subspace, {}, bn, warmup_data, settings.precision, settings.seed)
-    data = {name: problem.on(batches) for name, batches in here.evaluation.items()}
-    return evaluator, Chooser(problem, data, _loss_on(problem, device, dtype))
+def requested(settings: Settings, chooser: Chooser) -> dict[str, Metric]:
+    """The metrics asked for, by default loss and accuracy, by their names in the file."""
+    chosen: dict[str, Metric] = {}
+    for spec in settings.metric_names or chooser.default:
+        for name, metric in chooser.make(spec).items():
+            if name in chosen:
+                raise UserError(f"--metrics: two metrics are called {name}; leave out one")
+            chosen[name] = metric
+    return chosen
 
 
 def choose_metrics(
@@ -164,12 +150,12 @@ def choose_metrics(
 ) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
     default = not settings.metric_names
-    chosen: dict[str, Metric] = {}
-    for spec in settings.metric_names or chooser.default:
-        for name, metric in chooser.make(spec).items():
-            if name in chosen:
-                raise UserError(f"--metrics: two metrics are called {name}; leave out one")
-            chosen[name] = metric
+    chosen = requested(settings, chooser)
+    alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
+    if settings.block > 1 and alone:
+        raise UserError(
+            f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
+        )
     unfit = {}
     with comm.together():
         if comm.is_root:
@@ -260,3 +246,14 @@ def store_array(value: Any, quantity: Quantity) -> Any:
         found = "no array of numbers" if array is None else f"shape {array.shape}"
         raise UserError(f"the metric {quantity.name} gave {found} at a point, expected shape {quantity.shape}")
     return array
+
+
+def form_errors(plan: Plan, maker: Maker) -> dict[str, np.ndarray]:
+    """How far the form in use is from the plain one, by metric; nothing where it is as exact."""
+    settings, evaluator = plan.settings, plan.evaluator
+    if evaluator.form.exact or settings.dry_run:
+        return {}
+    plain, data = maker.make(PLAIN)
+    made = requested(settings, Chooser(plan.problem, data, maker.loss))
+    plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
+    return errors_of_form(evaluator, plain, plan.grid, settings.seed)

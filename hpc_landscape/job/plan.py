@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -38,7 +38,8 @@ class Plan:
     quantities: list[layout.Quantity]
     sets: Sets
     stored: layout.Stored | None
-    trajectory: layout.Trajectory | None
+    trajectory: layout.Trajectory | None = None
+    form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -93,6 +94,7 @@ class Plan:
             "bn": self.evaluator.bn,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
+            "form": str(self.evaluator.form),
             "trained_here": _one_line(settings.problem_arguments) if self.trained_here else "no",
         }
 
@@ -115,6 +117,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "directions": settings.directions,
         "normalization": settings.normalized,
         **plan.directions.notes,
+        **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:

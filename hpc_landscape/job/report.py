@@ -50,6 +50,8 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     say(f"directions   {len(vectors)} {plan.recipe}{seed}{angle}")
     say(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
     say(f"metrics      {', '.join(q.name for q in plan.quantities)}")
+    if not plan.evaluator.form.exact and not plan.stored:
+        say(f"form         {plan.evaluator.form}{_form_text(plan)}")
     nodes = len({node for node, _ in devices})
     where = ", ".join(sorted({name for _, name in devices})[:8])
     say(
@@ -59,6 +61,11 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     say(f"writer       {writer.__name__} -> {settings.output}" + (" (going on)" if stored else ""))
     if shared > 1:
         say(f"warning: {shared} ranks share one GPU; start one rank per GPU")
+
+
+def _form_text(plan: Plan) -> str:
+    errors = [f"{name} off by {np.abs(e).max():.2g}" for name, e in plan.form_errors.items() if len(e)]
+    return f": {', '.join(errors)} at most at 3 points" if errors else ""
 
 
 def _data_text(plan: Plan) -> str:

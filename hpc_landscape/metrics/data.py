@@ -28,6 +28,8 @@ class Data:
     ):
         self.single = target is not None or isinstance(inputs, Tensor)
         self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
+        if isinstance(self.batches, Iterator):
+            self.batches = list(self.batches)  # to be read at every point
         self.forward, self.count = forward, count
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
@@ -67,14 +69,31 @@ def _first_tensor(batch: Any) -> Tensor | None:
     return next((t for t in map(_first_tensor, parts) if t is not None), None)
 
 
-def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
-    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    return batch.to(device) if device is not None and hasattr(batch, "to") else batch
+def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None, channels_last: bool = False) -> Any:
+    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype, images in that order."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.to(device, non_blocking=True)
+        order = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
+        return tensor.to(device, dtype, non_blocking=True, memory_format=order)
+
+    return each_tensor(batch, moved, device)
+
+
+def each_tensor(thing: Any, change: Callable[[Tensor], Tensor], device: torch.device | None = None) -> Any:
+    """The same nest with every tensor changed; device: for what is no tensor but moves as one."""
+    if isinstance(thing, Tensor):
+        return change(thing)
+    if isinstance(thing, Mapping):
+        return {key: each_tensor(value, change, device) for key, value in thing.items()}
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(each_tensor(value, change, device) for value in thing))
+    if isinstance(thing, (tuple, list)):
+        return type(thing)(each_tensor(value, change, device) for value in thing)
+    return thing.to(device) if device is not None and hasattr(thing, "to") else thing
+
+
+def full_precision(output: Any) -> Any:
+    """What a model says in 16 bits, in 32: losses are computed in no less."""
+    return each_tensor(output, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)

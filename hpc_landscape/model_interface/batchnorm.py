@@ -6,7 +6,7 @@ and (unbiased) variance, weighted by batch size. With equal batches that is ``to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,60 @@ def warm_up(model: nn.Module) -> Iterator[WarmUp]:
 
 
 @contextmanager
+def last_batch(model: nn.Module) -> Iterator[None]:
+    """After each batch the running statistics are that batch's alone: for an ``Average`` to add up.
+
+    The same as a warm_up where each layer is used once in a pass, without anything that differs from batch to batch:
+    what compilation and stacked points need.
+    """
+    layers = batchnorm_layers(model)
+    before = [layer.momentum for layer in layers]
+    with batch_statistics(model):
+        for layer in layers:
+            layer.momentum = 1.0
+        try:
+            yield
+        finally:
+            for layer, momentum in zip(layers, before, strict=True):
+                layer.momentum = momentum
+
+
+class Average:
+    """The average of what buffers hold after each batch, weighted; in the end they hold it. Buffers start anew."""
+
+    def __init__(self, buffers: list[Tensor]):
+        self.buffers, self.weight = buffers, 0.0
+        self.totals = [torch.zeros_like(buffer) for buffer in buffers]
+        for buffer in buffers:
+            buffer.zero_()  # what is not finite would stay, even with no weight
+
+    def add(self, weight: float) -> None:
+        torch._foreach_add_(self.totals, self.buffers, alpha=weight)
+        self.weight += weight
+
+    def close(self) -> None:
+        for buffer, total in zip(self.buffers, self.totals, strict=True):
+            buffer.copy_(total / self.weight)
+
+
+def used_once(model: nn.Module, run: Callable[[], Any]) -> bool:
+    """Whether a pass uses each of the layers exactly once."""
+    layers = batchnorm_layers(model)
+    uses = dict.fromkeys(layers, 0)
+
+    def count(layer: nn.Module, _: Any) -> None:
+        uses[layer] += 1
+
+    hooks = [layer.register_forward_pre_hook(count) for layer in layers]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return all(n == 1 for n in uses.values())
+
+
+@contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Normalize by each batch's own statistics. Dropout and the rest stay as they are."""
     layers = batchnorm_layers(model)
@@ -79,28 +133,29 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
+def statistics(model: nn.Module) -> list[Tensor]:
+    """All running means and variances: the buffers themselves."""
+    return [b for layer in batchnorm_layers(model) for b in (layer.running_mean, layer.running_var)]
+
+
 def read_statistics(model: nn.Module) -> Tensor:
     """All running means and variances, one after the other, on the CPU."""
-    layers = batchnorm_layers(model)
-    parts = [
-        buffer.detach().cpu().reshape(-1) for layer in layers for buffer in (layer.running_mean, layer.running_var)
-    ]
+    parts = [b.detach().cpu().reshape(-1) for b in statistics(model)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
 @torch.no_grad()
-def write_statistics(model: nn.Module, statistics: Tensor) -> None:
+def write_statistics(model: nn.Module, values: Tensor) -> None:
     """Set all running means and variances to what ``read_statistics`` has read."""
     start = 0
-    for layer in batchnorm_layers(model):
-        for buffer in (layer.running_mean, layer.running_var):
-            buffer.copy_(statistics[start : start + buffer.numel()].reshape(buffer.shape))
-            start += buffer.numel()
+    for buffer in statistics(model):
+        buffer.copy_(values[start : start + buffer.numel()].reshape(buffer.shape))
+        start += buffer.numel()
 
 
 def given_statistics(model: nn.Module, given: Any) -> Tensor:
     """A user's statistics as ``read_statistics`` gives them: by buffer name, or a (mean, variance) for each layer."""
-    own = [b for layer in batchnorm_layers(model) for b in (layer.running_mean, layer.running_var)]
+    own = statistics(model)
     if isinstance(given, Mapping):
         names = {id(b): name for name, b in model.named_buffers()}
         if unknown := set(given) - set(dict(model.named_buffers())):

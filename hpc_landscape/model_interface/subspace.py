@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .attachment import Attachment
 
 ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
 
 
 @dataclass
 class _Flat:
-    """The parameters of one device and dtype, in one buffer each for origin, directions and point."""
+    """The parameters of one device, dtype and shown dtype, in one buffer each: (numbers,), points (rows, numbers)."""
 
     origin: Tensor
     directions: list[Tensor]
-    point: Tensor
+    points: Tensor
+    shown: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
 
 
 class Subspace:
@@ -28,6 +30,9 @@ class Subspace:
     origin: the parameters that move, by name. directions: one mapping by name each; what is missing does not move.
     device, dtype: where and in what precision points are computed; None: as each parameter is.
     ends: the mappings are other models that the directions lead to: at coordinate 1 a point is that model, bitwise.
+    shown: by name of a parameter or buffer, the dtype that a point has for the model, after it has been computed.
+    channels_last: weights of 4 dimensions in that order. rows: how many points are held at a time.
+    fixed: other values for buffers, and for parameters that do not move, than the model has.
     The parameters of a point are views of one flat buffer, so that a point is a few fused operations.
     """
 
@@ -38,17 +43,23 @@ class Subspace:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         ends: bool = False,
+        shown: Mapping[str, torch.dtype] | None = None,
+        channels_last: bool = False,
+        rows: int = 1,
+        fixed: Mapping[str, Tensor] | None = None,
     ):
-        self.device, self.dtype, self.ends = device, dtype, ends
+        self.device, self.dtype, self.ends, self.rows = device, dtype, ends, rows
+        self.shown, self.channels_last = dict(shown or {}), channels_last
+        self.fixed = dict(fixed or {})
         self.dimensions = len(directions)
-        self.views: dict[str, Tensor] = {}
-        groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        self.stacked: dict[str, Tensor] = {}
+        groups: dict[tuple[torch.device, torch.dtype, torch.dtype], list[str]] = {}
         for name, tensor in origin.items():
             if tensor.is_floating_point():  # anything else has no directions and stays put
-                groups.setdefault((device or tensor.device, dtype or tensor.dtype), []).append(name)
-        self._flats = [
-            self._flatten(origin, directions, names, device, dtype) for (device, dtype), names in groups.items()
-        ]
+                dtype = self.dtype or tensor.dtype
+                groups.setdefault((device or tensor.device, dtype, self.shown.get(name, dtype)), []).append(name)
+        self._flats = [self._flatten(origin, directions, names, *kind) for kind, names in groups.items()]
+        self.views = {name: stacked[0] for name, stacked in self.stacked.items()}
 
     def _flatten(
         self,
@@ -57,16 +68,18 @@ class Subspace:
         names: list[str],
         device: torch.device,
         dtype: torch.dtype,
+        shown: torch.dtype,
     ) -> _Flat:
-        step = max(1, ALIGNMENT // dtype.itemsize)
+        step = max(1, ALIGNMENT // min(dtype.itemsize, shown.itemsize))
         offsets, end = {}, 0
         for name in names:
             offsets[name] = end
             end += -(-origin[name].numel() // step) * step
 
         def view(flat: Tensor, name: str) -> Tensor:
-            stride = torch.empty_like(origin[name], device="meta").stride()  # keeps channels-last weights so
-            return flat.as_strided(origin[name].shape, stride, offsets[name])
+            like = self._laid_out(origin[name].to("meta"))
+            shape, stride = flat.shape[:-1] + like.shape, flat.stride()[:-1] + like.stride()
+            return flat.as_strided(shape, stride, offsets[name])
 
         def fill(tensors: Mapping[str, Tensor]) -> Tensor:
             flat = torch.zeros(end, device=device, dtype=dtype)
@@ -77,29 +90,41 @@ class Subspace:
 
         with torch.no_grad():
             still = origin if self.ends else {}  # what a direction does not name does not move
-            flat = _Flat(fill(origin), [fill({**still, **direction}) for direction in directions], fill(origin))
-        self.views.update((name, view(flat.point, name)) for name in names)
+            start, moves = fill(origin), [fill({**still, **direction}) for direction in directions]
+            points = start.repeat(self.rows, 1)
+            flat = _Flat(start, moves, points, points if shown == dtype else points.to(shown))
+        self.stacked.update((name, view(flat.shown, name)) for name in names)
         return flat
 
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """The tensor as the model is to have it, in its own order or channels last."""
+        if self.channels_last and tensor.ndim == 4 and tensor.is_floating_point():
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return torch.empty_like(tensor) if tensor.is_meta else tensor  # dense
+
     @torch.no_grad()
-    def place(self, coordinates: Sequence[float]) -> None:
-        """Compute the parameters of the point at these coordinates, one per direction, into the views."""
+    def place(self, coordinates: Sequence[float], row: int = 0) -> None:
+        """Compute the parameters of the point at these coordinates, one per direction, into the views of a row."""
         if len(coordinates) != self.dimensions:
             raise ValueError(f"{len(coordinates)} coordinates for {self.dimensions} directions")
         for flat in self._flats:
-            source = flat.origin
+            source, point = flat.origin, flat.points[row]
             for c, direction in zip(coordinates, flat.directions, strict=True):
                 if not self.ends:
-                    torch.add(source, direction, alpha=c, out=flat.point)
+                    torch.add(source, direction, alpha=c, out=point)
                 elif c == 0:
                     continue  # so that on an axis the next line is all there is
+                elif c == 1 and source is flat.origin:
+                    point.copy_(direction)  # lerp makes -0 a 0
                 elif source is flat.origin:
-                    torch.lerp(source, direction, c, out=flat.point)  # origin + 1 * (end - origin) is not the end
+                    torch.lerp(source, direction, c, out=point)  # origin + 1 * (end - origin) is not the end
                 else:
-                    flat.point.add_(direction, alpha=c).sub_(flat.origin, alpha=c)
-                source = flat.point
+                    point.add_(direction, alpha=c).sub_(flat.origin, alpha=c)
+                source = point
             if source is flat.origin:
-                flat.point.copy_(source)
+                point.copy_(source)
+            if flat.shown is not flat.points:
+                flat.shown[row].copy_(point)
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
@@ -107,50 +132,22 @@ class Subspace:
 
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
         """
-        parameters = {name: parameter for name, parameter in model.named_parameters()}
-        data = {name: (p.data, p.grad, p.requires_grad) for name, p in parameters.items()}
-        buffers = [(module, key, value) for module in model.modules() for key, value in module._buffers.items()]
-        modes = [(module, module.training) for module in model.modules()]
-        attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+        lent = self._lent = Attachment(model)
+
+        def parameter(tensor: Tensor, name: str) -> Tensor:
+            return self.views[name] if name in self.views else self._move(tensor, name)
+
         try:
-            for name, parameter in parameters.items():
-                parameter.grad = None
-                parameter.data = self.views[name] if name in self.views else self._move(parameter.data)
-            copies: dict[int, Tensor] = {}
-            for module, key, value in buffers:
-                if value is not None:
-                    module._buffers[key] = copies.setdefault(id(value), self._move(value).clone())
-            self._copies = [(copies[id(value)], value) for _, _, value in buffers if value is not None]
-            self._model = model.eval()
+            lent.attach(parameter, self._move)
             yield
         finally:
-            for name, parameter in parameters.items():
-                parameter.grad = None
-                parameter.data, parameter.grad, requires_grad = data[name]
-                parameter.requires_grad_(requires_grad)
-            for module, key, value in buffers:
-                module._buffers[key] = value
-            for module, training in modes:
-                module.training = training
-            for now, before in attributes:
-                _forget_tensors(now, before)
+            lent.detach()
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Undo what was left behind at the point before: gradients, train mode, and what that did to buffers."""
-        for copy, value in self._copies:
-            copy.copy_(value)
-        self._model.zero_grad(set_to_none=True)
-        self._model.eval()
+    def settle(self, thoroughly: bool) -> None:
+        """Undo what was left behind at the point before; thoroughly: whatever a metric may have done."""
+        self._lent.settle(thoroughly)
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-
-
-def _forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:
-    """Undo what a forward pass has kept as a plain attribute: it is of another point, perhaps without gradients."""
-    for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
-        if name not in before:
-            del now[name]
-        elif now[name] is not before[name]:
-            now[name] = before[name]
+    def _move(self, tensor: Tensor, name: str) -> Tensor:
+        tensor = self.fixed.get(name, tensor)
+        dtype = self.shown.get(name, self.dtype) if tensor.is_floating_point() else None
+        return self._laid_out(tensor.to(self.device, dtype))

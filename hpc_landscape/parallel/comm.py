@@ -216,6 +216,20 @@ class MPIComm(Comm):
         self.mpi.Abort(code)
 
 
+_keyvals: list[int] = []  # under which a communicator keeps ours of it
+
+
+def ours_of(mpi: Any) -> MPIComm:
+    """Our communicator over an mpi4py one: the same at every call, since MPI has room for some thousands only."""
+    if not _keyvals:
+        _keyvals.append(type(mpi).Create_keyval())
+    found = mpi.Get_attr(_keyvals[0])
+    if found is None:
+        found = MPIComm(mpi)
+        mpi.Set_attr(_keyvals[0], found)
+    return found
+
+
 def _wait(request: Any, seconds: float | None = None) -> bool:
     pause, end = 1e-4, time.monotonic() + (float("inf") if seconds is None else seconds)
     while not request.Test():

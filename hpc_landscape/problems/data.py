@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,8 +40,8 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError
 
-    def to(self, device: torch.device, dtype: torch.dtype | None) -> Batches:
-        """The same batches on a device, floating-point tensors in the dtype (None: as they are)."""
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
+        """The same batches on a device, floating-point tensors in the dtype (None: as they are), images in order."""
         raise NotImplementedError
 
     def quick_hash(self) -> str:
@@ -69,8 +70,8 @@ class TensorBatches(Batches):
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return iter(self._batches)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None) -> TensorBatches:
-        return TensorBatches(move(self.tensors, device, dtype), self.batch_size)
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> TensorBatches:
+        return TensorBatches(move(self.tensors, device, dtype, channels_last), self.batch_size)
 
     def quick_hash(self) -> str:
         rows = _spread(self.size)
@@ -85,12 +86,11 @@ class LoaderBatches(Batches):
 
     def __init__(self, loader: DataLoader, size: int | None, batch_size: int | None):
         self.loader, self.size, self.batch_size = loader, size, batch_size
-        self.device: torch.device | None = None
-        self.dtype: torch.dtype | None = None
+        self.where: tuple[Any, ...] = (None, None)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._read():
-            yield move(batch, self.device, self.dtype)
+            yield move(batch, *self.where)
 
     def _read(self) -> Iterator[Any]:
         try:
@@ -104,9 +104,10 @@ class LoaderBatches(Batches):
             ) from None
         return iterator
 
-    def to(self, device: torch.device, dtype: torch.dtype | None) -> LoaderBatches:
-        self.device, self.dtype = device, dtype
-        return self
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> LoaderBatches:
+        there = copy.copy(self)  # the same loader, and its workers
+        there.where = (device, dtype, channels_last)
+        return there
 
     def quick_hash(self) -> str:
         dataset = self.loader.dataset
@@ -163,11 +164,22 @@ def as_batches(data: Any) -> Iterable[Any]:
     """Batches to read again and again: a loader that reads in sequence and in full, a list, or prepared ones."""
     pair = isinstance(data, (tuple, list)) and bool(data) and all(isinstance(t, Tensor) for t in data)
     if isinstance(data, DataLoader):
-        if isinstance(data.sampler, SequentialSampler) and not data.drop_last:
+        if _reads_all_in_order(data):
             return data
     elif not pair and not isinstance(data, Dataset) and isinstance(data, Iterable):
         return list(data) if isinstance(data, Iterator) else data
     return prepare(data, BATCH_SIZE, None, 0, "data", lambda text: warnings.warn(text, stacklevel=3))
+
+
+def _reads_all_in_order(loader: DataLoader) -> bool:
+    """Whether its batches are those that ``prepare`` would make of it."""
+    if isinstance(loader.dataset, IterableDataset):
+        return not loader.drop_last
+    batches = loader.batch_sampler
+    if batches is None:
+        return isinstance(loader.sampler, SequentialSampler)
+    in_order = type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
+    return in_order and not batches.drop_last and len(loader.dataset) % batches.batch_size != 1
 
 
 def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:

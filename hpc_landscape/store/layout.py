@@ -178,6 +178,10 @@ def save(
 ) -> None:
     """A complete file of values that are known: name -> array of the grid's shape and its own after it."""
     k = len(grid.axes)
+    if bad := [name for name in values if name in RESERVED or not name.isidentifier()]:
+        raise UserError(f"{path}: '{bad[0]}' cannot be the name of values in the file; take another")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise UserError(f"{path}: there is no directory {os.path.dirname(os.path.abspath(path))}")
     names = {name: tuple(f"{name}_{i}" for i in range(array.ndim - k)) for name, array in values.items()}
     quantities = [Quantity(name, values[name].shape[k:], dims) for name, dims in names.items()]
     create(path, grid, quantities, attributes, directions, trajectory=trajectory)

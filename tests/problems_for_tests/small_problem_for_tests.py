@@ -35,9 +35,7 @@ def two_sets(seed: int = 0) -> Problem:
 def last_layer(seed: int = 0) -> Problem:
     """Only the last layer moves, and the model is called in a way of its own: twice the scores."""
     model = network(seed)
-    return Problem(
-        GeneralModelWrapper(model, [model[2]], lambda m, x: 2 * m(x)), nn.CrossEntropyLoss(), samples(20, 1)
-    )
+    return Problem(GeneralModelWrapper(model, [model[2]], lambda m, x: 2 * m(x)), nn.CrossEntropyLoss(), samples(20, 1))
 
 
 class Agent:

@@ -1,0 +1,152 @@
+"""The form in which a run computes: as asked for, and as the model can."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..directions.recipes import Directions
+from ..errors import UserError
+from ..evaluate.evaluator import DTYPES, Evaluator
+from ..evaluate.form import PLAIN, Form, shown_dtypes
+from ..grid import Grid
+from ..metrics import Data, Loss
+from ..metrics.metric import Metric
+from ..model_interface import state
+from ..model_interface.batchnorm import batchnorm_layers, used_once
+from ..model_interface.subspace import Subspace
+from ..parallel.comm import Comm
+from ..problems.problem import Problem, user_traceback
+from ..settings import Settings
+from .data import Sets
+
+
+def forms(settings: Settings, problem: Problem, device: torch.device) -> list[Form]:
+    """The forms to try, the one asked for first, the plain one last; by the problem and the kind of device alone."""
+    images = any(isinstance(m, nn.Conv2d) for m in problem.root.modules())
+    orders = [True, False] if images and device.type in ("cpu", "cuda") else [False]
+    lows: list[dict[str, Any]] = [{}]
+    if settings.precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
+        lows = [{"low": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+    ways: list[dict[str, Any]] = [{}]
+    if settings.compile or settings.block > 1:
+        ways = [{"compiled": settings.compile, "block": settings.block}, {}]
+    return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
+
+
+class Maker:
+    """Makes evaluators of one problem, on one device, in a form."""
+
+    def __init__(self, settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device):
+        self.settings, self.problem, self.sets = settings, problem, sets
+        self.directions, self.device = directions, device
+        self.dtype = DTYPES.get(settings.precision)
+        self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
+        if self.bn == "warmup" and sets.warmup is None:
+            self.bn = "running"
+        loss = problem.loss  # may hold class weights, say
+        self.loss = copy.deepcopy(loss).to(device, self.dtype) if isinstance(loss, nn.Module) else loss
+
+    def make(self, form: Form) -> tuple[Evaluator, dict[str, Data]]:
+        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device."""
+        here = self.sets.to(self.device, self.dtype, self.bn == "warmup", form.channels_last)
+        warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
+        evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
+        return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
+
+    def _subspace(self, form: Form) -> Subspace:
+        weights = state.parameters(self.problem.root)
+        return Subspace(
+            {name: weights[name] for name in self.directions.vectors[0]},
+            self.directions.moves,
+            self.device,
+            self.dtype,
+            ends=self.directions.ends is not None,
+            shown=shown_dtypes(self.problem.root, form.low),
+            channels_last=form.channels_last,
+            rows=form.block,
+        )
+
+    def _evaluator(
+        self, form: Form, subspace: Subspace, metrics: dict[str, Metric], warmup_data: Data | None
+    ) -> Evaluator:
+        settings = self.settings
+        wrapper, bn = self.problem.wrapper, self.bn
+        return Evaluator(wrapper, subspace, metrics, bn, warmup_data, settings.precision, settings.seed, form)
+
+    def choose(self, comm: Comm, say: Callable[[str], None]) -> tuple[Evaluator, dict[str, Data]]:
+        """The evaluator in the first form that works, the same on every rank; a note where it is not the one asked for.
+
+        Raises UserError where none does.
+        """
+        candidates = forms(self.settings, self.problem, self.device)
+        chosen, why = 0, ""
+        with comm.together():
+            if comm.is_root and self.sets.evaluation:
+                chosen, why = self._try(candidates)
+        chosen, why = comm.bcast((chosen, why))
+        asked, form = candidates[0], candidates[chosen]
+        if (asked.low, asked.compiled, asked.block) != (form.low, form.compiled, form.block):
+            say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
+        return self.make(form)
+
+    def _try(self, candidates: list[Form]) -> tuple[int, str]:
+        """(the number of the first form that works, why the first one does not)."""
+        why = ""
+        for number, form in enumerate(candidates):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self._try_first_batches(form)
+                return number, why
+            except Exception as error:
+                if number == len(candidates) - 1:
+                    if isinstance(error, UserError):
+                        raise
+                    raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
+                why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise AssertionError("there is always a plain form")
+
+    def _try_first_batches(self, form: Form) -> None:
+        """One batch of each set at the origin, in this form; raises what goes wrong."""
+        here = self.sets.to(self.device, self.dtype, False, form.channels_last)
+        subspace = self._subspace(form)
+        for batches in here.evaluation.values():
+            data = self.problem.on([next(iter(batches))])
+            trial = self._evaluator(form, subspace, {"loss": Loss(self.loss, data)}, data)
+            if form == PLAIN or form.exact:
+                trial.bn = "running" if self.bn == "warmup" else self.bn
+            with trial.attached():
+                if self.bn == "warmup" and not form.exact:
+                    _check_uses(trial, data)
+                trial([0.0] * subspace.dimensions)
+
+
+def _check_uses(evaluator: Evaluator, data: Data) -> None:
+    """Compiled and stacked passes read a layer's statistics after each batch: it is to be used once."""
+    if not (evaluator.form.compiled or evaluator.form.block > 1):
+        return
+    model = evaluator.model
+    with torch.no_grad():
+        once = used_once(model.root, lambda: [data.output(model, batch) for batch in data.on(model)])
+    if not once:
+        raise ValueError("a batch normalization layer is not used exactly once in a pass")
+
+
+def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> dict[str, np.ndarray]:
+    """How far values are from the plain form's: metric name -> (3,), at the centre, a corner and a random point."""
+    draw = np.random.default_rng([seed, 1])
+    points = [grid.point(i) for i in (grid.nearest((0.0,) * len(grid.axes)), 0, int(draw.integers(grid.size)))]
+    values = []
+    for one in (plain, evaluator):
+        with one.attached():
+            values.append([one(point) for point in points])
+    return {
+        name: np.array([fast[name] - slow[name] for slow, fast in zip(*values, strict=True)]) for name in plain.metrics
+    }

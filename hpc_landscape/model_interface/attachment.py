@@ -1,0 +1,90 @@
+"""A model lent out: its tensors replaced for a while, and afterwards bitwise what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
+
+
+class Attachment:
+    """A model in eval mode whose parameters have other data, and whose buffers are copies: the originals stay.
+
+    ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.parameters = list(model.named_parameters())
+        self.data = [(p.data, p.grad, p.requires_grad) for _, p in self.parameters]
+        self.buffers = [
+            (module, key, value, f"{prefix}.{key}" if prefix else key)
+            for prefix, module in model.named_modules()
+            for key, value in module._buffers.items()
+        ]
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+        self.pristine: list[tuple[Tensor, Tensor]] = []  # buffers' copies, and what they are to be before each point
+        self.kept: list[tuple[Tensor, Tensor]] = []  # the same of batch normalization
+
+    def attach(self, parameter: Replace, buffer: Replace) -> None:
+        for name, p in self.parameters:
+            p.grad = None
+            p.data = parameter(p.data, name)
+        copies: dict[int, Tensor] = {}
+        for module, key, value, name in self.buffers:
+            if value is None:
+                continue
+            if id(value) not in copies:
+                copies[id(value)] = buffer(value, name).clone()
+                pairs = self.kept if isinstance(module, _BatchNorm) else self.pristine
+                pairs.append((copies[id(value)], copies[id(value)].clone()))
+            module._buffers[key] = copies[id(value)]
+        self.own = [(module, key, module._buffers[key]) for module, key, _, _ in self.buffers]
+        self.model.eval()
+
+    @torch.no_grad()
+    def settle(self, thoroughly: bool) -> None:
+        """Before each point: buffers as they were; thoroughly: also statistics, flags, modes, gradients and caches.
+
+        Passes alone leave only buffers behind; batch normalization's are re-estimated, or not touched in eval mode.
+        """
+        for module, key, copy in self.own:
+            if module._buffers.get(key) is not copy:
+                module._buffers[key] = copy
+        for copy, value in self.pristine + (self.kept if thoroughly else []):
+            copy.copy_(value)
+        if not thoroughly:
+            return
+        for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
+            p.grad = None
+            p.requires_grad_(requires_grad)
+        for now, before in self.attributes:
+            forget_tensors(now, before)
+        self.model.eval()
+
+    def detach(self) -> None:
+        for (_, p), (data, grad, requires_grad) in zip(self.parameters, self.data, strict=True):
+            p.grad = None
+            p.data, p.grad = data, grad
+            p.requires_grad_(requires_grad)
+        for module, key, value, _ in self.buffers:
+            module._buffers[key] = value
+        for module, training in self.modes:
+            module.training = training
+        for now, before in self.attributes:
+            forget_tensors(now, before)
+
+
+def forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Undo what a forward pass has kept as a plain attribute: it is of another point, perhaps without gradients."""
+    for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+        if name not in before:
+            del now[name]
+        elif now[name] is not before[name]:
+            now[name] = before[name]
