@@ -45,7 +45,10 @@ class PlanarLossLandscape(Landscape):
     random_plain = random_plane
 
     def interpolation(self, end_one: Point, end_two: Point, low: float = 0.0, high: float = 1.0) -> PlanarLossLandscape:
-        """The plane through three models: this one at (0, 0), the others, bitwise, at (1, 0) and (0, 1)."""
+        """The plane through three models: this one at (0, 0), the others, bitwise, at (1, 0) and (0, 1).
+
+        Their parameters, that is: batch normalization has this model's statistics everywhere, until ``warm_up``.
+        """
         return self._interpolation([end_one, end_two], low, high)
 
     def precomputed(
@@ -79,7 +82,10 @@ class LinearLossLandscape(Landscape):
         return self._random(distance, normalization, random, centered, seed, ignore)
 
     def interpolation(self, end_one: Point, low: float = 0.0, high: float = 1.0) -> LinearLossLandscape:
-        """The line from this model, at 0, to another, bitwise, at 1."""
+        """The line from this model, at 0, to another, bitwise, at 1.
+
+        Their parameters, that is: batch normalization has this model's statistics everywhere, until ``warm_up``.
+        """
         return self._interpolation([end_one], low, high)
 
     def precomputed(

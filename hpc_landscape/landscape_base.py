@@ -190,6 +190,8 @@ class Landscape:
         attributes = {"program_version": __version__, "title": title, "metrics": ",".join(values), **self._notes}
         if self.seed is not None:
             attributes["seed"] = self.seed
+        if self._notes["directions"] == "pca":
+            attributes["explained_variance_ratio"] = self.explained_variance_ratio[:1000]
         directions = {axis: state.arrays(v) for axis, v in zip(grid.names, self._vectors, strict=True)}
         arrays = {name: np.asarray(array, dtype=np.float64) for name, array in values.items()}
         layout.save(path, grid, arrays, attributes, directions, self.trajectory)

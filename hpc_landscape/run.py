@@ -83,6 +83,7 @@ def run(settings: Settings, comm: Comm) -> int:
         if not len(unfinished):
             say(f"{settings.output} is complete; --overwrite starts again")
             return COMPLETE
+        plan.release()
         writer = fall_back(writer, settings.output, comm, say)
 
         # Evaluate this rank's share

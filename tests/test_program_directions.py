@@ -161,7 +161,7 @@ def test_the_plane_of_largest_curvature(program):
 
 KINDS = {
     "hessian": ("--directions=hessian", "--x=-1:1:3", "--y=-1:1:3"),
-    "interpolation": ("--directions=interpolation", "--to=b.pt,b2.pt"),
+    "interpolation": ("--directions=interpolation", "--to=b.pt,b2.pt", "--x=0:1:5", "--y=0:1:5"),
     "pca": ("--directions=pca", "--trajectory=run"),
     "file": ("--directions=file", "--direction_files=first.h5"),
 }

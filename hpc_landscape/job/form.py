@@ -86,7 +86,7 @@ class Maker:
         Raises UserError where none does.
         """
         candidates = forms(self.settings, self.problem, self.device)
-        chosen, why = 0, ""
+        chosen, why = len(candidates) - 1, "it has no data to try it on"
         with comm.together():
             if comm.is_root and self.sets.evaluation:
                 chosen, why = self._try(candidates)

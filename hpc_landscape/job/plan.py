@@ -41,6 +41,11 @@ class Plan:
     trajectory: layout.Trajectory | None = None
     form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
 
+    def release(self) -> None:
+        """Forget the directions: the file and the device have them."""
+        self.directions.vectors.clear()
+        self.directions.ends = None
+
     @property
     def unfinished(self) -> np.ndarray:
         return np.arange(self.grid.size) if self.stored is None else self.stored.unfinished

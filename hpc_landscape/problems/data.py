@@ -164,7 +164,7 @@ def as_batches(data: Any) -> Iterable[Any]:
     """Batches to read again and again: a loader that reads in sequence and in full, a list, or prepared ones."""
     pair = isinstance(data, (tuple, list)) and bool(data) and all(isinstance(t, Tensor) for t in data)
     if isinstance(data, DataLoader):
-        if _reads_all_in_order(data):
+        if _reads_all_in_order(data) and _resident(data.dataset) is None:
             return data
     elif not pair and not isinstance(data, Dataset) and isinstance(data, Iterable):
         return list(data) if isinstance(data, Iterator) else data

@@ -100,3 +100,30 @@ def player(env: str = "CartPole-v1") -> Problem:
         policy.weight.copy_(torch.tensor([[0.0, 0.0, -1.0, -0.5], [0.0, 0.0, 1.0, 0.5]]))
         policy.bias.zero_()
     return Problem(policy, env=env)
+
+
+class Images(nn.Module):
+    """A small convolutional network with batch normalization; flat: by view, which channels-last images do not take."""
+
+    def __init__(self, by_view: bool, twice: bool):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.more = nn.Conv2d(6, 6, 3, padding=1)
+        self.linear = nn.Linear(6 * 25, 3)
+        self.by_view, self.twice = by_view, twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        x = self.bn(self.more(x)) if self.twice else self.more(x)
+        return self.linear(x.view(len(x), -1) if self.by_view else x.flatten(1))
+
+
+def images(by_view: bool = False, twice: bool = False, loss: str = "plain") -> Problem:
+    torch.manual_seed(0)
+    model = Images(by_view, twice)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(22, 2, 5, 5, generator=generator) + 0.3
+    labels = torch.randint(3, (22,), generator=generator)
+    entropy = nn.CrossEntropyLoss()
+    losses = {"plain": entropy, "item": lambda output, target: torch.tensor(entropy(output, target).item())}
+    return Problem(model, losses[loss], (inputs, labels))

@@ -1,0 +1,213 @@
+"""Prints what is measured here and now, as tables and as JSON: ``python -m benchmarks [SECTION ...] [--turns N]``.
+
+Everything that is compared runs in turns. Sections: machine, points, peers, small, overhead, store, ranks, start.
+``peers`` needs loss-landscapes 3.0.6 (pip install loss-landscapes==3.0.6), ``ranks`` an mpirun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpc_landscape.evaluate.form import PLAIN, Form
+
+from . import points as points_of
+from .models import ResNet, images, lenet, mlp
+from .timing import in_turns, ratio, rows
+
+EAGER = Form(channels_last=True)
+KINDS = {
+    "eager": EAGER,
+    "compiled": Form(channels_last=True, compiled=True),
+    "bf16": Form(channels_last=True, low=torch.bfloat16),
+}
+SAMPLES = 2500
+
+
+def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return make()
+
+    return made
+
+
+def machine(_: int) -> dict[str, Any]:
+    """Where this was measured."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    has = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cpu": name, "cores": len(os.sched_getaffinity(0)), "instructions": " ".join(has), "gpu": gpu,
+        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def points(turns: int) -> dict[str, Any]:
+    """A point of ResNet-20, width 16, on 2,500 images of 28x28: warm-up and evaluation pass."""
+    seconds = points_of.compare(seeded(ResNet), images(SAMPLES, 28), KINDS, turns)
+    found: dict[str, Any] = dict(rows(seconds))
+    for kind in KINDS:
+        found[f"{kind}: bare / ours"] = ratio(seconds, f"bare {kind}", f"ours {kind}")
+    for kind in ("compiled", "bf16"):
+        found[f"ours: eager / {kind}"] = ratio(seconds, "ours eager", f"ours {kind}")
+    return found
+
+
+def peers(turns: int) -> dict[str, Any]:
+    """The same network and data without a warm-up: loss-landscapes 3.0.6 against ours, seconds a point."""
+    import loss_landscapes
+    import loss_landscapes.metrics
+
+    make, data, steps = seeded(ResNet), images(SAMPLES, 28), 2
+    metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), *data)
+    model, end = make().eval(), make().eval()
+    with torch.no_grad():
+        for p in [*model.parameters(), *end.parameters()]:
+            p.add_(0.01)
+
+    def theirs() -> None:
+        loss_landscapes.linear_interpolation(model, end, metric, steps=steps)
+
+    runs: dict[str, Any] = {"loss-landscapes": theirs}
+    evaluators = {kind: points_of.ours(make(), data, form, "running") for kind, form in KINDS.items()}
+    for kind, evaluator in evaluators.items():
+
+        def mine(evaluator=evaluator) -> None:
+            with evaluator.attached():
+                for _ in range(steps):
+                    evaluator(points_of.POINT)
+
+        runs[f"ours {kind}"] = mine
+    seconds = in_turns(runs, turns)
+    found: dict[str, Any] = dict(rows(seconds, steps))
+    for kind in KINDS:
+        found[f"loss-landscapes / ours {kind}"] = ratio(seconds, "loss-landscapes", f"ours {kind}")
+    return found
+
+
+def small(turns: int) -> dict[str, Any]:
+    """Small networks on 1,437 images of 8x8: seconds a point, one at a time and in blocks."""
+    found: dict[str, Any] = {}
+    data = images(1437, 8)
+    for name, make in (("mlp", mlp), ("lenet", lenet)):
+        kinds = {"eager": PLAIN} | {f"block {k}": Form(block=k) for k in (2, 4, 8, 16)}
+        seconds = points_of.compare(seeded(make), data, kinds, turns)
+        found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
+        for kind in kinds:
+            found[f"{name}: bare / ours {kind}"] = ratio(seconds, "bare eager", f"ours {kind}")
+    return found
+
+
+def overhead(turns: int) -> dict[str, Any]:
+    """What a point costs outside its passes, with the parameters of ResNet-20."""
+    values = [points_of.overhead() for _ in range(turns)]
+    return {"seconds a point": f"{statistics.median(values):.3g}  ({min(values):.3g} to {max(values):.3g})"}
+
+
+def store(_: int) -> dict[str, Any]:
+    """A million points of a value that costs nothing, through the writer into the file."""
+    from hpc_landscape.grid import Axis, Grid
+    from hpc_landscape.parallel.comm import SerialComm
+    from hpc_landscape.store import layout
+    from hpc_landscape.store.gather import GatherStore
+
+    grid, value = Grid(Axis(-1, 1, 1000), Axis(-1, 1, 1000)), np.float64(0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "a.h5")
+        layout.create(path, grid, [layout.Quantity("loss")], {})
+        start = time.perf_counter()
+        with GatherStore(path, SerialComm()) as writer:
+            for point in range(grid.size):
+                writer.put(point, 0.0, {"loss": value})
+            put = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+    return {"points/s, put": round(grid.size / put), "points/s, on disk": round(grid.size / seconds)}
+
+
+def ranks(turns: int) -> dict[str, Any]:
+    """Points a second of ResNet-20 on 2 cores: one rank with one thread, with two, and two ranks with one each."""
+    setups = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
+    found: dict[str, list[float]] = {name: [] for name in setups}
+    for _ in range(turns):
+        for name, (n, threads) in setups.items():
+            command = ["mpirun", "-n", str(n), sys.executable, "-m", "benchmarks.rank"]
+            env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            found[name].append(sum(float(line) for line in done.stdout.split()))
+    shown: dict[str, Any] = {name: f"{statistics.median(v):.4g} points/s" for name, v in found.items()}
+    shown["2 ranks / 1 rank, 1 thread"] = statistics.median(
+        b / a for a, b in zip(found["1 rank, 1 thread"], found["2 ranks, 1 thread each"], strict=True)
+    )
+    shown["2 ranks / 1 rank, 2 threads"] = statistics.median(
+        b / a for a, b in zip(found["1 rank, 2 threads"], found["2 ranks, 1 thread each"], strict=True)
+    )
+    return shown
+
+
+def start(turns: int) -> dict[str, Any]:
+    """Starting up: imports, --help, and the default job to its first point (training left out)."""
+
+    def run(*words: str) -> Callable[[], None]:
+        return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True) and None
+
+    runs = {
+        "import torch": run("-c", "import torch"),
+        "import hpc_landscape": run("-c", "import hpc_landscape"),
+        "import hpc_landscape.landscape": run("-c", "import hpc_landscape.landscape"),
+        "--help": run("-m", "hpc_landscape", "--help"),
+    }
+    seconds = in_turns(runs, turns)
+    found: dict[str, Any] = dict(rows(seconds))
+    found["landscape / torch"] = ratio(seconds, "import hpc_landscape.landscape", "import torch")
+    return found
+
+
+SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    f.__name__: f for f in (machine, points, peers, small, overhead, store, ranks, start)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", help="also write the results there")
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"there is no section {', '.join(unknown)}")
+    results = {}
+    for name in options.sections or SECTIONS:
+        print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
+        try:
+            results[name] = SECTIONS[name](options.turns)
+        except ImportError as error:
+            results[name] = {"not measured": str(error)}
+        for key, value in results[name].items():
+            print(f"  {key:<34} {value if not isinstance(value, float) else f'{value:.3f}'}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\npeak memory of this process {peak:.2f} GiB")
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

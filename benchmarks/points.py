@@ -1,0 +1,133 @@
+"""A point, warm-up and evaluation pass: ours against the best loop written by hand, of the same kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpc_landscape.evaluate.evaluator import Evaluator
+from hpc_landscape.evaluate.form import PLAIN, Form, shown_dtypes
+from hpc_landscape.metrics import Data, Loss
+from hpc_landscape.model_interface import state
+from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model_interface.subspace import Subspace
+
+from .timing import Seconds, in_turns, ratio
+
+BATCH = 500
+POINT = (0.3, -0.2)
+
+
+def directions(model: nn.Module) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {n: 0.1 * torch.randn(p.shape, generator=generator).to(p) for n, p in model.named_parameters()} for _ in "xy"
+    ]
+
+
+def batches(data: tuple[Tensor, Tensor], channels_last: bool, size: int = BATCH) -> list[tuple[Tensor, Tensor]]:
+    x, y = data
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+class Bare:
+    """The loop that one would write by hand for speed: resident batches, weights moved in place, nothing else."""
+
+    def __init__(self, model: nn.Module, data: tuple[Tensor, Tensor], form: Form, warm_up: bool = True):
+        self.origin = [p.detach().clone() for p in model.parameters()]
+        self.moves = [[d[name] for name, _ in model.named_parameters()] for d in directions(model)]
+        self.batches = batches(data, form.channels_last)
+        self.model = model.to(memory_format=torch.channels_last) if form.channels_last else model
+        self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        self.low, self.warm = form.low, warm_up
+        if form.low is not None:
+            self.batches = [(x.to(form.low), y) for x, y in self.batches]
+            model.to(form.low)
+            for layer in self.layers:
+                layer.float()
+        self.parameters = list(model.parameters())
+        self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if form.compiled else model
+        model.eval()
+
+    @torch.inference_mode()
+    def __call__(self) -> float:
+        for p, o, a, b in zip(self.parameters, self.origin, *self.moves, strict=True):
+            p.copy_(o + POINT[0] * a + POINT[1] * b)
+        if self.warm and self.layers:
+            for layer in self.layers:
+                layer.reset_running_stats()
+                layer.train()
+                layer.momentum = 0.1  # the same work as an average, and nothing to compile anew
+            for x, _ in self.batches:
+                self.call(x)
+            for layer in self.layers:
+                layer.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        for x, y in self.batches:
+            total += F.cross_entropy(self.call(x).float(), y).double() * len(y)
+        return float(total)
+
+
+def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "warmup", size: int = BATCH) -> Evaluator:
+    """Our evaluator of the same."""
+    on = Data(batches(data, form.channels_last, size))
+    subspace = Subspace(
+        state.parameters(model),
+        directions(model),
+        shown=shown_dtypes(model, form.low),
+        channels_last=form.channels_last,
+        rows=form.block,
+    )
+    metrics = {"loss": Loss(nn.CrossEntropyLoss(), on)}
+    return Evaluator(wrap_model(model), subspace, metrics, bn, on, form=form)
+
+
+def compare(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], kinds: dict[str, Form], turns: int) -> Seconds:
+    """Seconds a point of ``ours KIND`` and ``bare KIND`` for each kind of form."""
+    from contextlib import ExitStack
+
+    runs: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for kind, form in kinds.items():
+            evaluator = ours(make(), data, form)
+            stack.enter_context(evaluator.attached())
+            points = [POINT] * form.block
+            runs[f"ours {kind}"] = lambda evaluator=evaluator, points=points: evaluator.block(points)
+            runs[f"bare {kind}"] = Bare(make(), data, form if form.block == 1 else PLAIN)
+        seconds = in_turns(runs, turns)
+    for kind, form in kinds.items():
+        seconds[f"ours {kind}"] = [s / form.block for s in seconds[f"ours {kind}"]]
+    return seconds
+
+
+def overhead(turns: int = 200) -> float:
+    """Seconds of a point that are no forward pass: ResNet-20's parameters, with batches that cost nothing."""
+    from .models import ResNet
+
+    class Nothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = ResNet()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    data = torch.zeros(1, 10), torch.zeros(1, dtype=torch.long)
+    evaluator = ours(Nothing(), data, PLAIN)
+    with evaluator.attached():
+        evaluator(POINT)
+        start = time.perf_counter()
+        for _ in range(turns):
+            evaluator(POINT)
+        return (time.perf_counter() - start) / turns
+
+
+__all__ = ["Bare", "compare", "ours", "overhead", "ratio"]

@@ -1,0 +1,34 @@
+"""Honest timings: everything that is compared runs in turns, so that a slow moment of the machine hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Seconds = dict[str, list[float]]
+
+
+def in_turns(runs: Mapping[str, Callable[[], None]], turns: int) -> Seconds:
+    """Seconds of each run in each turn, after one turn that does not count."""
+    seconds: Seconds = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Seconds, slow: str, fast: str) -> float:
+    """How many times faster: the median of the ratios of each turn."""
+    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+def rows(seconds: Seconds, units: int = 1) -> list[tuple[str, str]]:
+    """(name, median and spread for one unit) of each."""
+    return [
+        (name, f"{statistics.median(s) / units:.4g} s  ({min(s) / units:.4g} to {max(s) / units:.4g})")
+        for name, s in seconds.items()
+    ]

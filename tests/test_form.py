@@ -1,0 +1,260 @@
+"""Fast forms of evaluation, against the plain one and against NumPy: none may change what is computed."""
+
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from problems_for_tests.small_problem_for_tests import images
+from programs import PROBLEMS, assert_same_landscape, read, run_program
+from torch import nn
+from torch.nn import functional as F
+
+from hpc_landscape.evaluate.evaluator import Evaluator
+from hpc_landscape.evaluate.form import PLAIN, Form, shown_dtypes
+from hpc_landscape.metrics import Accuracy, Data, Loss
+from hpc_landscape.model_interface import state
+from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model_interface.subspace import Subspace
+
+IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"
+POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0), (-0.7, 0.3), (0.1, 0.9)]
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def made(form: Form, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | None = None, moves=None) -> Evaluator:
+    problem = images()
+    model = problem.model if model is None else model
+    generator = torch.Generator().manual_seed(2)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    moves = moves or [{n: 0.3 * torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in "xy"]
+    x, y = problem.data
+    if form.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    data = Data(list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    subspace = Subspace(
+        state.parameters(model),
+        moves,
+        shown=shown_dtypes(model, form.low),
+        channels_last=form.channels_last,
+        rows=form.block,
+    )
+    metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
+    return Evaluator(wrap_model(model), subspace, metrics, bn, data, form=form)
+
+
+def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
+    size = evaluator.form.block
+    with evaluator.attached():
+        found = [v["loss"] for i in range(0, len(points), size) for v in evaluator.block(points[i : i + size])]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("bn", ["warmup", "running", "batch"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(channels_last=True),
+        Form(block=3),
+        Form(block=5, channels_last=True),
+        pytest.param(Form(compiled=True), marks=COMPILER),
+    ],
+    ids=str,
+)
+def test_the_same_as_the_plain_form(form, bn):
+    if form.compiled and bn != "warmup":
+        pytest.skip("compiling takes long: once")
+    np.testing.assert_allclose(losses(made(form, bn)), losses(made(PLAIN, bn)), rtol=2e-5)
+
+
+@pytest.mark.parametrize("form", [PLAIN, Form(channels_last=True), Form(block=3), Form(low=torch.bfloat16)], ids=str)
+def test_the_model_is_what_it_was(form):
+    model = images().model.train()
+    before = {n: (t.data_ptr(), t.stride(), t.dtype, t.clone()) for n, t in state.state(model).items()}
+    losses(made(form, model=model))
+    assert model.training
+    for name, t in state.state(model).items():
+        pointer, stride, dtype, value = before[name]
+        assert (t.data_ptr(), t.stride(), t.dtype) == (pointer, stride, dtype) and torch.equal(t, value)
+
+
+# Channels last
+
+
+def test_weights_and_images_are_in_that_order():
+    evaluator = made(Form(channels_last=True))
+    seen = []
+    model = evaluator.model.get_model()
+
+    def look(module, inputs, output):
+        seen.append([t.is_contiguous(memory_format=torch.channels_last) for t in (module.weight, inputs[0], output)])
+
+    model.conv.register_forward_hook(look)
+    losses(evaluator, POINTS[1:2])
+    assert seen and all(map(all, seen))
+
+
+def test_a_network_that_views_its_images_is_evaluated_in_its_own_order(program):
+    done = program("--problem", IMAGES, "--problem.by_view=true", "--x=-1:1:3", "--y=none", "--output=view.h5")
+    assert done.code == 0 and "since" not in done.out, done
+    assert program("--problem", IMAGES, "--x=-1:1:3", "--y=none", "--output=flat.h5").code == 0
+    with h5py.File("view.h5") as view, h5py.File("flat.h5") as flat:
+        assert (view.attrs["form"], flat.attrs["form"]) == ("plain", "channels last")
+        np.testing.assert_allclose(view["loss"][()], flat["loss"][()], rtol=1e-5)
+
+
+# 16 bits
+
+
+def test_a_point_is_cast_after_it_has_been_computed():
+    """A step of a thousandth would vanish in bfloat16: the point is computed in float32 first, and rounded once."""
+    model = nn.Linear(4, 3)
+    torch.manual_seed(0)
+    moves = [{n: torch.randn(p.shape) for n, p in model.named_parameters()}]
+    subspace = Subspace(state.parameters(model), moves, shown=shown_dtypes(model, torch.bfloat16))
+    subspace.place([1e-3])
+    for name, p in model.named_parameters():
+        exact = p.detach().double() + 1e-3 * moves[0][name].double()
+        assert subspace.views[name].dtype == torch.bfloat16
+        assert torch.equal(subspace.views[name], exact.float().bfloat16())
+        in_16_bits = p.detach().bfloat16() + 1e-3 * moves[0][name].bfloat16()
+        if name == "weight":
+            assert not torch.equal(subspace.views[name], in_16_bits)  # the test can tell them apart
+
+
+def test_batch_normalization_and_the_loss_stay_in_32_bits():
+    evaluator = made(Form(low=torch.bfloat16))
+    model, seen = evaluator.model.get_model(), {}
+    for name, module in model.named_modules():
+        if name in ("conv", "bn", "linear"):
+            module.register_forward_hook(
+                lambda m, i, o, name=name: seen.update({name: (i[0].dtype, m.weight.dtype, o.dtype)})
+            )
+    dtypes = []
+    evaluator.metrics["loss"].loss_fn = lambda o, t: (dtypes.append(o.dtype), F.cross_entropy(o, t))[1]
+    with evaluator.attached():
+        evaluator(POINTS[1])
+        assert model.bn.running_var.dtype == torch.float32
+    low = torch.bfloat16
+    assert seen == {"conv": (low, low, low), "bn": (low, torch.float32, low), "linear": (low, low, low)}
+    assert set(dtypes) == {torch.float32}
+
+
+def test_16_bits_are_near(program):
+    for precision in ("fp32", "bf16"):
+        options = (f"--precision={precision}", f"--output={precision}.h5", "--x=-1:1:3", "--y=-1:1:3")
+        assert program("--problem", IMAGES, *options).code == 0
+    exact, near = read("fp32.h5", "loss"), read("bf16.h5", "loss")
+    assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
+    with h5py.File("bf16.h5") as file:
+        assert file.attrs["form"] == "channels last, weights in bfloat16"
+        errors = file.attrs["form_error_loss"]
+        assert errors.shape == (3,)
+        expected = [near[1, 1] - exact[1, 1], near[0, 0] - exact[0, 0]]
+        np.testing.assert_allclose(errors[:2], expected, rtol=1e-2, atol=1e-6)
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("bn", ["warmup", "running"])
+def test_a_value_does_not_depend_on_its_neighbours(bn):
+    """Nor on its place in the block, nor on how full the block is: bitwise."""
+    form = Form(block=4)
+    alone = {point: losses(made(form, bn), [point])[0] for point in POINTS}
+    for order in (POINTS, POINTS[::-1], [POINTS[2], POINTS[0], POINTS[2], POINTS[4]]):
+        assert losses(made(form, bn), order).tolist() == [alone[point] for point in order]
+
+
+def test_a_block_with_a_far_point_leaves_its_neighbours_alone():
+    """What is not finite stays at its own point, also in the next block."""
+    form, far = Form(block=2), (1e19, -1e19)
+    expected = losses(made(form), [POINTS[1]])[0]
+    found = losses(made(form), [far, POINTS[1], POINTS[1], far])
+    assert found[1] == found[2] == expected and not np.isfinite(found[[0, 3]]).any()
+
+
+def test_parameters_in_memory_are_origin_directions_and_a_block():
+    subspace = made(Form(block=3)).subspace
+    (flat,) = subspace._flats
+    assert flat.points.shape == (3, flat.origin.numel()) and len(flat.directions) == 2
+    assert flat.shown is flat.points
+
+
+def test_ranks_and_blocks_that_are_not_full(tmp_path):
+    for output, ranks in (("one.h5", None), ("three.h5", 3)):
+        options = ("--problem", IMAGES, "--x=-1:1:4", "--y=-1:1:3", "--block=5", "--plot=false", f"--output={output}")
+        done = run_program(*options, folder=tmp_path, ranks=ranks)
+        assert done.code == 0 and "5 points at a time" in done.out, done
+    assert_same_landscape(tmp_path / "three.h5", tmp_path / "one.h5")
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--block=4", "--problem.twice=true"), "not used exactly once"),
+        (("--block=4", "--problem.loss=item"), "since this model cannot be evaluated as asked for"),
+    ],
+)
+def test_a_form_that_a_model_cannot_take_falls_back(program, options, why):
+    grid = ("--x=-1:1:3", "--y=none")
+    done = program("--problem", IMAGES, *grid, *options, "--output=asked.h5")
+    assert done.code == 0 and why in done.out, done
+    plain = [option for option in options if "--block" not in option]
+    assert program("--problem", IMAGES, *grid, *plain, "--output=plain.h5").code == 0
+    np.testing.assert_array_equal(read("asked.h5", "loss"), read("plain.h5", "loss"))
+    with h5py.File("asked.h5") as file:
+        assert file.attrs["form"] == "channels last"
+
+
+def test_an_unfinished_file_goes_on_in_its_own_form(program, tmp_path):
+    command = ("--problem", IMAGES, "--x=-1:1:5", "--y=none")
+    assert program(*command, "--block=2").code == 0
+    whole = read("landscape.h5", "loss")
+    with h5py.File("landscape.h5", "r+") as file:
+        file["done"][1:4] = 0
+    before = (tmp_path / "landscape.h5").read_bytes()
+    done = program(*command)
+    assert done.code == 2 and "form" in done.err, done
+    assert (tmp_path / "landscape.h5").read_bytes() == before
+    assert program(*command, "--block=2").code == 0
+    np.testing.assert_array_equal(read("landscape.h5", "loss"), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--block=0",), "--block 0"),
+        (("--block=2", "--compile"), "--compile --block 2"),
+        (("--block=2", "--metrics=loss,gradient_norm"), "gradient_norm is computed one point at a time"),
+    ],
+)
+def test_mistakes_are_one_line(program, tmp_path, options, said):
+    done = program("--problem", IMAGES, *options)
+    assert done.code == 2 and done.err.count("\n") == 1 and said in done.err, done
+    assert not (tmp_path / "landscape.h5").exists()
+
+
+@COMPILER
+def test_compiled(program):
+    """In the program, a last batch of another size among the batches."""
+    command = ("--problem", IMAGES, "--x=-1:1:3", "--y=none", "--batch_size=8")
+    assert program(*command, "--compile", "--output=compiled.h5").code == 0
+    assert program(*command, "--output=plain.h5").code == 0
+    with h5py.File("compiled.h5") as file:
+        assert file.attrs["form"] == "channels last, compiled" and np.abs(file.attrs["form_error_loss"]).max() < 1e-4
+    np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
