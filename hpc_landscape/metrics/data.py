@@ -34,10 +34,13 @@ class Data:
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
         """The batches, on the model's device where it has but one."""
-        devices = {parameter.device for parameter in model.root.parameters()}
-        device = devices.pop() if len(devices) == 1 else None
+        home = next((parameter.device for parameter in model.root.parameters()), None)
         for batch in self.batches:
-            yield move(batch, device)
+            if type(batch) in (tuple, list) and all(isinstance(t, Tensor) and t.device == home for t in batch):
+                yield batch
+            else:
+                others = {parameter.device for parameter in model.root.parameters()} - {home}
+                yield move(batch, None if others else home)
 
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch."""
