@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from hpc_landscape.evaluate.form import PLAIN, Form
+from hpc_landscape.parallel.device import keep_memory
 
 from . import points as points_of
 from .models import ResNet, images, lenet, mlp
@@ -111,7 +112,7 @@ def small(turns: int) -> dict[str, Any]:
         kinds = {"eager": PLAIN} | {f"block {k}": Form(block=k) for k in (2, 4, 8, 16)}
         seconds = points_of.compare(seeded(make), data, kinds, turns)
         found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
-        for kind in kinds:
+        for kind in kinds:  # every bare loop is the eager one
             found[f"{name}: bare / ours {kind}"] = ratio(seconds, "bare eager", f"ours {kind}")
     return found
 
@@ -193,6 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"there is no section {', '.join(unknown)}")
+    keep_memory()  # as the program does
     results = {}
     for name in options.sections or SECTIONS:
         print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)

@@ -200,6 +200,21 @@ def test_ranks_and_blocks_that_are_not_full(tmp_path):
     assert_same_landscape(tmp_path / "three.h5", tmp_path / "one.h5")
 
 
+def test_a_network_without_batch_normalization():
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    moves = [{n: torch.randn(p.shape) for n, p in model.named_parameters()}]
+    data = Data([(x[:8], y[:8]), (x[8:], y[8:])])
+    metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
+    found = []
+    for form in (PLAIN, Form(block=3)):
+        subspace = Subspace(state.parameters(model), moves, rows=form.block)
+        found.append(
+            losses(Evaluator(wrap_model(model), subspace, metrics, "warmup", data, form=form), [(0.0,), (0.5,), (2.0,)])
+        )
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 # What cannot be done
 
 

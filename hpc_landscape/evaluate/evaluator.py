@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Metric
-from ..model_interface.batchnorm import batch_statistics, read_statistics, write_statistics
+from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
 from .block import Block
@@ -46,7 +46,8 @@ class Evaluator:
     ):
         self.model, self.subspace, self.metrics = lowered(model, form.low), subspace, dict(metrics)
         self.fast = compiled(self.model) if form.compiled else self.model
-        self.bn, self.warmup_data = bn, warmup_data
+        self.bn = bn if batchnorm_layers(model.root) else "none"
+        self.warmup_data = warmup_data
         self.precision, self.seed, self.form = precision, seed, form
 
     @contextmanager

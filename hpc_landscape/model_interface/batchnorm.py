@@ -105,7 +105,8 @@ class Average:
             buffer.zero_()  # what is not finite would stay, even with no weight
 
     def add(self, weight: float) -> None:
-        torch._foreach_add_(self.totals, self.buffers, alpha=weight)
+        if self.buffers:
+            torch._foreach_add_(self.totals, self.buffers, alpha=weight)
         self.weight += weight
 
     def close(self) -> None:
