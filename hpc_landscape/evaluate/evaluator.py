@@ -48,7 +48,7 @@ class Evaluator:
         self.fast = compiled(self.model) if form.compiled else self.model
         self.bn = bn if batchnorm_layers(model.root) else "none"
         self.warmup_data = warmup_data
-        self.precision, self.seed, self.form = precision, seed, form
+        self.precision, self.seed, self.form = precision, seed % 2**63, form  # as far as torch counts
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -41,8 +41,8 @@ class Form:
 
     @property
     def exact(self) -> bool:
-        """Whether values differ from the plain form's by no more than the order of sums."""
-        return self.low is None and not self.autocast and not self.compiled and self.block == 1
+        """Whether this is the plain form, from which others differ by rounding at least."""
+        return self == PLAIN
 
 
 PLAIN = Form()
