@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 import random
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from held import held
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
@@ -984,14 +984,6 @@ def test_warm_up_of_a_model_without_batch_normalization():
     line.stats_initializer()
     line.warm_up(Loss(CROSS_ENTROPY, *data))
     assert line.compute(Loss(CROSS_ENTROPY, *data)).tobytes() == bare.tobytes()
-
-
-def held() -> tuple[int, int]:
-    """(modules that are alive, bytes of tensors that are alive)."""
-    gc.collect()
-    things = [t for t in gc.get_objects() if issubclass(type(t), (nn.Module, Tensor))]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in things if isinstance(t, Tensor)}
-    return sum(isinstance(t, nn.Module) for t in things), sum(storages.values())
 
 
 def test_warm_up_keeps_small_arrays():

@@ -5,7 +5,6 @@ G: tomgoldstein/loss-landscape. L: loss-landscapes. F: its fork with PlanarLossL
 
 from __future__ import annotations
 
-import gc
 import os
 import textwrap
 
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from held import held
 from programs import TINY, read
 from test_landscape import (
     Two,
@@ -314,18 +314,11 @@ def test_no_copies_of_modules_for_each_point():
     plane = PlanarLossLandscape(model, 10).random_plane(1, seed=0)
     plane.compute(Loss(CRITERION, *data))
 
-    def alive():
-        gc.collect()
-        things = [t for t in gc.get_objects() if issubclass(type(t), (nn.Module, torch.Tensor))]
-        tensors = [t for t in things if issubclass(type(t), torch.Tensor)]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return len(things) - len(tensors), sum(storages.values())
-
-    modules, size = alive()
+    modules, size = held()
     plane.stats_initializer()
     plane.warm_up(Loss(CRITERION, *data))
     plane.compute(Loss(CRITERION, *data))
-    modules_after, size_after = alive()
+    modules_after, size_after = held()
     assert modules_after == modules and size_after - size < 100 * 2 * 4 * 4 * 2
 
 
