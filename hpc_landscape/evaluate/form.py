@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class Form:
 
     channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
     are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
-    torch.compile. block: points at a time, under vmap.
+    torch.compile. block: points at a time, under vmap. in_turn: points that share each batch of data that is streamed;
+    that alone changes no value.
     """
 
     channels_last: bool = False
@@ -28,6 +29,7 @@ class Form:
     autocast: bool = False
     compiled: bool = False
     block: int = 1
+    in_turn: int = 1
 
     def __str__(self) -> str:
         words = [
@@ -42,7 +44,12 @@ class Form:
     @property
     def exact(self) -> bool:
         """Whether this is the plain form, from which others differ by rounding at least."""
-        return self == PLAIN
+        return replace(self, in_turn=1) == PLAIN
+
+    @property
+    def points(self) -> int:
+        """How many points are evaluated together."""
+        return max(self.block, self.in_turn)
 
 
 PLAIN = Form()

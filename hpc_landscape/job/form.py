@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,20 @@ from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
 from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
+from ..parallel.memory import free_memory
 from ..problems.problem import Problem, user_traceback
+from ..problems.resident import share
 from ..settings import Settings
 from .data import Sets
 
+IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
+ROOM = 0.1  # of the free memory, for the parameters of these points
 
-def forms(settings: Settings, problem: Problem, device: torch.device) -> list[Form]:
+
+def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[Form]:
     """The forms to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
+
+    Points are stacked where data is at hand; where it is streamed they take turns on each batch.
 
     In float32 channels are last only when asked for: on a CPU batch normalization then adds up less exactly, and
     values differ by 1e-5 from one number of threads to another.
@@ -39,18 +48,29 @@ def forms(settings: Settings, problem: Problem, device: torch.device) -> list[Fo
     lows: list[dict[str, Any]] = [{}]
     if settings.precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
         lows = [{"low": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+    block = 1 if streamed else settings.block or 1
+    if settings.compile and block > 1:
+        raise UserError(f"--compile --block {block}: take one of the two; stacked points are not compiled")
     ways: list[dict[str, Any]] = [{}]
-    if settings.compile or settings.block > 1:
-        ways = [{"compiled": settings.compile, "block": settings.block}, {}]
+    if settings.compile or block > 1:
+        ways = [{"compiled": settings.compile, "block": block}, {}]
     return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
 
 
 class Maker:
     """Makes evaluators of one problem, on one device, in a form."""
 
-    def __init__(self, settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device):
+    def __init__(
+        self,
+        settings: Settings,
+        problem: Problem,
+        sets: Sets,
+        directions: Directions,
+        device: torch.device,
+        adds_up: bool = False,
+    ):
         self.settings, self.problem, self.sets = settings, problem, sets
-        self.directions, self.device = directions, device
+        self.directions, self.device, self.adds_up = directions, device, adds_up
         self.dtype = DTYPES.get(settings.precision)
         self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
         if self.bn == "warmup" and sets.warmup is None:
@@ -58,9 +78,14 @@ class Maker:
         loss = problem.loss  # may hold class weights, say
         self.loss = copy.deepcopy(loss).to(device, self.dtype) if isinstance(loss, nn.Module) else loss
 
-    def make(self, form: Form) -> tuple[Evaluator, dict[str, Data]]:
-        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device."""
+    def make(self, form: Form, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
+        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
+
+        comm: whose ranks make the same together, with one copy of the data on each node.
+        """
         here = self.sets.to(self.device, self.dtype, self.bn == "warmup", form.channels_last)
+        if comm is not None and self.device.type == "cpu":
+            here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
         evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
@@ -75,7 +100,7 @@ class Maker:
             ends=self.directions.ends is not None,
             shown=shown_dtypes(self.problem.root, form.low),
             channels_last=form.channels_last,
-            rows=form.block,
+            rows=form.points,
         )
 
     def _evaluator(
@@ -90,7 +115,7 @@ class Maker:
 
         Raises UserError where none does.
         """
-        candidates = forms(self.settings, self.problem, self.device)
+        candidates = forms(self.settings, self.problem, self.device, self.sets.streamed)
         chosen, why = len(candidates) - 1, "it has no data to try it on"
         with comm.together():
             if comm.is_root and self.sets.evaluation:
@@ -99,7 +124,15 @@ class Maker:
         asked, form = candidates[0], candidates[chosen]
         if form != asked:
             say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
-        return self.make(form)
+        return self.make(replace(form, in_turn=self._in_turn()), comm)
+
+    def _in_turn(self) -> int:
+        """How many points take turns on each batch of streamed data: as many as there is room for."""
+        if not (self.adds_up and self.sets.streamed):
+            return 1
+        a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
+        room = int(ROOM * free_memory(self.device)) // max(1, a_point)
+        return max(1, min(self.settings.block or IN_TURN, room))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""

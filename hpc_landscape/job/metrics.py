@@ -127,11 +127,11 @@ def _call(make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> 
     return metric
 
 
-def check_metrics(settings: Settings, problem: Problem) -> None:
-    """Raise UserError where a metric is asked for that there is not."""
+def check_metrics(settings: Settings, problem: Problem) -> bool:
+    """Whether all metrics add up over batches; raises UserError where one is asked for that there is not."""
     chooser = Chooser(problem, dict.fromkeys(problem.sets))
-    for spec in settings.metric_names:
-        chooser.find(spec)
+    makers = [chooser.find(spec)[0] for spec in settings.metric_names or chooser.default]
+    return all(isinstance(make, type) and issubclass(make, BatchMetric) for make in makers)
 
 
 def requested(settings: Settings, chooser: Chooser) -> dict[str, Metric]:
@@ -152,7 +152,7 @@ def choose_metrics(
     default = not settings.metric_names
     chosen = requested(settings, chooser)
     alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
-    if settings.block > 1 and alone:
+    if evaluator.form.block > 1 and alone:
         raise UserError(
             f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
         )
