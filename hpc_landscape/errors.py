@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(SystemExit):
     """A signal has asked the program to leave; its code is the exit code."""
+
+
+# Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
+IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
