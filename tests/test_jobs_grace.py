@@ -79,6 +79,19 @@ def test_a_long_point_is_warned_of(tmp_path: Path, program: Callable[..., Finish
     assert text not in program(*few).out
 
 
+def test_a_job_that_comes_back_does_not_overwrite_what_it_began(
+    program: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A requeued job runs with the same words; another job, or another run in the same one, starts again."""
+    few = ("--problem", TINY, "--x=-1:1:2", "--y=none", "--plot", "false", "--overwrite")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert "finished" in program(*few).out and "finished" in program(*few).out
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "landscape.h5 is complete" in program(*few).out
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    assert "finished" in program(*few).out
+
+
 @pytest.mark.parametrize("grace", ["0", "-1", "nan", "inf", "soon"])
 def test_a_grace_that_is_none(program: Callable[..., Finished], grace: str) -> None:
     finished = program(*JOB, f"--grace={grace}")
