@@ -18,6 +18,7 @@ from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish
 from .job.signals import leaving, stopping
+from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import choose_device, keep_memory, set_threads
 from .problems.problem import load_problem
@@ -63,9 +64,13 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Put it all on the device
         maker = Maker(settings, problem, sets, directions, device, adds_up)
+        tuned = ""
+        if settings.tune:
+            tuned = tune(maker, stored, -(-grid.size // comm.size), comm, say)
+            settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
         with comm.together():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, say)

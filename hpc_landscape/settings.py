@@ -80,6 +80,12 @@ class Settings:
         "in turn on each batch (default 8)",
         "K",
     )
+    graph: bool = _setting(
+        False, "experimental, not yet run on a GPU: replay the passes of a point as a CUDA graph; falls back"
+    )
+    tune: bool = _setting(
+        False, "measure which of channels_last, compile and block is fastest, in under a minute, and use it"
+    )
     resident: float = _setting(
         0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
     )
@@ -106,6 +112,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
+        if self.tune and (self.channels_last or self.compile or self.block is not None):
+            raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
         if not 0 <= self.resident <= 1:
             raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
         if self.seed < 0:

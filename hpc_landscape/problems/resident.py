@@ -41,10 +41,15 @@ class MovedBatches(Batches):
 
     def __init__(self, batches: Batches, *where: Any):
         self.batches, self.where = batches, where
-        self.size, self.batch_size = batches.size, batches.batch_size
+        self.size, self.batch_size, self.count = batches.size, batches.batch_size, batches.count
 
     def __iter__(self) -> Iterator[Any]:
         return (move(batch, *self.where) for batch in self.batches)
+
+
+def beginning(batches: Batches, count: int) -> StoredBatches:
+    """The first few batches."""
+    return StoredBatches(list(itertools.islice(batches, count)), None, batches.batch_size)
 
 
 def kept(batches: LoaderBatches, budget: int, comm: Comm) -> Batches:
