@@ -54,7 +54,7 @@ class Evaluator:
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
         with (
-            self.subspace.attached(self.model.root),
+            self.subspace.attached(self.model.root, guarded=self._thoroughly),
             _matmul(self.precision),
             _own_random_numbers(self._devices),
         ):
@@ -115,16 +115,20 @@ class Evaluator:
     def _at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model at this point, whatever was done at the one before."""
         self._seed()
-        thoroughly = isinstance(self.warmup_data, Metric) or not all(
-            isinstance(metric, BatchMetric) for metric in self.metrics.values()
-        )
-        self.subspace.settle(thoroughly)
-        if thoroughly:
+        self.subspace.settle(self._thoroughly)
+        if self._thoroughly:
             random.seed(self.seed)
             np.random.seed(self.seed % 2**32)
         self.subspace.place(coordinates)
         with self._arithmetic():
             yield
+
+    @property
+    def _thoroughly(self) -> bool:
+        """Whether code that is not ours may do with the model what it likes."""
+        return isinstance(self.warmup_data, Metric) or not all(
+            isinstance(metric, BatchMetric) for metric in self.metrics.values()
+        )
 
     def _seed(self) -> None:
         """Start torch's generators anew; ``torch.manual_seed`` takes ten times as long where there is no GPU."""
@@ -156,12 +160,17 @@ def as_array(value: Any) -> np.ndarray:
 def stack(values: list[Any], shape: tuple[int, ...]) -> Any:
     """What the metric returned at each point as one array; as a tuple of arrays where it is a tuple of unlike parts."""
     first = values[0]
-    if isinstance(first, tuple) and len({as_array(part).shape for part in first}) > 1:
+    if _ragged(first):
         return tuple(stack([value[k] for value in values], shape) for k in range(len(first)))
     arrays = [as_array(value) for value in values]
     if len({array.shape for array in arrays}) > 1:
         raise UserError("the metric's values differ in shape from point to point")
     return np.stack(arrays).reshape(shape + arrays[0].shape)
+
+
+def _ragged(value: Any) -> bool:
+    """Whether it is a tuple of unlike shapes, or holds one."""
+    return isinstance(value, tuple) and (any(map(_ragged, value)) or len({as_array(part).shape for part in value}) > 1)
 
 
 @contextmanager

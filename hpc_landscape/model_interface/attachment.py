@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -29,13 +29,20 @@ class Attachment:
         ]
         self.modes = [(module, module.training) for module in model.modules()]
         self.attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+        self.contents = dictionaries(model)
         self.pristine: list[tuple[Tensor, Tensor]] = []  # buffers' copies, and what they are to be before each point
-        self.kept: list[tuple[Tensor, Tensor]] = []  # the same of batch normalization
+        self.kept: list[tuple[Tensor, Tensor]] = []  # the same of batch normalization, and of guarded parameters
 
-    def attach(self, parameter: Replace, buffer: Replace) -> None:
+    def attach(self, parameter: Replace, buffer: Replace, guarded: Container[str] = ()) -> None:
+        """guarded: parameters of which a copy is lent, so that whatever a metric writes into them is undone."""
         for name, p in self.parameters:
             p.grad = None
             p.data = parameter(p.data, name)
+            if name in guarded:
+                still = p.data
+                p.data = still.clone()
+                self.kept.append((p.data, still))
+        self.placed = [p.data for _, p in self.parameters]
         copies: dict[int, Tensor] = {}
         for module, key, value, name in self.buffers:
             if value is None:
@@ -46,6 +53,7 @@ class Attachment:
                 pairs.append((copies[id(value)], copies[id(value)].clone()))
             module._buffers[key] = copies[id(value)]
         self.own = [(module, key, module._buffers[key]) for module, key, _, _ in self.buffers]
+        self.lent = dictionaries(self.model)
         self.model.eval()
 
     @torch.no_grad()
@@ -61,11 +69,11 @@ class Attachment:
             copy.copy_(value)
         if not thoroughly:
             return
-        for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
+        for (_, p), (_, _, requires_grad), placed in zip(self.parameters, self.data, self.placed, strict=True):
             p.grad = None
+            p.data = placed
             p.requires_grad_(requires_grad)
-        for now, before in self.attributes:
-            forget_tensors(now, before)
+        self._tidy(self.lent)
         self.model.eval()
 
     def detach(self) -> None:
@@ -77,8 +85,21 @@ class Attachment:
             module._buffers[key] = value
         for module, training in self.modes:
             module.training = training
+        self._tidy(self.contents)
+
+    def _tidy(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+        """Undo what was kept in the modules, or put in place of their parts: a pruned weight, a hook that stayed."""
         for now, before in self.attributes:
             forget_tensors(now, before)
+        for held, own in contents:
+            if [(key, id(value)) for key, value in held.items()] != [(key, id(value)) for key, value in own.items()]:
+                held.clear()
+                held.update(own)
+
+
+def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """The modules' dictionaries, and what is in them: submodules, parameters, buffers, hooks, caches of their own."""
+    return [(held, dict(held)) for m in model.modules() for held in vars(m).values() if isinstance(held, dict)]
 
 
 def forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:
