@@ -84,7 +84,7 @@ class Landscape:
             raise UserError(f"random='{random}': expected normal or uniform")
         if seed is not None and seed < 0:
             raise UserError(f"seed={seed}: must not be negative")
-        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else seed
+        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else index(seed)
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
         vectors = [
