@@ -1389,6 +1389,9 @@ def test_project_finds_coordinates_in_directions_of_any_length_and_angle(tmp_pat
         torch.save(model.state_dict() | state, tmp_path / f"epoch{i + 9}.pt")  # 9, 10, 11: by number, not by letter
     np.testing.assert_allclose(plane.project(f"{tmp_path}/*.pt"), where, atol=1e-10)
     assert plane.trajectory.labels == ["epoch9", "epoch10", "epoch11"]
+    for paths in (tmp_path, [tmp_path / f"epoch{i}.pt" for i in (9, 10, 11)]):
+        np.testing.assert_allclose(plane.project(paths), where, atol=1e-10)
+        assert plane.trajectory.labels == ["epoch9", "epoch10", "epoch11"]
 
 
 def test_pca_against_numpy():
@@ -1448,7 +1451,7 @@ def test_what_is_saved_is_plotted_told_and_loaded(tmp_path):
 def test_directions_from_files(tmp_path, suffix):
     model = network()
     given = {"5.weight": np.full((3, 36), 0.5, np.float32)}
-    path = str(tmp_path / f"x.{suffix}")
+    path = tmp_path / f"x.{suffix}"
     if suffix == "npz":
         np.savez(path, **given)
     else:
