@@ -121,6 +121,7 @@ def project_trajectory(
     problem: Problem,
     paths: Sequence[str],
     directions: Directions,
+    grid: Grid,
     say: Callable[[str], None],
 ) -> Trajectory | None:
     """The checkpoints' places in the plane, least squares; None without any."""
@@ -130,5 +131,8 @@ def project_trajectory(
     read = reader(settings, problem, list(weights))
     points = [partial(read, path, "--trajectory") for path in paths]
     coordinates, distances = project(points, weights, directions.vectors)
-    say(f"trajectory   {len(paths)} checkpoints, at most {distances.max():.3g} from the plane")
+    ends = zip(coordinates.T, grid.coordinates, strict=True)
+    inside = np.all([(axis[0] <= c) & (c <= axis[-1]) for c, axis in ends], axis=0)
+    outside = f"; {(~inside).sum()} of them outside the grid" if not inside.all() else ""
+    say(f"trajectory   {len(paths)} checkpoints, at most {distances.max():.3g} from the plane{outside}")
     return Trajectory(coordinates, distances, [os.path.splitext(os.path.basename(path))[0] for path in paths])
