@@ -26,6 +26,7 @@ from ..store import layout
 from ..store.layout import Trajectory
 from .data import Sets
 from .form import Maker
+from .stored import fill_from
 
 
 def locate(settings: Settings, comm: Comm) -> tuple[Settings, list[str]]:
@@ -91,13 +92,7 @@ def _eigenvectors(
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
     """The directions that the file holds."""
     for axis, vector in zip(NAMES, vectors, strict=False):
-        try:
-            state.fill(vector, layout.read_arrays(settings.output, f"directions/{axis}"))
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{settings.output} holds directions of another model ({error.args[0]}); choose another "
-                "--output, or --overwrite"
-            ) from None
+        fill_from(settings.output, f"directions/{axis}", vector, "directions of another model")
     axes = [str(axis) for axis in stored.grid.axes] if settings.directions == "pca" else None
     return Directions(vectors, axes=axes)
 
