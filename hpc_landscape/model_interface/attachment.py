@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class Attachment:
         for now, before in self.attributes:
             forget_tensors(now, before)
         for held, own in contents:
-            if [(key, id(value)) for key, value in held.items()] != [(key, id(value)) for key, value in own.items()]:
+            if (held or own) and (held.keys() != own.keys() or not all(map(is_, held.values(), own.values()))):
                 held.clear()
                 held.update(own)
 
