@@ -84,7 +84,7 @@ def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "w
         directions(model),
         shown=shown_dtypes(model, form.low),
         channels_last=form.channels_last,
-        rows=form.block,
+        rows=form.points,
     )
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), on)}
     return Evaluator(wrap_model(model), subspace, metrics, bn, on, form=form)

@@ -18,6 +18,7 @@ from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish
 from .job.signals import leaving, stopping
+from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import choose_device, keep_memory, set_threads
 from .problems.problem import load_problem
@@ -53,7 +54,7 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.together():
             problem = load_problem(settings.problem, settings.problem_arguments)
             problem.wrapper.restrict(settings.include, settings.exclude)
-            check_metrics(settings, problem)
+            adds_up = check_metrics(settings, problem)
         share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
 
@@ -62,10 +63,14 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device)
+        maker = Maker(settings, problem, sets, directions, device, adds_up)
+        tuned = ""
+        if settings.tune:
+            tuned = tune(maker, stored, -(-grid.size // comm.size), comm, say)
+            settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
         with comm.together():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
@@ -101,7 +106,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n))
     try:
         with stopping(writer), plan.evaluator.attached(), writer:
-            size = plan.evaluator.form.block
+            size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:
                     break

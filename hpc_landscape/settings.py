@@ -74,7 +74,21 @@ class Settings:
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
     channels_last: bool = _setting(False, "images channels last: faster, and on a CPU less exact (1e-5)")
     compile: bool = _setting(False, "compile the model (torch.compile); falls back where it cannot be")
-    block: int = _setting(1, "points per pass, for small models: their parameters are stacked (vmap)", "K")
+    block: int | None = _setting(
+        None,
+        "points at a time: of small models in one pass, their parameters stacked (vmap; default 1); of streamed data, "
+        "in turn on each batch (default 8)",
+        "K",
+    )
+    graph: bool = _setting(
+        False, "experimental, not yet run on a GPU: replay the passes of a point as a CUDA graph; falls back"
+    )
+    tune: bool = _setting(
+        False, "measure which of channels_last, compile and block is fastest, in under a minute, and use it"
+    )
+    resident: float = _setting(
+        0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
     writer: Literal["auto", "gather", "parallel"] = _setting(
         "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
@@ -98,8 +112,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
-        if self.compile and self.block > 1:
-            raise UserError(f"--compile --block {self.block}: take one of the two; stacked points are not compiled")
+        if self.tune and (self.channels_last or self.compile or self.block is not None):
+            raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
+        if not 0 <= self.resident <= 1:
+            raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):

@@ -22,6 +22,7 @@ from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
 from .data import Sets
+from .form import CHOICES
 
 KEEP_DIRECTIONS = 2**30  # bytes
 
@@ -38,6 +39,7 @@ class Plan:
     quantities: list[layout.Quantity]
     sets: Sets
     stored: layout.Stored | None
+    tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
     form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
 
@@ -122,6 +124,8 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "directions": settings.directions,
         "normalization": settings.normalized,
         **plan.directions.notes,
+        **{name: int(getattr(settings, name) or 0) for name in CHOICES},
+        **({"tuned": plan.tuned} if plan.tuned else {}),
         **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
     }
     vectors = plan.directions.vectors

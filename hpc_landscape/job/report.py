@@ -70,7 +70,11 @@ def _form_text(plan: Plan) -> str:
 
 def _data_text(plan: Plan) -> str:
     sizes = [f"{b.size or 'streamed'} {name}".strip() for name, b in plan.sets.evaluation.items()]
-    return f"{' and '.join(sizes)} samples" if sizes else "no data"
+    if not sizes:
+        return "no data"
+    points = plan.evaluator.form.in_turn
+    turns = f" (streamed, {points} points on each batch)" if points > 1 else " (streamed)" * plan.sets.streamed
+    return f"{' and '.join(sizes)} samples{turns}"
 
 
 def _parameter_text(plan: Plan) -> str:
