@@ -73,7 +73,7 @@ def run(settings: Settings, comm: Comm) -> int:
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
         with comm.together():
             if comm.is_root and stored is None:
-                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, say)
+                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
                 plan.form_errors = form_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run

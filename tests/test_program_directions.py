@@ -103,7 +103,7 @@ def test_pca_of_a_trajectory_is_its_plane(program, tmp_path):
 
 def test_a_trajectory_on_a_random_plane_is_least_squares(program, tmp_path):
     trajectory(tmp_path / "run", 5)
-    done = program("--problem", SMALL, "--x=-1:1:3", "--y=-1:1:3", "--trajectory=run/*.pt")
+    done = program("--problem", SMALL, "--x=-0.01:0.01:3", "--y=-1:1:3", "--trajectory=run/*.pt")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
         directions = np.stack([flat(file, "directions/x"), flat(file, "directions/y")], axis=1)
@@ -116,6 +116,10 @@ def test_a_trajectory_on_a_random_plane_is_least_squares(program, tmp_path):
         expected = np.linalg.lstsq(directions, step, rcond=None)[0]
         np.testing.assert_allclose(way[i], expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(distance[i], np.linalg.norm(step - directions @ expected), rtol=1e-9, atol=1e-9)
+    outside = ((np.abs(way[:, 0]) > 0.01) | (np.abs(way[:, 1]) > 1)).sum()
+    assert (
+        outside and f"5 checkpoints, at most {distance.max():.3g} from the plane; {outside} of them outside" in done.out
+    )
 
 
 def test_directions_from_an_earlier_file(program):

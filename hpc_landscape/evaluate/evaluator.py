@@ -56,7 +56,7 @@ class Evaluator:
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
         with (
-            self.subspace.attached(self.model.root, self.form.in_turn > 1),
+            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=not self._adds_up),
             _matmul(self.precision),
             _own_random_numbers(self._devices),
         ):
@@ -215,12 +215,17 @@ def as_array(value: Any) -> np.ndarray:
 def stack(values: list[Any], shape: tuple[int, ...]) -> Any:
     """What the metric returned at each point as one array; as a tuple of arrays where it is a tuple of unlike parts."""
     first = values[0]
-    if isinstance(first, tuple) and len({as_array(part).shape for part in first}) > 1:
+    if _ragged(first):
         return tuple(stack([value[k] for value in values], shape) for k in range(len(first)))
     arrays = [as_array(value) for value in values]
     if len({array.shape for array in arrays}) > 1:
         raise UserError("the metric's values differ in shape from point to point")
     return np.stack(arrays).reshape(shape + arrays[0].shape)
+
+
+def _ragged(value: Any) -> bool:
+    """Whether it is a tuple of unlike shapes, or holds one."""
+    return isinstance(value, tuple) and (any(map(_ragged, value)) or len({as_array(part).shape for part in value}) > 1)
 
 
 @contextmanager
