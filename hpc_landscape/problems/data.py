@@ -240,7 +240,7 @@ def _from_loader(
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory,
+        "pin_memory": loader.pin_memory or torch.cuda.is_available(),  # copies to a GPU then do not wait
         "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
     }
