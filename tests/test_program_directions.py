@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
 from problems_for_tests.small_problem_for_tests import network, samples
 from programs import PROBLEMS, read
 from torch.nn import functional as F
@@ -95,6 +96,9 @@ def test_pca_of_a_trajectory_is_its_plane(program, tmp_path):
     np.testing.assert_allclose(way[-1], 0, atol=1e-12)
     np.testing.assert_allclose(distance, 0, atol=1e-6)
     assert labels == [f"epoch{i}" for i in range(12)]
+    with xarray.open_dataset("landscape.h5", engine="h5netcdf", group="trajectory") as data:
+        assert data["x"].dims == data["y"].dims == data["label"].dims == ("checkpoint",), "not the grid's own x"
+        np.testing.assert_array_equal(np.stack([data["x"], data["y"]], axis=1), way)
     assert x[0] < way[:, 0].min() and x[-1] > way[:, 0].max() and y[0] < way[:, 1].min() and y[-1] > way[:, 1].max()
     origin = vector(network(0)) + 0.0
     i, j = 3, 20
