@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError
+from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError, memory_is_out
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -62,7 +62,7 @@ def _guarded(settings: Settings, comm: Comm) -> int:
     except UserError as error:
         return _refuse(error, comm)
     except BaseException as error:
-        return _fail(error, comm)
+        return _fail(error, settings, comm)
 
 
 def _limit_spinning() -> None:
@@ -101,7 +101,7 @@ def _say(mistake: UserError) -> None:
     print(f"hpc_landscape: error: {mistake}", file=sys.stderr, flush=True)
 
 
-def _fail(error: BaseException, comm: Comm) -> int:
+def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     """End every rank with this error's exit code; its traceback is printed once, with its rank."""
     code = FAILED
     where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
@@ -115,7 +115,13 @@ def _fail(error: BaseException, comm: Comm) -> int:
         code = INTERRUPTED
     else:
         time.sleep(min(0.3 * comm.rank, 3))  # where many ranks fail at once, the first to speak ends the others
-        print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
+        if memory_is_out(error):
+            from .job.memory import explain
+
+            _say(UserError(explain(error, settings, comm.rank, comm.size)))
+            code = MISTAKE
+        else:
+            print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
     if comm.size > 1:
         comm.abort(code)
     return code

@@ -1,5 +1,9 @@
 """How a run ends: its exit codes, and the exceptions that mean one of them."""
 
+from __future__ import annotations
+
+import re
+
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -10,3 +14,18 @@ class UserError(Exception):
 
 class Stopped(SystemExit):
     """A signal has asked the program to leave; its code is the exit code."""
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written or read, in a few words: HDF5 hides the system's in a paragraph of its own."""
+    hidden = re.search(r"error message = '([^']*)'", str(error))
+    lines = str(error).splitlines() or [type(error).__name__]
+    return hidden[1] if hidden else getattr(error, "strerror", None) or lines[0]
+
+
+def memory_is_out(error: BaseException) -> bool:
+    """Whether there was too little memory: Python's, NumPy's, PyTorch's on a CPU or on a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )

@@ -93,6 +93,9 @@ class Settings:
     writer: Literal["auto", "gather", "parallel"] = _setting(
         "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
     )
+    on_error: Literal["fail", "record"] = _setting(
+        "fail", "where a metric raises: end the run, or store NaN for that point, mark it in the file, and go on"
+    )
     save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
     save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
     plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")

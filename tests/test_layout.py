@@ -59,7 +59,7 @@ def test_every_value_has_its_place_from_the_first_moment(tmp_path, dimensions):
     path = created(tmp_path / "a.h5", dimensions)
     size = os.path.getsize(path)
     with opened(path) as file:
-        for name in [q.name for q in QUANTITIES] + ["done", "wall_time"]:
+        for name in [q.name for q in QUANTITIES] + ["done", "failed", "wall_time"]:
             dataset = file[name]
             plist = dataset.id.get_create_plist()
             assert plist.get_layout() == h5d.CONTIGUOUS and dataset.chunks is None and dataset.compression is None
@@ -69,9 +69,9 @@ def test_every_value_has_its_place_from_the_first_moment(tmp_path, dimensions):
             assert dataset.id.get_storage_size() == dataset.size * dataset.dtype.itemsize
             assert 0 < dataset.id.get_offset() <= size - dataset.id.get_storage_size()
             assert dataset.maxshape == dataset.shape
-            assert dataset.dtype == (np.uint8 if name == "done" else np.float64)
+            assert dataset.dtype == (np.uint8 if name in ("done", "failed") else np.float64)
             values = dataset[()]
-            assert (values == 0).all() if name == "done" else np.isnan(values).all()
+            assert (values == 0).all() if name in ("done", "failed") else np.isnan(values).all()
         shape = GRIDS[dimensions].shape
         assert file["loss"].shape == file["done"].shape == file["wall_time"].shape == shape
         assert file["matrix"].shape == (*shape, 2, 3) and file["wall_time"].attrs["units"] == "s"
@@ -134,7 +134,9 @@ def test_read_tells_what_was_laid_out(tmp_path, dimensions):
 
 
 def test_read_values_of_a_quantity_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="has no 'los'; it has accuracy, done, eigenvalues, loss, matrix, wall_time"):
+    with pytest.raises(
+        UserError, match="has no 'los'; it has accuracy, done, eigenvalues, failed, loss, matrix, wall_time"
+    ):
         layout.read_values(created(tmp_path / "a.h5"), "los")
 
 

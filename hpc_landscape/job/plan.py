@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
 from ..model_interface import state
@@ -111,6 +111,10 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     identity, settings = plan.identity(), plan.settings
     if plan.stored is not None:
         _check_same(plan.stored, identity, plan.grid, settings.output)
+        if settings.on_error == "record" and plan.stored.failed is None:
+            raise UserError(
+                f"--on_error record: {settings.output} was made by an older version, and has no place to record errors"
+            )
     if plan.stored is not None or settings.dry_run:
         return
     attributes = {
@@ -143,7 +147,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             plan.trajectory,
         )
     except OSError as error:
-        raise UserError(f"--output {settings.output}: cannot be written: {error}") from None
+        raise UserError(f"--output {settings.output}: cannot be written: {reason(error)}") from None
 
 
 def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, path: str) -> None:

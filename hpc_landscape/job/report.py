@@ -15,13 +15,14 @@ import torch
 
 from ..directions.normalize import cosine
 from ..errors import COMPLETE, FAILED, UserError
-from ..grid import Grid, strided
+from ..grid import strided
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
 from ..progress import duration, size
 from ..store import layout
 from ..store.writer import Writer
+from .failures import place
 from .plan import Plan
 
 LONG = 10.0  # seconds
@@ -121,6 +122,8 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     """Say where the results are and what they say; draw the picture. Returns the exit code."""
     path = plan.settings.output
     done = layout.read_values(path, layout.DONE).astype(bool)
+    if text := _failed_text(plan, path):
+        say(f"failed       {text}")
     if not done.all():
         say(f"stopped      {done.sum()} of {done.size} points are in {path}; the same command goes on from there")
         return stop_code or FAILED
@@ -129,10 +132,10 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     values = layout.read_values(path, name)
     if values.shape == done.shape:
         centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
-        say(f"centre       {name} {values.flat[centre]:.6g} at {_place(plan.grid, centre)}")
+        say(f"centre       {name} {values.flat[centre]:.6g} at {place(plan.grid, centre)}")
         if np.isfinite(values).any():
             low = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
-            say(f"minimum      {name} {values.flat[low]:.6g} at {_place(plan.grid, low)}")
+            say(f"minimum      {name} {values.flat[low]:.6g} at {place(plan.grid, low)}")
         if broken := int((~np.isfinite(values)).sum()):
             say(f"note         {broken} values are NaN or infinite: results, stored as they are")
     picture = _draw(plan, say)
@@ -141,6 +144,16 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     surface = " --kind surface" if len(plan.grid.axes) == 2 and min(plan.grid.shape) > 1 else ""
     say(f"  python -m hpc_landscape plot {shlex.quote(path)}{surface}")
     return COMPLETE
+
+
+def _failed_text(plan: Plan, path: str) -> str:
+    if plan.stored is not None and plan.stored.failed is None:
+        return ""
+    failed = np.flatnonzero(layout.read_values(path, layout.FAILED))
+    if not len(failed):
+        return ""
+    shown = ", ".join(place(plan.grid, int(point)) for point in failed[:3]) + ", ..." * (len(failed) > 3)
+    return f"{len(failed)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}"
 
 
 def _draw(plan: Plan, say: Say) -> str | None:
@@ -153,7 +166,3 @@ def _draw(plan: Plan, say: Say) -> str | None:
     except Exception as error:  # the landscape is complete all the same
         say(f"no picture   {error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}")
         return None
-
-
-def _place(grid: Grid, index: int) -> str:
-    return "(" + ", ".join(f"{c:g}" for c in grid.point(index)) + ")"

@@ -34,9 +34,13 @@ def _handling(handlers: dict[int, Any]) -> Iterator[None]:
 
 @contextmanager
 def stopping(writer: Writer) -> Iterator[None]:
-    """A signal lets every rank finish the point in hand; a second Ctrl-C does not wait for it."""
+    """A signal lets every rank finish the point in hand; a second Ctrl-C does not wait for it.
+
+    Where the writer has failed, there is nothing to finish it for.
+    """
 
     def stop(number: int, frame: Any) -> None:
+        writer.check()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         writer.stop_code = writer.stop_code or (INTERRUPTED if number == signal.SIGINT else STOPPED)

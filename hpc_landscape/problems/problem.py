@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import Stopped, UserError
+from ..errors import Stopped, UserError, memory_is_out
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
@@ -236,7 +236,12 @@ def _annotation(parameter: inspect.Parameter) -> Any:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame on that is not ours; the whole of it where all are."""
+    """The traceback from the first frame on that is not ours; the whole of it where all are.
+
+    Raises the error itself where memory is out: that is no fault of the user's code, and is told in another way.
+    """
+    if memory_is_out(error):
+        raise error
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OURS):
         frames = frames.tb_next

@@ -6,6 +6,8 @@ cannot break the structure. The format's low version bound is HDF5 1.8's: checks
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +26,8 @@ from ..grid import NAMES, Axis, Grid
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
-DONE, WALL_TIME = "done", "wall_time"
+DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
+SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Trajectory:
 
 
 # What is in every file: no metric, and none of its dimensions, can be called so.
-RESERVED = {*NAMES, DONE, WALL_TIME, "directions", "model", "trajectory", "VTKHDF"}
+RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF"}
 
 
 def create(
@@ -64,10 +67,14 @@ def create(
     """
     path = os.path.realpath(path)  # a link stays a link
     temporary = f"{path}.tmp"  # always the same, so that killed runs leave one at most
+    saved = [*(directions or {}).values(), model or {}]
+    space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
     try:
+        _reserve(temporary, space)
         with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+            _reserve(file.id.get_vfd_handle(), space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
-            _lay_out(file, grid, list(quantities))
+            _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
                 _save(file.create_group(f"directions/{axis}"), arrays)
             if model:
@@ -79,12 +86,45 @@ def create(
                 _save(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
+        _give_back(temporary)
         sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> int:
+    """Bytes that a file will take, or a little more."""
+    values = grid.size * (8 * (1 + sum(math.prod(q.shape) for q in quantities)) + 2)
+    texts = sum(len(str(value)) for value in attributes.values())
+    datasets = len(arrays) + len(quantities) + 16
+    return values + sum(np.asarray(a).nbytes for a in arrays) + texts + SLACK + datasets * SLACK // 16
+
+
+def _reserve(where: str | int, space: int) -> None:
+    """Take the disk's space, or raise OSError; a name's is given back at once.
+
+    A disk that fills while HDF5 writes crashes the process: at the latest when it leaves, and after words of its own.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    descriptor = os.open(where, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666) if isinstance(where, str) else where
+    try:
+        os.posix_fallocate(descriptor, 0, space)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # else: it cannot reserve
+            raise
+    finally:
+        if isinstance(where, str):
+            os.close(descriptor)
+
+
+def _give_back(path: str) -> None:
+    """Cut a file at the end that its superblock (version 2) tells: what was reserved beyond is not needed."""
+    with open(path, "rb") as file:
+        os.truncate(path, int.from_bytes(file.read(36)[28:], "little"))
 
 
 def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
@@ -98,10 +138,12 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     wall_time.attrs["long_name"] = "time that the point took"
     done = _allocate(file, DONE, grid.shape, np.uint8, 0)
     done.attrs["long_name"] = "1 once every metric of the point is written"
-    for dataset in (wall_time, done):
+    failed = _allocate(file, FAILED, grid.shape, np.uint8, 0)
+    failed.attrs["long_name"] = "1 where a metric raised an error, and the values are NaN (--on_error record)"
+    for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
     if min(grid.shape) > 1:  # VTK counts an axis of one point as no dimension, and cannot read the array then
-        _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE])
+        _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE, FAILED])
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
@@ -215,6 +257,7 @@ class Stored:
     has_directions: bool
     has_model: bool
     has_trajectory: bool = False
+    failed: np.ndarray | None = None  # bool, the grid's shape; None in a file without
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -286,12 +329,14 @@ def _describe(file: h5py.File) -> Stored:
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
         for name, dataset in file.items()
         if isinstance(dataset, h5py.Dataset)
-        and name not in (DONE, WALL_TIME)
+        and name not in (DONE, WALL_TIME, FAILED)
         and not dataset.is_scale
         and dataset.shape[: len(names)] == grid.shape
     )
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    return Stored(attributes, grid, quantities, done, "directions" in file, "model" in file, "trajectory" in file)
+    failed = file[FAILED][()].astype(bool) if FAILED in file else None
+    parts = [name in file for name in ("directions", "model", "trajectory")]
+    return Stored(attributes, grid, quantities, done, *parts, failed)
 
 
 def _plain(value: Any) -> Any:

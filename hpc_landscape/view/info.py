@@ -76,6 +76,8 @@ def _points(path: str, stored: Stored) -> str:
     """How complete the file is, and what its points cost."""
     done, total = int(stored.done.sum()), stored.done.size
     text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)})"
+    if stored.failed is not None and stored.failed.any():
+        text += f", of which {int(stored.failed.sum())} raised an error and are NaN ('{layout.FAILED}' is 1 there)"
     cost = layout.read_values(path, layout.WALL_TIME)[stored.done]
     cost = cost[np.isfinite(cost)]
     if not cost.size:
