@@ -17,7 +17,7 @@ from .job.form import Maker
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
-from .job.report import Say, announce, dry_run, finish
+from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
 from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
@@ -34,7 +34,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
     Every rank of comm calls it. UserError, on all ranks alike, where the user can mend what is wrong.
     """
-    with ExitStack() as stack, leaving():
+    with ExitStack() as stack, leaving(settings.grace):
         say = Say(comm)
         start = time.monotonic()
 
@@ -95,19 +95,21 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Evaluate this rank's share
         mine = strided(unfinished, comm.rank, comm.size)
-        stop_code = _evaluate(plan, mine, len(unfinished), writer, comm)
+        stop_code = _evaluate(plan, mine, len(unfinished), writer, comm, say)
 
         # Say how it went
-        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
+        with leaving():
+            return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
 
 
-def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm) -> int:
+def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm, say: Say) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
     progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
     reporter = Reporter(plan.grid)
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear)
+    writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
     try:
-        with stopping(writer), plan.evaluator.attached(), writer:
+        with stopping(writer, plan.settings.grace), plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:
@@ -115,6 +117,8 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
                 start = time.perf_counter()
                 found = evaluate(plan, writer, block)
                 seconds = (time.perf_counter() - start) / len(block)
+                if block[0] == points[0]:
+                    warn_if_long(plan.settings, seconds, len(block), say)
                 for point, values in zip(block, found, strict=True):
                     if isinstance(values, Failure):
                         reporter.found(writer, int(point), values)

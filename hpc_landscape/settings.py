@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shlex
@@ -99,6 +100,12 @@ class Settings:
     save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
     save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
     plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
+    grace: float | None = _setting(
+        None,
+        "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
+        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75",
+        "SECONDS",
+    )
     dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")
     problem_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -119,6 +126,8 @@ class Settings:
             raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
         if not 0 <= self.resident <= 1:
             raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
+        if self.grace is not None and not 0 < self.grace < math.inf:
+            raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
@@ -181,7 +190,7 @@ class Settings:
         words = ["python", "-m", "hpc_landscape"]
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run"):
+            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run", "grace"):
                 flag = option.default is False and value is True and option.type == "bool"
                 words.append(
                     f"--{option.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -25,6 +26,7 @@ from .data import Sets
 from .form import CHOICES
 
 KEEP_DIRECTIONS = 2**30  # bytes
+JOB = "SLURM_JOB_ID"
 
 
 @dataclass
@@ -176,7 +178,14 @@ def _provenance(comm: Comm) -> dict[str, Any]:
         "mpi_version": comm.library,
         "ranks": comm.size,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({"slurm_job": os.environ[JOB]} if JOB in os.environ else {}),
     }
+
+
+def began_here(stored: layout.Stored) -> bool:
+    """Whether this very job began the file, before it was put back in the queue: --overwrite has done its work then."""
+    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return restarted and stored.attributes.get("slurm_job") == os.environ.get(JOB)
 
 
 def _one_line(values: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from ..progress import duration
 from ..settings import Settings
 from ..store import layout
 from ..store.lock import exclusive
+from .plan import began_here
 from .report import Say
 from .stored import fill_from
 
@@ -37,7 +38,7 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 stack.enter_context(exclusive(path))
             if os.path.exists(path):
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
-                if settings.overwrite:
+                if settings.overwrite and not began_here(stored):
                     stored = None
     return comm.bcast(stored)
 
