@@ -20,6 +20,7 @@ from programs import (
     Finished,
     Job,
     assert_same_landscape,
+    each_writer,
     listing,
     log_lines,
     parallel_h5py,
@@ -174,8 +175,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("what", BY_HAND)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("writer", "what"), each_writer(list(BY_HAND), ["output file renamed"]))
 def test_moved_by_hand(tmp_path: Path, check: Callable[..., None], writer: str, what: str) -> None:
     """Noticed within seconds, while rank 0 is in the middle of a long point: it does not write on for nobody."""
     folder, log = tmp_path / "out", tmp_path / "log"
@@ -241,9 +241,9 @@ def test_two_jobs_on_one_output(tmp_path: Path, check: Callable[..., None], writ
         job.until(lambda: log_lines(log, "holding"))
         time.sleep(1.5)  # for what is finished to be written
         before = (tmp_path / "landscape.h5").read_bytes()
-        for more in ([], ["--overwrite"]):
+        for more, ranks in (([], 2), (["--overwrite"], None)):
             start = time.monotonic()
-            second = run_program(*JOB, *more, folder=tmp_path, ranks=2)
+            second = run_program(*JOB, *more, folder=tmp_path, ranks=ranks)
             _one_line(second, "landscape.h5 is being written by another run")
             assert (tmp_path / "landscape.h5").read_bytes()[:1000] == before[:1000]
             seconds = time.monotonic() - start
