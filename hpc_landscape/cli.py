@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError, memory_is_out
+from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, memory_is_out
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -106,7 +106,10 @@ def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     code = FAILED
     where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
     if isinstance(error, Stopped):
-        code = STOPPED
+        code = error.code
+        if code == FAILED:
+            time.sleep(min(0.3 * comm.rank, 3))
+            print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
     elif isinstance(error, SystemExit):
         if isinstance(error.code, int) and error.code:  # exit(0) in the middle is no success either
             code = error.code

@@ -16,6 +16,10 @@ class Stopped(SystemExit):
     """A signal has asked the program to leave; its code is the exit code."""
 
 
+# Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
+IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
+
+
 def reason(error: BaseException) -> str:
     """Why a file could not be written or read, in a few words: HDF5 hides the system's in a paragraph of its own."""
     hidden = re.search(r"error message = '([^']*)'", str(error))

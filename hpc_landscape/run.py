@@ -17,8 +17,9 @@ from .job.form import Maker
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
-from .job.report import Say, announce, dry_run, finish
+from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
 from .job.signals import leaving, stopping
+from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import agree, choose_device, keep_memory, name_rank, set_threads
 from .problems.problem import load_problem
@@ -33,7 +34,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
     Every rank of comm calls it. UserError, on all ranks alike, where the user can mend what is wrong.
     """
-    with ExitStack() as stack, leaving():
+    with ExitStack() as stack, leaving(settings.grace):
         say = Say(comm)
         start = time.monotonic()
 
@@ -55,7 +56,7 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.together():
             problem = load_problem(settings.problem, settings.problem_arguments)
             problem.wrapper.restrict(settings.include, settings.exclude)
-            check_metrics(settings, problem)
+            adds_up = check_metrics(settings, problem)
         share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
 
@@ -64,13 +65,17 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device)
+        maker = Maker(settings, problem, sets, directions, device, adds_up)
+        tuned = ""
+        if settings.tune:
+            tuned = tune(maker, stored, -(-grid.size // comm.size), comm, say)
+            settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
         with comm.together():
             if comm.is_root and stored is None:
-                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, say)
+                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
                 plan.form_errors = form_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run
@@ -90,26 +95,30 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Evaluate this rank's share
         mine = strided(unfinished, comm.rank, comm.size)
-        stop_code = _evaluate(plan, mine, len(unfinished), writer, comm)
+        stop_code = _evaluate(plan, mine, len(unfinished), writer, comm, say)
 
         # Say how it went
-        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
+        with leaving():
+            return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
 
 
-def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm) -> int:
+def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm, say: Say) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
     progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
     reporter = Reporter(plan.grid)
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear)
+    writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
     try:
-        with stopping(writer), plan.evaluator.attached(), writer:
-            size = plan.evaluator.form.block
+        with stopping(writer, plan.settings.grace), plan.evaluator.attached(), writer:
+            size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:
                     break
                 start = time.perf_counter()
                 found = evaluate(plan, writer, block)
                 seconds = (time.perf_counter() - start) / len(block)
+                if block[0] == points[0]:
+                    warn_if_long(plan.settings, seconds, len(block), say)
                 for point, values in zip(block, found, strict=True):
                     if isinstance(values, Failure):
                         reporter.found(writer, int(point), values)

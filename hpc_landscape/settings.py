@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shlex
@@ -74,7 +75,21 @@ class Settings:
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
     channels_last: bool = _setting(False, "images channels last: faster, and on a CPU less exact (1e-5)")
     compile: bool = _setting(False, "compile the model (torch.compile); falls back where it cannot be")
-    block: int = _setting(1, "points per pass, for small models: their parameters are stacked (vmap)", "K")
+    block: int | None = _setting(
+        None,
+        "points at a time: of small models in one pass, their parameters stacked (vmap; default 1); of streamed data, "
+        "in turn on each batch (default 8)",
+        "K",
+    )
+    graph: bool = _setting(
+        False, "experimental, not yet run on a GPU: replay the passes of a point as a CUDA graph; falls back"
+    )
+    tune: bool = _setting(
+        False, "measure which of channels_last, compile and block is fastest, in under a minute, and use it"
+    )
+    resident: float = _setting(
+        0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
     writer: Literal["auto", "gather", "parallel"] = _setting(
         "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
@@ -85,6 +100,12 @@ class Settings:
     save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
     save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
     plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
+    grace: float | None = _setting(
+        None,
+        "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
+        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75",
+        "SECONDS",
+    )
     dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")
     problem_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -101,8 +122,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
-        if self.compile and self.block > 1:
-            raise UserError(f"--compile --block {self.block}: take one of the two; stacked points are not compiled")
+        if self.tune and (self.channels_last or self.compile or self.block is not None):
+            raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
+        if not 0 <= self.resident <= 1:
+            raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
+        if self.grace is not None and not 0 < self.grace < math.inf:
+            raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must not be negative")
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
@@ -165,7 +190,7 @@ class Settings:
         words = ["python", "-m", "hpc_landscape"]
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run"):
+            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run", "grace"):
                 flag = option.default is False and value is True and option.type == "bool"
                 words.append(
                     f"--{option.name}"

@@ -82,6 +82,15 @@ def test_the_table_of_metrics(tmp_path):
     assert cells["eigenvalues[1]"] == ["4", "(0,", "-1)", "6", "(0,", "1)", "5", "-", "-"]
 
 
+def test_a_long_metric_does_not_hide_the_others(tmp_path):
+    quantities = (Quantity("gradient", (100,), ("parameter",)), Quantity("loss"), Quantity("norm"))
+    ones = {q.name: lambda x, y, shape=q.shape: np.ones(x.shape + shape) for q in quantities}
+    said = info(make(tmp_path / "a.h5", values=ones, quantities=quantities))
+    first = [line.split()[0] for line in said.splitlines() if line.startswith(" ")]
+    shown = [word for word in first if word.startswith(("gradient", "loss", "norm"))]
+    assert shown == [*(f"gradient[{i}]" for i in range(10)), "loss", "norm"] and "and 90 more" in said
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_number_of_axes(tmp_path, n):
     assert "all done" in info(make(tmp_path / "a.h5", AXES[n]))

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric
+from ..metrics.metric import BatchMetric, Metric, Sums
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
 from .block import Block
 from .form import PLAIN, Form, compiled, lowered
-from .passes import measure_all, passes, warm_up
+from .graph import Captured
+from .in_turn import InTurn
+from .passes import measure_all, no_gradients, passes, warm_up
 
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 
@@ -54,39 +56,85 @@ class Evaluator:
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
         with (
-            self.subspace.attached(self.model.root),
+            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=not self._adds_up),
             _matmul(self.precision),
             _own_random_numbers(self._devices),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
+            self._captured: Captured | None = None  # it is of these very tensors
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
-        if self.form.block > 1:
+        if self.form.block > 1 and self._adds_up:
             return self.block([coordinates])[0]
+        if self.form.graph and self._adds_up and statistics is None:
+            return self._replayed(coordinates)
         with self._at(coordinates), self._normalizing(statistics):
             return measure_all(self.model, self.metrics, self.fast)
 
-    def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-        """The same for several points, at most as many as the form's block; in one pass where the form says so.
+    def _replayed(self, coordinates: Sequence[float]) -> dict[str, Any]:
+        """Both passes as one graph, which is captured at the first point."""
+        groups = passes(self.metrics)
 
-        A block that is not full is filled up, so that a value does not depend on how many neighbours it has.
+        def run() -> Tensor:
+            sums = [(data, Sums(list(group.values()))) for data, group in groups.items()]
+            with self._normalizing(), no_gradients(self.metrics.values()):
+                for data, total in sums:
+                    for batch in data.on(self.fast):
+                        total.add(self.fast, data, batch)
+                return torch.cat([total.on_device() for _, total in sums])
+
+        with self._at(coordinates):
+            self._captured = self._captured or Captured(run)
+            means = self._captured().tolist()
+        values = dict(zip((name for group in groups.values() for name in group), means, strict=True))
+        return {name: values[name] for name in self.metrics}
+
+    def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """The same for several points, at most as many as the form evaluates together.
+
+        Metrics that do not add up over batches are computed one point at a time.
         """
-        if self.form.block == 1:
+        if self.form.points == 1 or len(points) == 1 == self.form.block or not self._adds_up:
             return [self(coordinates) for coordinates in points]
+        with self._arithmetic():
+            return self._stacked(points) if self.form.block > 1 else self._in_turn(points)
+
+    def _stacked(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """A block that is not full is filled up, so that a value does not depend on how many neighbours it has."""
         self._seed()
         self.subspace.settle(False)
         for row in range(self.form.block):
             self.subspace.place(points[min(row, len(points) - 1)], row)
-        with self._arithmetic():
-            if self.bn == "warmup":
-                self._block.warm_up(self.warmup_data)
-            with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
-                values = {}
-                for data, group in passes(self.metrics).items():
-                    values.update(zip(group, self._block.measure(data, list(group.values())), strict=True))
+        if self.bn == "warmup":
+            self._block.warm_up(self.warmup_data)
+        with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+            values = {}
+            for data, group in passes(self.metrics).items():
+                values.update(zip(group, self._block.measure(data, list(group.values())), strict=True))
         return [{name: float(values[name][row]) for name in self.metrics} for row in range(len(points))]
+
+    def _in_turn(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """Each as if alone, batch by batch."""
+        self._seed()
+        found: list[dict[str, Any]] = [{} for _ in points]
+        try:
+            for row, coordinates in enumerate(points):
+                self.subspace.select(row)
+                self.subspace.settle(False)
+                self.subspace.place(coordinates, row)
+            turns = InTurn(self.fast, self.subspace, len(points), self._generators)
+            with no_gradients(self.metrics.values()):
+                if self.bn == "warmup":
+                    turns.warm_up(self.warmup_data, self.form.compiled)
+                with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+                    for data, group in passes(self.metrics).items():
+                        for values, means in zip(found, turns.measure(data, list(group.values())), strict=True):
+                            values.update(zip(group, means, strict=True))
+        finally:
+            self.subspace.select(0)  # where a point alone is placed
+        return [{name: values[name] for name in self.metrics} for values in found]
 
     def warm_up(self, coordinates: Sequence[float]) -> Tensor:
         """The batch normalization statistics of a point, from the warm-up data."""
@@ -115,9 +163,7 @@ class Evaluator:
     def _at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model at this point, whatever was done at the one before."""
         self._seed()
-        thoroughly = isinstance(self.warmup_data, Metric) or not all(
-            isinstance(metric, BatchMetric) for metric in self.metrics.values()
-        )
+        thoroughly = not self._adds_up
         self.subspace.settle(thoroughly)
         if thoroughly:
             random.seed(self.seed)
@@ -135,7 +181,20 @@ class Evaluator:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if not self.form.autocast:
             return nullcontext()
-        return torch.autocast(next(iter(self._devices)).type, torch.bfloat16)
+        kind = next(iter(self._devices)).type
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=not self.form.graph)  # a graph casts at every point
+
+    @property
+    def _adds_up(self) -> bool:
+        """Whether a point is passes over data, and nothing else."""
+        return not isinstance(self.warmup_data, Metric) and all(
+            isinstance(metric, BatchMetric) for metric in self.metrics.values()
+        )
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        gpus = [torch.cuda.default_generators[d.index or 0] for d in self._devices if d.type == "cuda"]
+        return [torch.default_generator, *gpus]
 
     @cached_property
     def _devices(self) -> set[torch.device]:
@@ -156,12 +215,17 @@ def as_array(value: Any) -> np.ndarray:
 def stack(values: list[Any], shape: tuple[int, ...]) -> Any:
     """What the metric returned at each point as one array; as a tuple of arrays where it is a tuple of unlike parts."""
     first = values[0]
-    if isinstance(first, tuple) and len({as_array(part).shape for part in first}) > 1:
+    if _ragged(first):
         return tuple(stack([value[k] for value in values], shape) for k in range(len(first)))
     arrays = [as_array(value) for value in values]
     if len({array.shape for array in arrays}) > 1:
         raise UserError("the metric's values differ in shape from point to point")
     return np.stack(arrays).reshape(shape + arrays[0].shape)
+
+
+def _ragged(value: Any) -> bool:
+    """Whether it is a tuple of unlike shapes, or holds one."""
+    return isinstance(value, tuple) and (any(map(_ragged, value)) or len({as_array(part).shape for part in value}) > 1)
 
 
 @contextmanager

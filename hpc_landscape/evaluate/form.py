@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class Form:
 
     channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
     are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
-    torch.compile. block: points at a time, under vmap.
+    torch.compile. block: points at a time, under vmap. in_turn: points that share each batch of data that is streamed;
+    that alone changes no value. graph: passes captured and replayed as a CUDA graph.
     """
 
     channels_last: bool = False
@@ -28,6 +29,8 @@ class Form:
     autocast: bool = False
     compiled: bool = False
     block: int = 1
+    in_turn: int = 1
+    graph: bool = False
 
     def __str__(self) -> str:
         words = [
@@ -36,13 +39,19 @@ class Form:
             "autocast" * self.autocast,
             "compiled" * self.compiled,
             f"{self.block} points at a time" if self.block > 1 else "",
+            "CUDA graph" * self.graph,
         ]
         return ", ".join(filter(None, words)) or "plain"
 
     @property
     def exact(self) -> bool:
         """Whether this is the plain form, from which others differ by rounding at least."""
-        return self == PLAIN
+        return replace(self, in_turn=1) == PLAIN
+
+    @property
+    def points(self) -> int:
+        """How many points are evaluated together."""
+        return max(self.block, self.in_turn)
 
 
 PLAIN = Form()

@@ -44,14 +44,18 @@ def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] =
 
 def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None:
     for batch in data.on(model):
-        n = samples(batch)
-        statistics.weigh(n)
-        try:
-            data.output(model, batch)
-        except ValueError as error:
-            if n > 1:
-                raise
-            raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
+        statistics.weigh(samples(batch))
+        output(model, data, batch)
+
+
+def output(model: ModelWrapper, data: Data, batch: Any) -> Any:
+    """What the model says to a batch; UserError where batch normalization cannot be re-estimated on it."""
+    try:
+        return data.output(model, batch)
+    except ValueError as error:
+        if samples(batch) > 1:
+            raise
+        raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
 
 
 def passes(metrics: Mapping[str, Metric]) -> dict[Data, dict[str, BatchMetric]]:

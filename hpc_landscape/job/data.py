@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..errors import UserError
 from ..parallel.comm import Comm
-from ..problems.data import Batches, prepare
+from ..parallel.memory import free_memory
+from ..problems.data import Batches, LoaderBatches, TensorBatches, prepare
 from ..problems.problem import Problem, user_traceback
+from ..problems.resident import MovedBatches, kept, share
 from ..settings import Settings
 
 Say = Callable[[str], None]
@@ -24,14 +26,31 @@ class Sets:
     evaluation: dict[str, Batches]
     warmup: Batches | None
     hashes: dict[str, str]
+    resident: float = 0.5  # the share of free memory that it may take
+
+    def each(self, change: Callable[[Batches], Batches], warmup: bool = True) -> Sets:
+        """The same with all batches changed, those for evaluation and warm-up once; the warm-up's only when asked."""
+        here = {name: change(batches) for name, batches in self.evaluation.items()}
+        warm = next((here[name] for name, batches in self.evaluation.items() if batches is self.warmup), None)
+        if warm is None and warmup and self.warmup is not None:
+            warm = change(self.warmup)
+        return replace(self, evaluation=here, warmup=warm)
 
     def to(self, device: torch.device, dtype: torch.dtype | None, warmup: bool, channels_last: bool = False) -> Sets:
-        """The same on a device, floating-point tensors in the dtype; the warm-up batches only when asked for."""
-        here = {name: batches.to(device, dtype, channels_last) for name, batches in self.evaluation.items()}
-        shared = next((here[name] for name, batches in self.evaluation.items() if batches is self.warmup), None)
-        if shared is None and warmup and self.warmup is not None:
-            shared = self.warmup.to(device, dtype, channels_last)
-        return Sets(here, shared, self.hashes)
+        """The same on a device, floating-point tensors in the dtype, where there is room; else moved in every pass."""
+
+        def moved(batches: Batches) -> Batches:
+            elsewhere = device.type != "cpu" and not batches.streamed
+            if elsewhere and batches.bytes > self.resident * free_memory(device):
+                return MovedBatches(batches, device, dtype, channels_last)
+            return batches.to(device, dtype, channels_last)
+
+        return self.each(moved, warmup)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a pass loads any of it."""
+        return any(batches.streamed for batches in [*self.evaluation.values(), self.warmup] if batches is not None)
 
 
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Sets:
@@ -59,13 +78,45 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Set
             warmup = prepared(given, settings.warmup_samples, "warm-up data")
         else:
             warmup = None
-    hashes = {}
+    hashes: dict[str, str] = {}
     for name, batches in evaluation.items():
         hashes["sha256_data" + f"_{name}" * bool(name)] = _agreed_hash(batches, _called(name), comm)
     if warmup is not None:
         same = next((key for key, batches in zip(hashes, evaluation.values(), strict=True) if batches is warmup), None)
         hashes["sha256_warmup_data"] = hashes[same] if same else _agreed_hash(warmup, "warm-up data", comm)
-    return Sets(evaluation, warmup, hashes)
+    return _keep(Sets(evaluation, warmup, hashes, settings.resident), problem, comm)
+
+
+def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:
+    """One copy on each node: of tensors, and of what loaders read where there is room for it.
+
+    Checksums are of the loader all the same: where its data is kept is no part of what a run is.
+    """
+    left = int(sets.resident * min(comm.node_allgather(free_memory())))
+
+    def one_copy(batches: Batches) -> Batches:
+        nonlocal left
+        if not isinstance(batches, LoaderBatches):
+            return share(batches, comm)
+        found = kept(batches, left, comm)
+        left -= found.bytes
+        return found
+
+    here = sets.each(one_copy)
+    given = {name: _same_tensors(data, here.evaluation[name]) for name, data in problem.sets.items()}
+    if given:
+        problem.data = given if isinstance(problem.data, Mapping) else given[""]
+    if here.warmup is not None:
+        problem.warmup_data = _same_tensors(problem.warmup_data, here.warmup)
+    return here
+
+
+def _same_tensors(given: Any, batches: Batches) -> Any:
+    """Given tensors as they are shared now, so that this rank's own copy can go; else what was given."""
+    if isinstance(batches, TensorBatches) and isinstance(given, (tuple, list)):
+        shapes = [getattr(t, "shape", None) for t in given]
+        return batches.tensors if shapes == [t.shape for t in batches.tensors] else given
+    return given
 
 
 def _called(name: str) -> str:

@@ -83,8 +83,8 @@ class Reporter:
             return
         self.printed.add(failure.kind)
         print(
-            f"hpc_landscape: an error at {place(self.grid, point)} on rank {rank}; its values are NaN, the run goes on "
-            f"(--on_error record). Others of this kind are not shown. {failure.text}",
+            f"hpc_landscape: an error at {place(self.grid, point)} on rank {rank}; its values are NaN, and the run "
+            f"goes on (--on_error record). Others of this kind are not shown. {failure.text}",
             file=sys.stderr,
             flush=True,
         )

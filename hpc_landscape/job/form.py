@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,21 @@ from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
 from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
+from ..parallel.memory import free_memory
 from ..problems.problem import Problem, user_traceback
+from ..problems.resident import beginning, share
 from ..settings import Settings
 from .data import Sets
 
+CHOICES = ("channels_last", "compile", "block")  # the settings that form is chosen by
+IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
+ROOM = 0.1  # of the free memory, for the parameters of these points
 
-def forms(settings: Settings, problem: Problem, device: torch.device) -> list[Form]:
+
+def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[Form]:
     """The forms to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
+
+    Points are stacked where data is at hand; where it is streamed they take turns on each batch.
 
     In float32 channels are last only when asked for: on a CPU batch normalization then adds up less exactly, and
     values differ by 1e-5 from one number of threads to another.
@@ -39,18 +49,33 @@ def forms(settings: Settings, problem: Problem, device: torch.device) -> list[Fo
     lows: list[dict[str, Any]] = [{}]
     if settings.precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
         lows = [{"low": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+    block = 1 if streamed else settings.block or 1
+    if settings.compile and block > 1:
+        raise UserError(f"--compile --block {block}: take one of the two; stacked points are not compiled")
+    if settings.graph and (block > 1 or streamed):
+        raise UserError("--graph: a graph is of one point at a time, on data that is kept on the GPU; leave it out")
     ways: list[dict[str, Any]] = [{}]
-    if settings.compile or settings.block > 1:
-        ways = [{"compiled": settings.compile, "block": settings.block}, {}]
+    if settings.compile or block > 1:
+        ways = [{"compiled": settings.compile, "block": block}, {}]
+    if settings.graph:
+        ways = [{"graph": True, **ways[0]}, *ways]
     return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
 
 
 class Maker:
     """Makes evaluators of one problem, on one device, in a form."""
 
-    def __init__(self, settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device):
+    def __init__(
+        self,
+        settings: Settings,
+        problem: Problem,
+        sets: Sets,
+        directions: Directions,
+        device: torch.device,
+        adds_up: bool = False,
+    ):
         self.settings, self.problem, self.sets = settings, problem, sets
-        self.directions, self.device = directions, device
+        self.directions, self.device, self.adds_up = directions, device, adds_up
         self.dtype = DTYPES.get(settings.precision)
         self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
         if self.bn == "warmup" and sets.warmup is None:
@@ -58,9 +83,14 @@ class Maker:
         loss = problem.loss  # may hold class weights, say
         self.loss = copy.deepcopy(loss).to(device, self.dtype) if isinstance(loss, nn.Module) else loss
 
-    def make(self, form: Form) -> tuple[Evaluator, dict[str, Data]]:
-        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device."""
+    def make(self, form: Form, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
+        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
+
+        comm: whose ranks make the same together, with one copy of the data on each node.
+        """
         here = self.sets.to(self.device, self.dtype, self.bn == "warmup", form.channels_last)
+        if comm is not None and self.device.type == "cpu":
+            here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
         evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
@@ -75,7 +105,7 @@ class Maker:
             ends=self.directions.ends is not None,
             shown=shown_dtypes(self.problem.root, form.low),
             channels_last=form.channels_last,
-            rows=form.block,
+            rows=form.points,
         )
 
     def _evaluator(
@@ -90,7 +120,7 @@ class Maker:
 
         Raises UserError where none does.
         """
-        candidates = forms(self.settings, self.problem, self.device)
+        candidates = forms(self.settings, self.problem, self.device, self.sets.streamed)
         chosen, why = len(candidates) - 1, "it has no data to try it on"
         with comm.together():
             if comm.is_root and self.sets.evaluation:
@@ -99,7 +129,18 @@ class Maker:
         asked, form = candidates[0], candidates[chosen]
         if form != asked:
             say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
-        return self.make(form)
+        return self.make(replace(form, in_turn=self._in_turn()), comm)
+
+    def _in_turn(self) -> int:
+        """How many points take turns on each batch of streamed data: as many as there is room for."""
+        if not (self.adds_up and self.sets.streamed):
+            return 1
+        return max(1, min(self.settings.block or IN_TURN, self.room()))
+
+    def room(self) -> int:
+        """For the parameters of how many points there is room."""
+        a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
+        return int(ROOM * free_memory(self.device)) // max(1, a_point)
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""
@@ -108,7 +149,7 @@ class Maker:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    self._try_first_batches(form)
+                    self.try_first_batches(form)
                 return number, why
             except Exception as error:
                 if number == len(candidates) - 1:
@@ -118,12 +159,13 @@ class Maker:
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
 
-    def _try_first_batches(self, form: Form) -> None:
+    def try_first_batches(self, form: Form) -> None:
         """One batch of each set at the origin, in this form; raises what goes wrong."""
-        here = self.sets.to(self.device, self.dtype, False, form.channels_last)
+        first = self.sets.each(lambda batches: beginning(batches, 1), False)
+        here = first.to(self.device, self.dtype, False, form.channels_last)
         subspace = self._subspace(form)
         for batches in here.evaluation.values():
-            data = self.problem.on([next(iter(batches))])
+            data = self.problem.on(batches)
             trial = self._evaluator(form, subspace, {"loss": Loss(self.loss, data)}, data)
             if form.exact:
                 trial.bn = "running" if self.bn == "warmup" else self.bn

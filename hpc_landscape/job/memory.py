@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import resource
-from contextlib import suppress
-from pathlib import Path
 
+from ..parallel.memory import free_memory
 from ..progress import size
 from ..settings import Settings
 
@@ -23,10 +21,10 @@ def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> 
     gpu = re.search(r"(CUDA|HIP|MPS|XPU)\b.*out of memory", text)
     asked = next(filter(None, (re.search(pattern, text) for pattern in _ASKED)), None)
     found = re.search(_FREE, text)
-    free = _bytes(found) if found else None if gpu else _free()
+    free = _bytes(found) if found else None if gpu else free_memory()
     numbers = [f"asked for {size(_bytes(asked))}"] if asked else []
     numbers += [f"{size(free)} free"] if free is not None else []
-    lower = [f"lower --block ({settings.block} now)"] if settings.block > 1 else []
+    lower = [f"lower --block ({settings.block} now)"] if (settings.block or 1) > 1 else []
     lower += [f"lower --batch_size ({settings.batch_size} now; a DataLoader has its own)"]
     lower += ["start fewer ranks per node"] if ranks > 1 else []
     where = f" on rank {rank} of {ranks}" if ranks > 1 else ""
@@ -39,19 +37,3 @@ def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> 
 
 def _bytes(found: re.Match[str]) -> float:
     return float(found[1]) * UNITS[found[2]]
-
-
-def _free() -> float | None:
-    """What this process can still take: the machine's free memory, or less where a limit or a cgroup says so."""
-    free: list[float] = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024)
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    with suppress(OSError, ValueError):
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
-    return max(min(free), 0) if free else None

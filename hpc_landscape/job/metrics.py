@@ -127,11 +127,11 @@ def _call(make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> 
     return metric
 
 
-def check_metrics(settings: Settings, problem: Problem) -> None:
-    """Raise UserError where a metric is asked for that there is not."""
+def check_metrics(settings: Settings, problem: Problem) -> bool:
+    """Whether all metrics add up over batches; raises UserError where one is asked for that there is not."""
     chooser = Chooser(problem, dict.fromkeys(problem.sets))
-    for spec in settings.metric_names:
-        chooser.find(spec)
+    makers = [chooser.find(spec)[0] for spec in settings.metric_names or chooser.default]
+    return all(isinstance(make, type) and issubclass(make, BatchMetric) for make in makers)
 
 
 def requested(settings: Settings, chooser: Chooser) -> dict[str, Metric]:
@@ -152,7 +152,7 @@ def choose_metrics(
     default = not settings.metric_names
     chosen = requested(settings, chooser)
     alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
-    if settings.block > 1 and alone:
+    if evaluator.form.block > 1 and alone:
         raise UserError(
             f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
         )
@@ -249,11 +249,14 @@ def store_array(value: Any, quantity: Quantity) -> Any:
 
 
 def form_errors(plan: Plan, maker: Maker) -> dict[str, np.ndarray]:
-    """How far the form in use is from the plain one, by metric; nothing where it is as exact."""
+    """How far the form in use is from the plain one in float32, by metric; nothing where it is as exact."""
     settings, evaluator = plan.settings, plan.evaluator
-    if evaluator.form.exact or settings.dry_run:
+    exact = evaluator.form.exact and settings.precision != "tf32"
+    if exact or settings.dry_run:
         return {}
     plain, data = maker.make(PLAIN)
+    if settings.precision == "tf32":
+        plain.precision = "fp32"
     made = requested(settings, Chooser(plan.problem, data, maker.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
     return errors_of_form(evaluator, plain, plan.grid, settings.seed)

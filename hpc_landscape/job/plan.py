@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -22,8 +23,10 @@ from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
 from .data import Sets
+from .form import CHOICES
 
 KEEP_DIRECTIONS = 2**30  # bytes
+JOB = "SLURM_JOB_ID"
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Plan:
     quantities: list[layout.Quantity]
     sets: Sets
     stored: layout.Stored | None
+    tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
     form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
 
@@ -126,6 +130,8 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "directions": settings.directions,
         "normalization": settings.normalized,
         **plan.directions.notes,
+        **{name: int(getattr(settings, name) or 0) for name in CHOICES},
+        **({"tuned": plan.tuned} if plan.tuned else {}),
         **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
     }
     vectors = plan.directions.vectors
@@ -172,7 +178,14 @@ def _provenance(comm: Comm) -> dict[str, Any]:
         "mpi_version": comm.library,
         "ranks": comm.size,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({"slurm_job": os.environ[JOB]} if JOB in os.environ else {}),
     }
+
+
+def began_here(stored: layout.Stored) -> bool:
+    """Whether this very job began the file, before it was put back in the queue: --overwrite has done its work then."""
+    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return restarted and stored.attributes.get("slurm_job") == os.environ.get(JOB)
 
 
 def _one_line(values: dict[str, Any]) -> str:

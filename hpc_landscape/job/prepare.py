@@ -16,7 +16,9 @@ from ..progress import duration
 from ..settings import Settings
 from ..store import layout
 from ..store.lock import exclusive
+from .plan import began_here
 from .report import Say
+from .stored import fill_from
 
 
 def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Stored | None:
@@ -36,7 +38,7 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 stack.enter_context(exclusive(path))
             if os.path.exists(path):
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
-                if settings.overwrite:
+                if settings.overwrite and not began_here(stored):
                     stored = None
     return comm.bcast(stored)
 
@@ -59,13 +61,7 @@ def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | 
 
 def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, say: Say) -> None:
     if stored is not None and stored.has_model:
-        try:
-            state.fill(state.state(problem.root), layout.read_arrays(settings.output, "model"))
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{settings.output} holds another model ({error.args[0]}): give the settings it was made with, "
-                "choose another --output, or --overwrite"
-            ) from None
+        fill_from(settings.output, "model", state.state(problem.root), "another model")
         say(f"weights      as trained before, from {settings.output}")
         return
     start = time.monotonic()

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from ..directions.normalize import cosine
-from ..errors import COMPLETE, FAILED, UserError
+from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
 from ..grid import strided
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
 from ..progress import duration, size
+from ..settings import Settings
 from ..store import layout
-from ..store.writer import Writer
+from ..store.writer import Writer, time_to_finish
 from .failures import place
 from .plan import Plan
 
@@ -71,7 +72,11 @@ def _form_text(plan: Plan) -> str:
 
 def _data_text(plan: Plan) -> str:
     sizes = [f"{b.size or 'streamed'} {name}".strip() for name, b in plan.sets.evaluation.items()]
-    return f"{' and '.join(sizes)} samples" if sizes else "no data"
+    if not sizes:
+        return "no data"
+    points = plan.evaluator.form.in_turn
+    turns = f" (streamed, {points} points on each batch)" if points > 1 else " (streamed)" * plan.sets.streamed
+    return f"{' and '.join(sizes)} samples{turns}"
 
 
 def _parameter_text(plan: Plan) -> str:
@@ -121,8 +126,7 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     if text := _failed_text(plan, path):
         say(f"failed       {text}")
     if not done.all():
-        say(f"stopped      {done.sum()} of {done.size} points are in {path}; the same command goes on from there")
-        return stop_code or FAILED
+        return stopped(plan, int(done.sum()), stop_code, say)
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
     values = layout.read_values(path, name)
@@ -150,6 +154,29 @@ def _failed_text(plan: Plan, path: str) -> str:
         return ""
     shown = ", ".join(place(plan.grid, int(point)) for point in failed[:3]) + ", ..." * (len(failed) > 3)
     return f"{len(failed)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}"
+
+
+def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: bool = False) -> int:
+    """Say what there is; returns the exit code: FAILED where the allocation was over and has brought nothing."""
+    total, path = plan.grid.size, plan.settings.output
+    if abandoned:
+        say(f"abandoned    points in hand, {time_to_finish(plan.settings.grace):g} s after the stop")
+    say(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
+    if plan.settings.grace is not None and code == STOPPED and done == total - len(plan.unfinished):
+        print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
+        return FAILED
+    return code or FAILED
+
+
+def warn_if_long(settings: Settings, seconds: float, points: int, say: Say) -> None:
+    """Warn where the points that are in hand when a stop comes may be lost; seconds: what one of them took."""
+    if settings.grace is not None and seconds * points > time_to_finish(settings.grace):
+        what = "the first point" if points == 1 else f"the first {points} points, which are evaluated together,"
+        say(
+            f"warning: {what} took {duration(seconds * points)}; with --grace {settings.grace:g} a stop leaves "
+            f"{duration(time_to_finish(settings.grace))} to finish: then the points in hand are given up; give the "
+            "job's --signal (and --grace) more time"
+        )
 
 
 def _draw(plan: Plan, say: Say) -> str | None:

@@ -71,20 +71,42 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
-    """Each metric's mean over all batches, weighted by their items, in one pass.
+class Sums:
+    """Metrics over batches: means weighted by the batches' items. For use without gradients.
 
-    For use without gradients. Sums are float64 and stay on the device (on the host where it has no float64) until the
-    pass is over.
+    Sums are float64 and stay on the device (on the host where it has no float64) until they are asked for.
     """
-    totals: list[Tensor | float] = [0.0] * len(metrics)
-    items = 0.0
-    for batch in data.on(model):
+
+    def __init__(self, metrics: Sequence[BatchMetric]):
+        self.metrics = metrics
+        self.totals: list[Any] = [0.0] * len(metrics)
+        self.items = 0.0
+
+    def add(self, model: ModelWrapper, data: Data, batch: Any) -> None:
+        """What the model makes of one more batch."""
         output, target, weight = data.output(model, batch), data.target(batch), data.items(batch)
         if not weight:
-            continue  # a mean over nothing is NaN
-        for i, metric in enumerate(metrics):
+            return  # a mean over nothing is NaN
+        for i, metric in enumerate(self.metrics):
             mean = metric.batch_mean(output, target)
-            totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
-        items += weight
-    return [float(total) / items if items else float("nan") for total in totals]
+            self.totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
+        self.items += weight
+
+    def on_device(self) -> Tensor:
+        """Each metric's mean over all batches, float64, without a wait for the device."""
+        if not self.items:
+            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64)
+        home = self.totals[0].device
+        return torch.stack([total.to(home) for total in self.totals]) / self.items
+
+    def means(self) -> list[float]:
+        """The same as numbers."""
+        return self.on_device().tolist()
+
+
+def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
+    """Each metric's mean over all batches, weighted by their items, in one pass."""
+    sums = Sums(metrics)
+    for batch in data.on(model):
+        sums.add(model, data, batch)
+    return sums.means()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,10 +14,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
 
 
+@dataclass
+class _Copies:
+    """Buffers of one of the points that are held: where each belongs, and what it is to be before each point."""
+
+    own: list[tuple[nn.Module, str, Tensor | None]] = field(default_factory=list)
+    pristine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the same of batch normalization
+
+
 class Attachment:
     """A model in eval mode whose parameters have other data, and whose buffers are copies: the originals stay.
 
-    ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it.
+    ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
+    are held, ``select()`` says whose buffers the model has.
     """
 
     def __init__(self, model: nn.Module):
@@ -29,24 +41,41 @@ class Attachment:
         ]
         self.modes = [(module, module.training) for module in model.modules()]
         self.attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
-        self.pristine: list[tuple[Tensor, Tensor]] = []  # buffers' copies, and what they are to be before each point
-        self.kept: list[tuple[Tensor, Tensor]] = []  # the same of batch normalization
+        self.contents = dictionaries(model)
+        self.points: list[_Copies] = []
 
-    def attach(self, parameter: Replace, buffer: Replace) -> None:
+    def attach(self, parameter: Replace, buffer: Replace, points: int = 1, guarded: Container[str] = ()) -> None:
+        """guarded: parameters of which a copy is lent, so that whatever a metric writes into them is undone."""
+        self.guarded: list[tuple[Tensor, Tensor]] = []
         for name, p in self.parameters:
             p.grad = None
             p.data = parameter(p.data, name)
-        copies: dict[int, Tensor] = {}
-        for module, key, value, name in self.buffers:
-            if value is None:
-                continue
-            if id(value) not in copies:
-                copies[id(value)] = buffer(value, name).clone()
-                pairs = self.kept if isinstance(module, _BatchNorm) else self.pristine
-                pairs.append((copies[id(value)], copies[id(value)].clone()))
-            module._buffers[key] = copies[id(value)]
-        self.own = [(module, key, module._buffers[key]) for module, key, _, _ in self.buffers]
+            if name in guarded:
+                still = p.data
+                p.data = still.clone()
+                self.guarded.append((p.data, still))
+        self.points = [self._copies(buffer) for _ in range(points)]
+        self.select(0)
+        self.placed = [p.data for _, p in self.parameters]
+        self.lent = dictionaries(self.model)
         self.model.eval()
+
+    def _copies(self, buffer: Replace) -> _Copies:
+        copies: dict[int, Tensor] = {}
+        made = _Copies()
+        for module, key, value, name in self.buffers:
+            if value is not None and id(value) not in copies:
+                copies[id(value)] = buffer(value, name).clone()
+                pairs = made.kept if isinstance(module, _BatchNorm) else made.pristine
+                pairs.append((copies[id(value)], copies[id(value)].clone()))
+            made.own.append((module, key, copies.get(id(value))))
+        return made
+
+    def select(self, point: int) -> None:
+        """Let the model have this point's buffers."""
+        self.now = self.points[point]
+        for module, key, copy in self.now.own:
+            module._buffers[key] = copy
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:
@@ -54,18 +83,18 @@ class Attachment:
 
         Passes alone leave only buffers behind; batch normalization's are re-estimated, or not touched in eval mode.
         """
-        for module, key, copy in self.own:
+        for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        for copy, value in self.pristine + (self.kept if thoroughly else []):
+        for copy, value in self.now.pristine + (self.now.kept + self.guarded if thoroughly else []):
             copy.copy_(value)
         if not thoroughly:
             return
-        for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
+        for (_, p), (_, _, requires_grad), placed in zip(self.parameters, self.data, self.placed, strict=True):
             p.grad = None
+            p.data = placed
             p.requires_grad_(requires_grad)
-        for now, before in self.attributes:
-            forget_tensors(now, before)
+        self._tidy(self.lent)
         self.model.eval()
 
     def detach(self) -> None:
@@ -77,8 +106,21 @@ class Attachment:
             module._buffers[key] = value
         for module, training in self.modes:
             module.training = training
+        self._tidy(self.contents)
+
+    def _tidy(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+        """Undo what was kept in the modules, or put in place of their parts: a pruned weight, a hook that stayed."""
         for now, before in self.attributes:
             forget_tensors(now, before)
+        for held, own in contents:
+            if (held or own) and (held.keys() != own.keys() or not all(map(is_, held.values(), own.values()))):
+                held.clear()
+                held.update(own)
+
+
+def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """The modules' dictionaries, and what is in them: submodules, parameters, buffers, hooks, caches of their own."""
+    return [(held, dict(held)) for m in model.modules() for held in vars(m).values() if isinstance(held, dict)]
 
 
 def forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:

@@ -25,17 +25,18 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
 class WarmUp:
     """A pass that re-estimates running statistics: call ``weigh(n)`` before each batch of n samples.
 
-    Without it a layer counts the samples by the length of its input.
+    Without it a layer counts the samples by the length of its input. points: of how many points, in turn.
     """
 
-    def __init__(self, layers: list[_BatchNorm]):
-        self.seen = dict.fromkeys(layers, 0)
+    def __init__(self, layers: list[_BatchNorm], points: int = 1):
+        self.points = [dict.fromkeys(layers, 0) for _ in range(points)]
+        self.seen = self.points[0]
         self.samples: int | None = None
         self.hooks = [layer.register_forward_pre_hook(self._count) for layer in layers]
 
-    def weigh(self, samples: int) -> None:
-        """Let the next batch count by its share of the samples so far: a running, weighted average."""
-        self.samples = samples
+    def weigh(self, samples: int, point: int = 0) -> None:
+        """Let the point's next batch count by its share of the samples so far: a running, weighted average."""
+        self.samples, self.seen = samples, self.points[point]
 
     def _count(self, layer: _BatchNorm, inputs: Any) -> None:
         """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
@@ -49,13 +50,17 @@ class WarmUp:
 
 
 @contextmanager
-def warm_up(model: nn.Module) -> Iterator[WarmUp]:
-    """Reset the running statistics, and let batches re-estimate them; only these layers are in train mode meanwhile."""
+def warm_up(model: nn.Module, points: int = 0) -> Iterator[WarmUp]:
+    """Reset the running statistics, and let batches re-estimate them; only these layers are in train mode meanwhile.
+
+    points: of how many points in turn; each one's ``reset`` is the caller's then.
+    """
     layers = batchnorm_layers(model)
     before = [layer.momentum for layer in layers]
     with batch_statistics(model, layers):
-        _reset(layers)
-        counted = WarmUp(layers)
+        if not points:
+            reset(layers)
+        counted = WarmUp(layers, max(1, points))
         try:
             yield counted
         finally:
@@ -65,7 +70,7 @@ def warm_up(model: nn.Module) -> Iterator[WarmUp]:
 
 
 @torch.no_grad()
-def _reset(layers: list[_BatchNorm]) -> None:
+def reset(layers: list[_BatchNorm]) -> None:
     """What ``reset_running_stats`` does to each, in a few calls for all: there may be a hundred, at every point."""
     if layers:
         variances = [layer.running_var for layer in layers]

@@ -59,7 +59,8 @@ class Subspace:
                 dtype = self.dtype or tensor.dtype
                 groups.setdefault((device or tensor.device, dtype, self.shown.get(name, dtype)), []).append(name)
         self._flats = [self._flatten(origin, directions, names, *kind) for kind, names in groups.items()]
-        self.views = {name: stacked[0] for name, stacked in self.stacked.items()}
+        self._rows = [{name: stacked[row] for name, stacked in self.stacked.items()} for row in range(rows)]
+        self.views = self._rows[0]
 
     def _flatten(
         self,
@@ -127,10 +128,12 @@ class Subspace:
                 flat.shown[row].copy_(point)
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
+    def attached(self, model: nn.Module, in_turn: bool = False, guarded: bool = False) -> Iterator[None]:
         """Let the model compute at the placed point, in eval mode; afterwards, also after an error, it is what it was.
 
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
+        in_turn: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do not
+        move are copies, too, for a metric that writes into them.
         """
         lent = self._lent = Attachment(model)
 
@@ -138,10 +141,19 @@ class Subspace:
             return self.views[name] if name in self.views else self._move(tensor, name)
 
         try:
-            lent.attach(parameter, self._move)
+            still = {name for name, _ in lent.parameters if name not in self.views} if guarded else set()
+            lent.attach(parameter, self._move, self.rows if in_turn else 1, still)
             yield
         finally:
             lent.detach()
+
+    def select(self, row: int) -> None:
+        """Put the attached model at the point of this row."""
+        views = self._rows[row]
+        for name, p in self._lent.parameters:
+            if name in views:
+                p.data = views[name]
+        self._lent.select(row)
 
     def settle(self, thoroughly: bool) -> None:
         """Undo what was left behind at the point before; thoroughly: whatever a metric may have done."""

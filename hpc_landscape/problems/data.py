@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from ..errors import UserError
-from ..metrics.data import move, samples
+from ..metrics.data import each_tensor, move, samples
 
 BATCH_SIZE = 512
 SAMPLED_ITEMS = 8  # items of a large data set that its fingerprint reads
@@ -36,9 +36,14 @@ class Batches:
     size: int | None
     batch_size: int | None
     bytes = 0  # resident in this process
+    streamed = False  # whether each pass has to load them
 
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError
+
+    def count(self) -> int:
+        """How many batches there are."""
+        return sum(1 for _ in self)
 
     def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
         """The same batches on a device, floating-point tensors in the dtype (None: as they are), images in order."""
@@ -84,13 +89,19 @@ class TensorBatches(Batches):
 class LoaderBatches(Batches):
     """A DataLoader's batches, read anew, by its workers, in every pass."""
 
+    streamed = True
+
     def __init__(self, loader: DataLoader, size: int | None, batch_size: int | None):
         self.loader, self.size, self.batch_size = loader, size, batch_size
         self.where: tuple[Any, ...] = (None, None)
+        self.first_bytes = 0  # of the first batch, once it has been read
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._read():
             yield move(batch, *self.where)
+
+    def count(self) -> int:
+        return super().count() if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
 
     def _read(self) -> Iterator[Any]:
         try:
@@ -124,8 +135,16 @@ class LoaderBatches(Batches):
 
     def _first(self) -> str:
         for batch in self._read():
+            self.first_bytes = nbytes(batch)
             return _hash(batch)
         raise UserError("the problem's data is empty")
+
+
+def nbytes(batch: Any) -> int:
+    """Bytes of all tensors in a batch."""
+    sizes: list[int] = []
+    each_tensor(batch, lambda t: sizes.append(t.numel() * t.element_size()) or t)
+    return sum(sizes)
 
 
 def slices(size: int, batch_size: int) -> list[tuple[int, int]]:
@@ -221,7 +240,7 @@ def _from_loader(
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory,
+        "pin_memory": loader.pin_memory or torch.cuda.is_available(),  # copies to a GPU then do not wait
         "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
     }

@@ -149,7 +149,9 @@ def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
         raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
     if not callable(factory):
-        public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        own = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
+        classes = {k for k, v in own.items() if inspect.isclass(v) and issubclass(v, Metric)}
+        public = [k for k, v in own.items() if inspect.isfunction(v) or (option == "--metrics" and k in classes)]
         have = f"; it has {', '.join(public)}" if public else ""
         raise UserError(f"{option} {spec}: {where} has no function '{name}'{have}")
     return factory

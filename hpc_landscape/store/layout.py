@@ -82,7 +82,10 @@ def create(
             if trajectory is not None:
                 columns = dict(zip(grid.names, trajectory.coordinates.T, strict=True))
                 labels = np.array(trajectory.labels, dtype=h5py.string_dtype())
-                _save(file.create_group("trajectory"), columns | {"distance": trajectory.distances, "label": labels})
+                group = file.create_group("trajectory")
+                _save(group, columns | {"distance": trajectory.distances, "label": labels})
+                for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
+                    _attach(group, dataset, ("checkpoint",))
         _give_back(temporary)
         sync(temporary)
         os.replace(temporary, path)
@@ -155,7 +158,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fi
     return h5py.Dataset(h5d.create(file.id, name.encode(), kind, h5s.create_simple(shape), plist))
 
 
-def _attach(file: h5py.File, dataset: h5py.Dataset, dims: tuple[str, ...]) -> None:
+def _attach(file: h5py.Group, dataset: h5py.Dataset, dims: tuple[str, ...]) -> None:
     """Give every axis its scale: xarray rejects the whole file where one has none."""
     for axis, name in enumerate(dims):
         if name not in file:

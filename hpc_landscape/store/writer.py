@@ -12,8 +12,10 @@ the disk within two seconds whatever rank 0 computes, and no rank waits for anot
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, reason
+from ..errors import STOPPED, UserError, reason
 from ..parallel.comm import Comm
 from .layout import sync
 
@@ -31,6 +33,12 @@ WRITE_EVERY = 0.5  # seconds, so that values, flags and two hops stay under the 
 SYNC_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between rank 0's looks whether the file still has its name
 GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
+RESERVE = 10.0  # seconds of a stop's grace, a quarter of it at most, that are kept for leaving
+
+
+def time_to_finish(grace: float) -> float:
+    """Seconds that a point in hand has after a stop."""
+    return grace - min(RESERVE, grace / 4)
 
 
 class Block(NamedTuple):
@@ -47,7 +55,14 @@ class Writer:
 
     Called on rank 0, from the thread: on_progress(n) when n points more have been written, over all ranks;
     on_report(rank, what) with what a rank has reported.
+
+    A stop waits for the points in hand; with a grace (seconds) at most so long: then all that is finished is written,
+    on_abandon() on rank 0 says so and gives the exit code, and every rank leaves, whatever its main thread is in.
     """
+
+    grace = math.inf
+    on_abandon: Callable[[], int] = staticmethod(lambda: STOPPED)
+    hear_signals: Callable[[], int] = staticmethod(lambda: 0)  # the stop code of a signal that has come, or 0
 
     def __init__(
         self,
@@ -59,6 +74,8 @@ class Writer:
         self.path, self.comm, self.on_progress, self.on_report = path, comm, on_progress, on_report
         self.stop_code = 0  # why all ranks stop early; set by a signal, or by another rank's
         self._announced = 0
+        self._stopped = math.inf  # when, by this rank's clock
+        self._late, self._late_ranks = False, 0
         self._lock = threading.Lock()
         self._queue: list[tuple[int, float, dict[str, np.ndarray], bool]] = []
         self._reports: list[Any] = []
@@ -142,12 +159,14 @@ class Writer:
             if closing or now - last_write >= WRITE_EVERY:
                 last_write = now
                 self._deliver_queue()
+            self.stop_code = self.stop_code or self.hear_signals()
             self._announce_stop()
             for sender, message in self.comm.received():
                 self._hear(sender, *message)
             self._requests = [request for request in self._requests if not request.Test()]
             if closing and self._finish():
                 return
+            self._abandon_if_late()
             time.sleep(POLL)
 
     def _deliver_queue(self) -> None:
@@ -174,6 +193,8 @@ class Writer:
 
     def _announce_stop(self) -> None:
         """Tell rank 0 of a signal to this rank; rank 0 tells all."""
+        if self.stop_code and self._stopped == math.inf:
+            self._stopped = time.monotonic()
         if self.stop_code != self._announced:
             self._announced = self.stop_code
             for rank in range(1, self.comm.size) if self.comm.is_root else [0]:
@@ -190,6 +211,10 @@ class Writer:
             self._all_ended = True
         elif kind == "report":
             self.on_report(sender, content)
+        elif kind == "late":
+            self._late_ranks += 1
+        elif kind == "leave":
+            _leave(content)
         else:
             self._receive(kind, content)
 
@@ -209,6 +234,33 @@ class Writer:
             self._ended_ranks = 1
             self._send(0, "end", None)
         return self._all_ended and not self._requests
+
+    def _abandon_if_late(self) -> None:
+        """Once a stop's grace is over: write what is finished, and leave together, without closing the file.
+
+        Each rank says that it has written; rank 0 then tells all to go. None waits long for one that cannot answer.
+        """
+        late = time.monotonic() - self._stopped - time_to_finish(self.grace)
+        if not late >= 0:
+            return
+        reserve = self.grace - time_to_finish(self.grace)
+        if not self._late:
+            self._late = True
+            self._deliver_queue()
+            self._sync()
+            self._send(0, "late", None)
+        elif self.comm.is_root and (self._late_ranks == self.comm.size - 1 or late > reserve / 4):
+            self._deliver_queue()
+            self._sync()
+            code = self.on_abandon()
+            for rank in range(1, self.comm.size):
+                self._send(rank, "leave", code)
+            end = time.monotonic() + reserve / 4
+            while not all(request.Test() for request in self._requests) and time.monotonic() < end:
+                time.sleep(POLL)
+            _leave(code)
+        elif late > reserve * 3 / 4:
+            self.comm.abort(self.stop_code)
 
     def _send(self, rank: int, kind: str, content: Any) -> None:
         if rank != self.comm.rank:
@@ -252,6 +304,13 @@ class Writer:
 
     def _close(self) -> None:
         raise NotImplementedError
+
+
+def _leave(code: int) -> None:
+    """End this process, whatever its main thread does. Not by MPI's abort: under srun its code may become 137."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def merge(blocks: Sequence[Block]) -> Block:

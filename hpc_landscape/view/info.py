@@ -98,7 +98,9 @@ def _percent(done: int, total: int) -> str:
 
 def _metrics(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
     """A table: the extremes of every scalar, where they are, its value at the trained model, what is not finite."""
-    names = [name for quantity in ordered(stored) for name, _ in components(quantity)]
+    scalars = [[name for name, _ in components(quantity)] for quantity in ordered(stored)]
+    some = max((n for n in range(1, _MOST_ROWS) if sum(min(n, len(s)) for s in scalars) <= _MOST_ROWS), default=1)
+    names = [name for group in scalars for name in group[:some]] + [name for group in scalars for name in group[some:]]
     if not stored.done.any():
         yield "metrics", ", ".join(names[:_MOST_ROWS])
         return

@@ -69,7 +69,10 @@ class Watch:
 
 
 def fail(how: str) -> None:
-    """Raise, exit, or send this process a signal."""
+    """Raise, exit, send this process a signal, or stay in one call of torch for minutes."""
+    if how == "kernel":
+        torch.cdist(torch.ones(4000, 5000), torch.zeros(4000, 5000), p=1.5)
+        return None
     if how == "exit":
         sys.exit(3)
     if how == "exit_0":

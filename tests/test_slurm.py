@@ -1,0 +1,165 @@
+"""The job templates, as they are, in a real Slurm: time limits that are too short, requeues, arrays, srun and mpirun.
+
+All jobs are submitted at once, and each test looks at one: they mostly sleep.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from problems_for_tests.tiny_problem_for_tests import checkpoint
+from programs import ROOT, TINY, assert_same_landscape, environment, log_lines, read, run_program
+from slurm_cluster import Cluster, missing
+
+pytestmark = pytest.mark.slow
+
+JOBS = ROOT / "jobs"
+LIMIT = 400.0  # seconds: for what takes a minute or three on a quiet machine
+SMALL = ("--cpus-per-task=1", "--mem-per-cpu=100M")
+CONFIG = f"problem: {TINY}\nx: -1:1:10\ny: -1:1:4\nplot: false\ndevice: cpu\n"
+# Two minutes. Slurm looks every 30 s, and signals that much earlier than asked for: 60 to 90 s after the start.
+SHORT = ("--time=2",)
+SIGNAL = {"SBATCH_SIGNAL": "B:USR1@30"}
+LONG = ("--problem.delay", 8)  # 40 points, two ranks: 160 s
+
+
+@functools.cache
+def _openmpi() -> bool:
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        return False
+    return MPI.get_vendor()[0] == "Open MPI"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Slurm's daemons, for all tests of this file. CI has what they need: there nothing is skipped for want of it."""
+    if not _openmpi():
+        pytest.skip("srun --mpi=pmix is for an mpi4py with Open MPI; this one has another MPI, or there is none")
+    if why := missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with Cluster(environment(PATH=path, OMP_NUM_THREADS=None)) as started:
+        yield started
+    assert not started.processes() and not started.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All jobs, submitted: name -> their number and folder."""
+    submitted = {}
+
+    def submit(name: str, template: str, options: Any, words: Any, **env: str) -> None:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "run.yaml").write_text(CONFIG)
+        if template == "array.slurm":
+            for seed in range(3):
+                checkpoint(str(folder / f"model{seed}.pt"), weight_seed=seed)
+        else:
+            words = ["run.yaml", "--problem.log", "log", *words]
+        number = cluster.submit(folder, JOBS / template, [*SMALL, *options], words, **env)
+        submitted[name] = SimpleNamespace(number=number, folder=folder)
+
+    two = ("--ntasks=2",)
+    submit("srun_short", "one_node.slurm", [*two, *SHORT], LONG, **SIGNAL)
+    submit("mpirun_short", "cpu.slurm", [*two, *SHORT], LONG, **SIGNAL, LAUNCHER="mpirun")
+    stuck = ("--problem.fault", "kernel", "--problem.fault_at")
+    submit("in_vain", "one_gpu.slurm", SHORT, [*stuck, 1], **SIGNAL)
+    submit("given_up", "one_node.slurm", [*two, *SHORT], [*stuck, 2, "--problem.fault_rank", 1], **SIGNAL)
+    for job in list(submitted.values()):  # first: their clock ticks while they import torch
+        cluster.until(lambda job=job: log_lines(job.folder / "log", "begin"), LIMIT)
+    # Both nodes are this machine: ranks of the two would take the same names for their shared memory.
+    submit("nodes", "nodes.slurm", ["--nodes=2", "--ntasks-per-node=2"], [], OMPI_MCA_btl="self,tcp")
+    submit("array", "array.slurm", ["--array=0-2"], ["run.yaml", *(f"model{seed}.pt" for seed in range(3))])
+    submit("mistake", "one_node.slurm", two, ["--samples", 0])
+    return submitted
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The landscape of all these jobs, of one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "run.yaml").write_text(CONFIG)
+    finished = run_program("--config", "run.yaml", folder=folder)
+    assert finished.code == 0, finished
+    return folder / "landscape.h5"
+
+
+def _log(job: Any) -> str:
+    return "\n".join(path.read_text() for path in sorted(job.folder.glob("landscape*.log")))
+
+
+def test_several_nodes(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
+    """srun --mpi=pmix: four ranks on two nodes are one MPI job, each with a GPU granted."""
+    job = jobs["nodes"]
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "COMPLETED" and said["NodeList"] == "n[1-2]", _log(job)
+    assert said["TresPerTask"] == "gres:gpu:1" and said["Restarts"] == "0"
+    assert "ranks        4 on" in _log(job) and "on n[1-2], restart 0" in _log(job)
+    assert {line.rank for line in log_lines(job.folder / "log", "point")} == {0, 1, 2, 3}
+    assert_same_landscape(job.folder / "landscape.h5", undisturbed)
+
+
+def test_an_array_over_checkpoints(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
+    job = jobs["array"]
+    tasks = cluster.wait(job.number, LIMIT)
+    assert [task["JobState"] for task in tasks] == ["COMPLETED"] * 3, _log(job)
+    files = [job.folder / f"model{seed}.h5" for seed in range(3)]
+    assert_same_landscape(files[0], undisturbed)
+    losses = [read(path, "loss") for path in files]
+    assert all(read(path, "done").all() for path in files)
+    assert not np.allclose(losses[0], losses[1]) and not np.allclose(losses[1], losses[2])
+    assert len(list(job.folder.glob("landscapes-*_[012].log"))) == 3
+
+
+def test_a_mistake_fails_and_stays_away(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    job = jobs["mistake"]
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "FAILED" and said["ExitCode"] == "2:0" and said["Restarts"] == "0"
+    assert _log(job).count("hpc_landscape: error: --samples 0") == 1
+    assert not (job.folder / "landscape.h5").exists()
+
+
+def test_a_point_longer_than_the_allocation(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    """Inside one call of torch from its first point on: it leaves before the limit, says why, and stays away."""
+    job = jobs["in_vain"]
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "FAILED" and said["ExitCode"] == "1:0" and said["Restarts"] == "0", _log(job)
+    assert "the stop came before one point was finished" in _log(job)
+    assert log_lines(job.folder / "log", "fault") and not log_lines(job.folder / "log", "point")
+
+
+def test_a_rank_that_is_stuck_does_not_fail_the_job(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    """Rank 1 is inside a call of torch when the time is over: what is finished is kept, and the job comes back."""
+    job = jobs["given_up"]
+    cluster.until(lambda: cluster.show(job.number)[0]["Restarts"] == "1", LIMIT)
+    (said,) = cluster.show(job.number)
+    assert said["JobState"] in ("PENDING", "RUNNING"), _log(job)
+    assert "abandoned    points in hand" in _log(job) and "stopped, to be continued" in _log(job)
+    done = read(job.folder / "landscape.h5", "done").sum()
+    assert done >= 21 and f"{len(log_lines(job.folder / 'log', 'point'))} of 40 points are in" in _log(job)
+    cluster.call("scancel", job.number)
+
+
+@pytest.mark.parametrize("name", ["srun_short", "mpirun_short"])
+def test_a_time_limit_that_is_too_short(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path, name: str) -> None:
+    """The job puts itself back in the queue until the landscape is complete; no point is computed twice."""
+    job = jobs[name]
+    (said,) = cluster.wait(job.number, LIMIT)
+    log, restarts = _log(job), int(said["Restarts"])
+    assert said["JobState"] == "COMPLETED" and restarts >= 1, log
+    assert log.count("stopped, to be continued") == log.count("the same command goes on from there") == restarts
+    assert [f"restart {n}\n" in log for n in range(restarts + 1)] == [True] * (restarts + 1)
+    assert "finished     40 points" in log
+    points = [line.what for line in log_lines(job.folder / "log", "point")]
+    assert len(points) == len(set(points)) == 40
+    assert_same_landscape(job.folder / "landscape.h5", undisturbed)
