@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError
+from .errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError, printable
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -98,7 +98,7 @@ def _speak(mistake: UserError, rank: int) -> int:
 
 
 def _say(mistake: UserError) -> None:
-    print(f"hpc_landscape: error: {mistake}", file=sys.stderr, flush=True)
+    print(f"hpc_landscape: error: {printable(str(mistake), keep=chr(10))}", file=sys.stderr, flush=True)
 
 
 def _fail(error: BaseException, comm: Comm) -> int:
@@ -134,7 +134,7 @@ def _view(command: str, words: list[str]) -> int:
     try:
         COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command]), words)
     except UserError as error:
-        _say(error)
+        _say(UserError(printable(str(error))))
         return MISTAKE
     except BrokenPipeError:  # info FILE | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
