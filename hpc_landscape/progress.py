@@ -59,8 +59,8 @@ def size(n: float) -> str:
     """Bytes as a person reads them: 812 B, 541.2 KiB, 3.0 GiB."""
     if n < 1024:
         return f"{n:.0f} B"
-    for unit in ("KiB", "MiB"):
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
         n /= 1024
         if n < 1024:
-            return f"{n:.1f} {unit}"
-    return f"{n / 1024:.1f} GiB"
+            break
+    return f"{n:.1f} {unit}"

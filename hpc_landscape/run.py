@@ -17,6 +17,7 @@ from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors, st
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish
+from .job.room import check_plan
 from .job.signals import leaving, stopping
 from .parallel.comm import Comm
 from .parallel.device import choose_device, keep_memory, set_threads
@@ -74,6 +75,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
             if comm.is_root:
+                check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         announce(plan, comm, say, device, threads, writer)
         unfinished = comm.bcast(plan.unfinished)

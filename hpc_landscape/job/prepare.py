@@ -17,6 +17,7 @@ from ..settings import Settings
 from ..store import layout
 from ..store.lock import exclusive
 from .report import Say
+from .room import check_axes
 
 
 def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Stored | None:
@@ -38,6 +39,7 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
                 if settings.overwrite:
                     stored = None
+            check_axes(settings, comm.local_size, new=stored is None)
     return comm.bcast(stored)
 
 

@@ -23,6 +23,7 @@ from ..progress import duration, size
 from ..store import layout
 from ..store.writer import Writer
 from .plan import Plan
+from .room import bytes_of, free
 
 LONG = 10.0  # seconds
 
@@ -103,13 +104,11 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = max(comm.allgather(peak))
     gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
-    disk = plan.grid.size * (8 * (1 + sum(math.prod(q.shape) for q in plan.quantities)) + 1)
-    disk += plan.direction_bytes * plan.keeps_directions
-    disk += state.nbytes(state.state(plan.problem.root)) * plan.keeps_model
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
     say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
     say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
-    say(f"disk         {size(disk)}")
+    where, disk = free(plan.settings.output), sum(bytes_of(plan).values())
+    say(f"disk         {size(disk)}" + (f", {size(where)} are free there" if math.isfinite(where) else ""))
     say("dry run: nothing was written")
 
 
@@ -122,8 +121,8 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
         return stop_code or FAILED
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
-    values = layout.read_values(path, name)
-    if values.shape == done.shape:
+    if not plan.quantities[0].shape:
+        values = layout.read_values(path, name)
         centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
         say(f"centre       {name} {values.flat[centre]:.6g} at {_place(plan.grid, centre)}")
         if np.isfinite(values).any():

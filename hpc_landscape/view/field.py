@@ -155,9 +155,12 @@ class Trajectory:
 def read_trajectory(path: str) -> Trajectory | None:
     """The file's trajectory; None where it has none."""
     with h5py.File(path, "r", locking=False) as file:
-        if not isinstance(file.get("trajectory/x"), h5py.Dataset) or "trajectory/y" not in file:
+        columns = [file.get(f"trajectory/{name}") for name in ("x", "y")]
+        if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" and c.ndim == 1 for c in columns):
             return None
-        x, y = np.atleast_1d(file["trajectory/x"][()]), np.atleast_1d(file["trajectory/y"][()])
+        x, y = (column[()] for column in columns)
+        if len(x) != len(y):
+            return None
         labels = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
         return Trajectory(x, y, text)

@@ -161,7 +161,7 @@ def _parts(path: str) -> str:
         parts = []
         for name in ("directions", "model", "trajectory"):
             sizes: list[int] = []
-            if name in file:
+            if isinstance(file.get(name), h5py.Group):
                 file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
                 axes = f" {', '.join(file[name])}" if name == "directions" else ""
                 parts.append(f"{name}{axes} ({size(sum(sizes))})")
