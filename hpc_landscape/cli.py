@@ -19,6 +19,7 @@ EPILOG = """exit codes:
   0 complete   1 failed   2 a mistake to mend, said in one line
   75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
 """
+VIEW_EPILOG = "exit codes: 0 done, 2 a mistake to mend, said in one line"
 MEET = 5.0  # seconds
 
 
@@ -132,7 +133,9 @@ def _view(command: str, words: list[str]) -> int:
     if launched()[1] > 0:
         return 0
     try:
-        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command]), words)
+        COMMANDS[command](
+            _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
+        )
     except UserError as error:
         _say(UserError(printable(str(error))))
         return MISTAKE
@@ -191,6 +194,7 @@ def _export(parser: _Parser, words: list[str]) -> None:
 COMMANDS = {"plot": _plot, "info": _info, "export": _export}
 _DESCRIPTIONS = {
     "plot": "Draw a stored landscape.",
-    "info": "Say what a file holds, how complete it is and how it was made.",
+    "info": "Say what a file holds, how complete it is, whether a run is at it and how it was made. The file may be in "
+    "use: it is only read, and no lock is taken, so that a run is never disturbed.",
     "export": "Write a stored landscape in another format.",
 }

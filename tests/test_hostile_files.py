@@ -1,4 +1,4 @@
-"""Landscape files that are damaged, or made by someone else: one clear line or right behaviour, and never written to."""
+"""Landscape files that are damaged, or made by someone else: one clear line or right behaviour, never written to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from programs import TINY, environment, run_program
 
 pytestmark = pytest.mark.slow
 
-FILES = int(os.environ.get("HOSTILE_FILES", "24"))  # damaged files of each shape
+FILES = int(os.environ.get("HOSTILE_FILES", "16"))  # damaged files of each shape
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
 SHAPES = {
     "line": ["--x=-1:1:5", "--y=none", "--trajectory", "start.pt"],
@@ -66,7 +66,7 @@ class Reader:
         assert answer, f"{path} has killed its reader: {self.process.wait()}"
         answer = json.loads(answer)
         for end in answer["ends"]:
-            assert end["code"] in (0, 2), (path, end["code"], end)
+            assert end["code"] in (0, 2), f"{path}: {end['code']}"
             assert len(end["err"].splitlines()) == (end["code"] == 2), (path, end)
             assert "Traceback" not in end["err"] + end["out"]
         assert answer["same"] and answer["left"] == [], (path, answer)
@@ -243,9 +243,9 @@ MADE = {
     "loss of no values": (_replaced("loss", np.zeros((4, 3, 0))), False),
     "loss as large as a disk": (_chunked("loss", (4, 3, 10**13)), True),
     "grid as large as a disk": (_chunked("done", (10**7, 10**7)), True),
-    "no wall time": (lambda file: file.pop("wall_time"), False),
-    "wall time of text": (_replaced("wall_time", np.full((4, 3), "1", dtype=h5py.string_dtype())), False),
-    "wall time of another shape": (_replaced("wall_time", np.zeros(5)), False),
+    "no wall time": (lambda file: file.pop("wall_time"), True),
+    "wall time of text": (_replaced("wall_time", np.full((4, 3), "1", dtype=h5py.string_dtype())), True),
+    "wall time of another shape": (_replaced("wall_time", np.zeros(5)), True),
     "directions that are numbers": (_replaced("directions", np.zeros(3)), False),
     "model that is a number": (_replaced("model", 3.0), False),
     "model without names": (lambda file: file["model"].clear(), False),
@@ -263,10 +263,10 @@ def test_datasets_that_are_something_else(whole: Path, tmp_path: Path, reader: R
     change, refused = MADE[what]
     with h5py.File(path, "r+", locking=False) as file:
         change(file)
-    info, plot, resume = reader.ends(path, *commands(path, "plane", whole / "a.png"))
-    assert (info["code"] == 2) == refused, info
-    assert not refused or plot["code"] == resume["code"] == 2
-    assert "\x1b" not in info["out"] + info["err"] + plot["err"] + resume["err"]
+    info, *others = commands(path, "plane", whole / "a.png")
+    ends = reader.ends(path, info, *([] if refused else others))  # all read it by the same function
+    assert (ends[0]["code"] == 2) == refused, ends
+    assert "\x1b" not in "".join(end["out"] + end["err"] for end in ends)
 
 
 def test_settings_in_a_file_are_data(whole: Path, tmp_path: Path, reader: Reader) -> None:

@@ -108,7 +108,8 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
     say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
     where, disk = free(plan.settings.output), sum(bytes_of(plan).values())
-    say(f"disk         {size(disk)}" + (f", {size(where)} are free there" if math.isfinite(where) else ""))
+    there = "there already" if plan.stored else f"{size(where)} are free there" if math.isfinite(where) else "in all"
+    say(f"disk         {size(disk)}, {there}")
     say("dry run: nothing was written")
 
 

@@ -267,7 +267,9 @@ def read(path: str, probe_seconds: float | None = None) -> Stored:
         with h5py.File(path, "r", locking=False) as file:
             if not isinstance(form := _plain(file.attrs.get("format")), str) or form != FORMAT:
                 raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
-            if int(file.attrs.get("format_version", 0)) > FORMAT_VERSION:
+            if not isinstance(version := _plain(file.attrs.get("format_version", 0)), int):
+                raise ValueError("its format_version is no whole number")
+            if version > FORMAT_VERSION:
                 raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
             return _describe(file)
     except UserError:
@@ -328,10 +330,11 @@ def _find(group: h5py.Group, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as Python's own type."""
+    """An attribute as Python's own text or number, or an array of such; text where it is anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, (str, int, float, np.ndarray)) else str(value)
 
 
 def read_values(path: str, name: str) -> np.ndarray:
