@@ -347,6 +347,8 @@ def read_values(path: str, name: str) -> np.ndarray:
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
-    """The arrays of one group (``model``, ``directions/x``), by name, in no particular order."""
+    """The arrays of one group (``model``, ``directions/x``), by name, in any order; KeyError where there is no such."""
     with h5py.File(path, "r", locking=False) as file:
-        return {name: dataset[()] for name, dataset in _datasets(file[group])}
+        if not isinstance(found := _find(file, group), h5py.Group):
+            raise KeyError(f"no group '{group}'")
+        return {name: dataset[()] for name, dataset in _datasets(found)}
