@@ -18,6 +18,7 @@ from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
+from .job.room import check_plan
 from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
@@ -81,6 +82,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
             if comm.is_root:
+                check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         announce(plan, comm, say, device, threads, writer)
         unfinished = comm.bcast(plan.unfinished)

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
+MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
+PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ try:
         def look(name, thing):
             dict(thing.attrs)
             if isinstance(thing, h5py.Dataset) and thing.size:
-                thing[(0,) * thing.ndim]
+                thing[() if thing.dtype.hasobject and thing.size < 10**6 else (0,) * thing.ndim]
         dict(file.attrs)
         file.visititems(look)
 except Exception as error:
@@ -284,8 +286,9 @@ except Exception as error:
 _LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
 
 
-def read(path: str, probe_seconds: float = 60) -> Stored:
+def read(path: str, probe_seconds: float | None = None) -> Stored:
     """What the file at path holds; UserError where it is missing, foreign or damaged. Never writes."""
+    probe_seconds = probe_seconds or PROBE_SECONDS
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory, not a landscape file")
     if not os.path.exists(path):
@@ -306,56 +309,93 @@ def read(path: str, probe_seconds: float = 60) -> Stored:
     if probe.returncode:
         said = probe.stderr.strip().splitlines()[-1:] or [f"the reader died ({probe.returncode})"]
         raise UserError(f"{damaged}: {said[0]}")
-    with h5py.File(path, "r", locking=False) as file:
-        if file.attrs.get("format") != FORMAT:
-            raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
-        if int(file.attrs.get("format_version", 0)) > FORMAT_VERSION:
-            raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
-        try:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if not isinstance(form := _plain(file.attrs.get("format")), str) or form != FORMAT:
+                raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
+            if not isinstance(version := _plain(file.attrs.get("format_version", 0)), int):
+                raise ValueError("its format_version is no whole number")
+            if version > FORMAT_VERSION:
+                raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
             return _describe(file)
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(f"{damaged}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # what a file holds that this program did not write may be anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{damaged}: {said}") from None
 
 
 def _describe(file: h5py.File) -> Stored:
     names = [name for name in ("x", "y", "z") if name in file]
+    _check_datasets(file, [*names, DONE, WALL_TIME])
     values = [file[name][()] for name in names]
     grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values))
     grid.coordinates = tuple(values)  # as stored, to the bit
     done = file[DONE][()].astype(bool)
-    if done.shape != grid.shape:
-        raise ValueError(f"'done' has shape {done.shape}, the axes say {grid.shape}")
+    for name in (DONE, WALL_TIME):
+        if file[name].shape != grid.shape:
+            raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
     quantities = tuple(
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
-        for name, dataset in file.items()
-        if isinstance(dataset, h5py.Dataset)
-        and name not in (DONE, WALL_TIME, FAILED)
+        for name, dataset in _datasets(file)
+        if name not in (DONE, WALL_TIME, FAILED)
         and not dataset.is_scale
+        and dataset.dtype.kind in "fiu"
         and dataset.shape[: len(names)] == grid.shape
     )
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
-    parts = [name in file for name in ("directions", "model", "trajectory")]
-    return Stored(attributes, grid, quantities, done, *parts, failed)
+    groups = (isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory"))
+    return Stored(attributes, grid, quantities, done, *groups, failed)
+
+
+def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:
+    """ValueError where one of these is no array of numbers, or there is one larger than any compression explains."""
+    size = file.id.get_filesize()
+    for name, dataset in _datasets(file):
+        if dataset.nbytes > MOST_DENSE * size:
+            raise ValueError(f"'{name}' has {dataset.nbytes} bytes, in a file of {size}")
+    for name in names:
+        if not isinstance(file[name], h5py.Dataset) or file[name].dtype.kind not in "fiu" or not file[name].size:
+            raise ValueError(f"'{name}' is no array of numbers")
+        if name in NAMES and (file[name].ndim != 1 or not (np.diff(file[name][()]) > 0).all()):
+            raise ValueError(f"the values of '{name}' are no axis")
+
+
+def _datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
+    """The group's arrays, by name."""
+    found = ((name, _find(group, name)) for name in group)
+    return [(name, thing) for name, thing in found if isinstance(thing, h5py.Dataset)]
+
+
+def _find(group: h5py.Group, name: str) -> Any:
+    """What the group holds by that name; None for nothing, or a link that leads nowhere."""
+    try:
+        return group.get(name)
+    except (OSError, RuntimeError):
+        return None
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as Python's own type."""
+    """An attribute as Python's own text or number, or an array of such; text where it is anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, (str, int, float, np.ndarray)) else str(value)
 
 
 def read_values(path: str, name: str) -> np.ndarray:
     """One quantity, of the grid's shape and its own; UserError where the file has none of that name."""
     with h5py.File(path, "r", locking=False) as file:
         if name not in file or not isinstance(file[name], h5py.Dataset):
-            have = sorted(k for k, v in file.items() if isinstance(v, h5py.Dataset) and not v.is_scale)
+            have = sorted(name for name, dataset in _datasets(file) if not dataset.is_scale)
             raise UserError(f"{path} has no '{name}'; it has {', '.join(have)}")
         return file[name][()]
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
-    """The arrays of one group (``model``, ``directions/x``), by name, in no particular order."""
+    """The arrays of one group (``model``, ``directions/x``), by name, in any order; KeyError where there is no such."""
     with h5py.File(path, "r", locking=False) as file:
-        return {name: dataset[()] for name, dataset in file[group].items()}
+        if not isinstance(found := _find(file, group), h5py.Group):
+            raise KeyError(f"no group '{group}'")
+        return {name: dataset[()] for name, dataset in _datasets(found)}
