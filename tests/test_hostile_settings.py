@@ -152,6 +152,7 @@ def _value(name: str) -> st.SearchStrategy[Any]:
     choices = [c for part in kinds for c in get_args(part) if isinstance(c, str)]
     values = st.sampled_from(choices) if choices else st.nothing()
     values |= st.integers(0 if name == "seed" else 1, MOST_WHOLE) if int in kinds else st.nothing()
+    values |= st.floats(1e-9, 1) if float in kinds else st.nothing()  # resident: a share; grace: positive
     values |= st.booleans() if bool in kinds else st.nothing()
     values |= NAMES if str in kinds else st.nothing()
     return values | st.none() if type(None) in kinds else values
@@ -180,7 +181,8 @@ def test_settings_through_yaml(tmp_path, wanted, nested):
 @thorough
 @given(SETTINGS)
 def test_settings_through_a_command_line(wanted):
-    wanted = replace(_checked(wanted), overwrite=False, dry_run=False)  # the command in a file is the one that goes on
+    # The command in a file is the one that goes on, in whatever job
+    wanted = replace(_checked(wanted), overwrite=False, dry_run=False, grace=None)
     python, dash_m, module, *words = shlex.split(wanted.to_command())
     assert (python, dash_m, module) == ("python", "-m", "hpc_landscape")
     assert parse(words, "prog")[0] == wanted
