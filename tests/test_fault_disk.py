@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -329,3 +330,30 @@ def test_the_interval_of_fsync_is_what_is_promised() -> None:
     from hpc_landscape.store import writer
 
     assert writer.SYNC_EVERY + writer.WRITE_EVERY <= 31 and 2 * writer.WRITE_EVERY < LOSS
+
+
+def test_a_damaged_file_is_not_gone_on_with(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    """The whole program on what test_layout.py has the reader try 50 times: one line, and the file is as it was."""
+    assert program(*JOB, "--output", tmp_path / "whole.h5").code == 0
+    content, file = (tmp_path / "whole.h5").read_bytes(), tmp_path / "landscape.h5"
+    draw = random.Random(0)
+    for length in [draw.randrange(1, len(content) - 1) for _ in range(8)]:
+        file.write_bytes(content[:length])
+        for more in ([], ["--overwrite"]):
+            finished = program(*JOB, *more)
+            _one_line(finished, "landscape.h5", "left as it is")
+            assert file.read_bytes() == content[:length]
+        then = "exit 2, one line, the file is as it was, with --overwrite too"
+        fault_table.record("going on with a file cut short", tries=2, then=then)
+    for _ in range(8):
+        damaged = bytearray(content)
+        for place in (draw.randrange(0, 48), draw.randrange(48, 2000)):  # superblock, then objects' headers
+            damaged[place] ^= draw.randrange(1, 256)
+        file.write_bytes(damaged)
+        finished = program(*JOB)
+        assert finished.code in (0, 2) and "Traceback" not in finished.err, finished
+        if finished.code == 2:
+            _one_line(finished, "landscape.h5")
+        assert file.read_bytes() == damaged
+        then = "exit 2, one line; or complete, as it was: never written to"
+        fault_table.record("going on with a file whose headers are damaged", then=then)
