@@ -111,12 +111,14 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = max(comm.allgather(peak))
     gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
+    node = max(comm.allgather(comm.local_size))
+    on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
+    disk, free_disk = sum(bytes_of(plan).values()), free(plan.settings.output)
+    there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
-    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
-    say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
-    where, disk = free(plan.settings.output), sum(bytes_of(plan).values())
-    there = "there already" if plan.stored else f"{size(where)} are free there" if math.isfinite(where) else "in all"
-    say(f"disk         {size(disk)}, {there}")
+    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} for all points")
+    say(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
+    say(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     say("dry run: nothing was written")
 
 
