@@ -66,11 +66,9 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device, adds_up)
-        tuned = ""
-        if settings.tune:
-            tuned = tune(maker, stored, -(-grid.size // comm.size), comm, say)
-            settings = maker.settings
+        maker = Maker(settings, problem, sets, directions, device, adds_up, -(-grid.size // comm.size))
+        tuned = tune(maker, stored, comm, say) if settings.tune else ""
+        settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
