@@ -1,7 +1,7 @@
 """Prints what is measured here and now, as tables and as JSON: ``python -m benchmarks [SECTION ...] [--turns N]``.
 
-Everything that is compared runs in turns. Sections: machine, points, peers, small, overhead, store, ranks, start.
-``peers`` needs loss-landscapes 3.0.6 (pip install loss-landscapes==3.0.6), ``ranks`` an mpirun.
+Everything that is compared runs in turns. Without sections all of them are run. ``peers`` needs loss-landscapes 3.0.6
+(pip install loss-landscapes==3.0.6), ``ranks`` an mpirun, ``gpu`` an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,11 @@ from hpc_landscape.evaluate.form import PLAIN, Form
 from hpc_landscape.parallel.device import keep_memory
 
 from . import points as points_of
+from .gpu import gpu
 from .models import ResNet, images, lenet, mlp
+from .others import KINDS as OTHERS
+from .others import Other
+from .scaling import scaling
 from .timing import in_turns, ratio, rows
 
 EAGER = Form(channels_last=True)
@@ -37,6 +42,7 @@ KINDS = {
     "bf16": Form(channels_last=True, low=torch.bfloat16),
 }
 SAMPLES = 2500
+RESNET = ("--problem=benchmarks/models.py:problem", "--x=0:1:2", "--y=none", "--plot=false")
 
 
 def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -73,34 +79,29 @@ def points(turns: int) -> dict[str, Any]:
 
 
 def peers(turns: int) -> dict[str, Any]:
-    """The same network and data without a warm-up: loss-landscapes 3.0.6 against ours, seconds a point."""
-    import loss_landscapes
-    import loss_landscapes.metrics
+    """The same network and data as others evaluate them, each as its users run it, seconds a point.
 
-    make, data, steps = seeded(ResNet), images(SAMPLES, 28), 2
-    metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), *data)
-    model, end = make().eval(), make().eval()
-    with torch.no_grad():
-        for p in [*model.parameters(), *end.parameters()]:
-            p.add_(0.01)
+    loss-landscapes 3.0.6 has no warm-up: its points are compared with ours without one.
+    """
+    others = {name: Other(name) for name in OTHERS}
+    runs: dict[str, Any] = dict(others)
+    with ExitStack() as stack:
+        for kind, form in KINDS.items():
+            for bn in ("running", "warmup"):
+                evaluator = points_of.ours(seeded(ResNet)(), images(SAMPLES, 28), form, bn)
 
-    def theirs() -> None:
-        loss_landscapes.linear_interpolation(model, end, metric, steps=steps)
+                def mine(evaluator=evaluator) -> None:
+                    with evaluator.attached():
+                        evaluator(points_of.POINT)
 
-    runs: dict[str, Any] = {"loss-landscapes": theirs}
-    evaluators = {kind: points_of.ours(make(), data, form, "running") for kind, form in KINDS.items()}
-    for kind, evaluator in evaluators.items():
-
-        def mine(evaluator=evaluator) -> None:
-            with evaluator.attached():
-                for _ in range(steps):
-                    evaluator(points_of.POINT)
-
-        runs[f"ours {kind}"] = mine
-    seconds = in_turns(runs, turns)
-    found: dict[str, Any] = dict(rows(seconds, steps))
+                runs[f"ours {kind}, {bn}"] = mine
+        for other in others.values():
+            stack.callback(other.close)
+        seconds = in_turns(runs, turns)
+    found: dict[str, Any] = dict(rows(seconds))
     for kind in KINDS:
-        found[f"loss-landscapes / ours {kind}"] = ratio(seconds, "loss-landscapes", f"ours {kind}")
+        found[f"loss-landscapes / ours {kind}"] = ratio(seconds, "loss-landscapes", f"ours {kind}, running")
+        found[f"update_bn / ours {kind}"] = ratio(seconds, "update_bn", f"ours {kind}, warmup")
     return found
 
 
@@ -114,6 +115,33 @@ def small(turns: int) -> dict[str, Any]:
         found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
         for kind in kinds:  # every bare loop is the eager one
             found[f"{name}: bare / ours {kind}"] = ratio(seconds, "bare eager", f"ours {kind}")
+    return found
+
+
+def memory(_: int) -> dict[str, Any]:
+    """Peak memory of a run of ResNet-20 on 2,500 images, two points, in a process of its own."""
+    found: dict[str, Any] = {}
+    forms = {"plain": [], "channels last": ["--channels_last"], "bf16": ["--precision=bf16"], "block 4": ["--block=4"]}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in forms.items():
+            output = os.path.join(folder, f"{len(found)}.h5")
+            command = [sys.executable, "-m", "benchmarks.peak", *RESNET, "--output", output, *options]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[name] = done.stdout.splitlines()[-1]
+    return found
+
+
+def tuned(_: int) -> dict[str, Any]:
+    """What --tune takes for small networks, and for ResNet-20, for a grid of 51 x 51."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("mlp_problem", "lenet_problem", "problem"):
+            command = [
+                *(sys.executable, "-m", "hpc_landscape", "--problem", f"benchmarks/models.py:{name}", "--tune"),
+                *("--dry_run", "--output", os.path.join(folder, "a.h5")),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[name] = next(line[13:] for line in done.stdout.splitlines() if line.startswith("tuned"))
     return found
 
 
@@ -174,6 +202,10 @@ def start(turns: int) -> dict[str, Any]:
         "import hpc_landscape": run("-c", "import hpc_landscape"),
         "import hpc_landscape.landscape": run("-c", "import hpc_landscape.landscape"),
         "--help": run("-m", "hpc_landscape", "--help"),
+        "a run of one point of no size": run(
+            *("-m", "hpc_landscape", "--problem=benchmarks/models.py:mlp_problem", "--x=0:0:1", "--y=none"),
+            *("--plot=false", "--overwrite", f"--output={tempfile.gettempdir()}/benchmark-start.h5"),
+        ),
     }
     seconds = in_turns(runs, turns)
     found: dict[str, Any] = dict(rows(seconds))
@@ -182,7 +214,7 @@ def start(turns: int) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    f.__name__: f for f in (machine, points, peers, small, overhead, store, ranks, start)
+    f.__name__: f for f in (machine, points, peers, small, tuned, overhead, memory, store, ranks, start, scaling, gpu)
 }
 
 

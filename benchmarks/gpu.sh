@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that wants a GPU, in one call: the GPU tests, and the default job on it. PYTHON: which one (default python3).
+# All that wants a GPU, in one call: the GPU tests, the default job on it, the benchmarks. PYTHON: which one (default
+# python3). It needs pytest, jsonargparse and tqdm beside torch and h5py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -13,3 +14,8 @@ for precision in fp32 tf32 bf16 fp64; do
     "$python" -m hpc_landscape --device cuda --precision "$precision" --output "$results/$precision.h5"
     "$python" -m hpc_landscape info "$results/$precision.h5"
 done
+echo "=== as a graph"
+"$python" -m hpc_landscape --device cuda --graph --output "$results/graph.h5"
+echo "=== benchmarks"
+"$python" -m benchmarks machine gpu --turns 3 --json "$results/gpu.json"
+cat "$results/gpu.json"

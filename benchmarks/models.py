@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpc_landscape import Problem
 from hpc_landscape.problems.digits import Block
 
 
@@ -40,9 +41,23 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def images(count: int, size: int, channels: int = 1) -> tuple[Tensor, Tensor]:
+def images(count: int, size: int, channels: int = 1, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(count, channels, size, size, generator=generator),
-        torch.randint(10, (count,), generator=generator),
-    )
+    x = torch.randn(count, channels, size, size, generator=generator)
+    return x.to(device), torch.randint(10, (count,), generator=generator).to(device)
+
+
+def problem(samples: int = 2500) -> Problem:
+    """ResNet-20 of width 16, untrained: for the program's own benchmarks."""
+    torch.manual_seed(0)
+    return Problem(ResNet(), nn.CrossEntropyLoss(), images(samples, 28))
+
+
+def mlp_problem() -> Problem:
+    torch.manual_seed(0)
+    return Problem(mlp(), nn.CrossEntropyLoss(), images(1437, 8))
+
+
+def lenet_problem() -> Problem:
+    torch.manual_seed(0)
+    return Problem(lenet(), nn.CrossEntropyLoss(), images(1437, 8))

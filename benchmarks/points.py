@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,10 +41,12 @@ def batches(data: tuple[Tensor, Tensor], channels_last: bool, size: int = BATCH)
 class Bare:
     """The loop that one would write by hand for speed: resident batches, weights moved in place, nothing else."""
 
-    def __init__(self, model: nn.Module, data: tuple[Tensor, Tensor], form: Form, warm_up: bool = True):
+    def __init__(
+        self, model: nn.Module, data: tuple[Tensor, Tensor], form: Form, warm_up: bool = True, size: int = BATCH
+    ):
         self.origin = [p.detach().clone() for p in model.parameters()]
         self.moves = [[d[name] for name, _ in model.named_parameters()] for d in directions(model)]
-        self.batches = batches(data, form.channels_last)
+        self.batches = batches(data, form.channels_last, size)
         self.model = model.to(memory_format=torch.channels_last) if form.channels_last else model
         self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self.low, self.warm = form.low, warm_up
@@ -56,9 +58,26 @@ class Bare:
         self.parameters = list(model.parameters())
         self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if form.compiled else model
         model.eval()
+        self.run = self._captured() if form.graph else self._eager
+
+    def _captured(self) -> Callable[[], Tensor]:
+        with torch.inference_mode():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self._eager()
+                self._eager()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                total = self._eager()
+        return lambda: (graph.replay(), total)[1]
+
+    def __call__(self) -> float:
+        return float(self.run())
 
     @torch.inference_mode()
-    def __call__(self) -> float:
+    def _eager(self) -> Tensor:
         for p, o, a, b in zip(self.parameters, self.origin, *self.moves, strict=True):
             p.copy_(o + POINT[0] * a + POINT[1] * b)
         if self.warm and self.layers:
@@ -70,10 +89,10 @@ class Bare:
                 self.call(x)
             for layer in self.layers:
                 layer.eval()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.origin[0].device)
         for x, y in self.batches:
             total += F.cross_entropy(self.call(x).float(), y).double() * len(y)
-        return float(total)
+        return total
 
 
 def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "warmup", size: int = BATCH) -> Evaluator:
@@ -84,25 +103,32 @@ def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "w
         directions(model),
         shown=shown_dtypes(model, form.low),
         channels_last=form.channels_last,
-        rows=form.block,
+        rows=form.points,
     )
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), on)}
     return Evaluator(wrap_model(model), subspace, metrics, bn, on, form=form)
 
 
-def compare(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], kinds: dict[str, Form], turns: int) -> Seconds:
-    """Seconds a point of ``ours KIND`` and ``bare KIND`` for each kind of form."""
+def compare(
+    make: Callable[[], nn.Module],
+    data: tuple[Tensor, Tensor],
+    kinds: dict[str, Form],
+    turns: int,
+    size: int = BATCH,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+) -> Seconds:
+    """Seconds a point of ``ours KIND`` and ``bare KIND`` for each kind of form, and of others, all in turns."""
     from contextlib import ExitStack
 
     runs: dict[str, Any] = {}
     with ExitStack() as stack:
         for kind, form in kinds.items():
-            evaluator = ours(make(), data, form)
+            evaluator = ours(make(), data, form, size=size)
             stack.enter_context(evaluator.attached())
             points = [POINT] * form.block
             runs[f"ours {kind}"] = lambda evaluator=evaluator, points=points: evaluator.block(points)
-            runs[f"bare {kind}"] = Bare(make(), data, form if form.block == 1 else PLAIN)
-        seconds = in_turns(runs, turns)
+            runs[f"bare {kind}"] = Bare(make(), data, form if form.block == 1 else PLAIN, size=size)
+        seconds = in_turns({**runs, **(others or {})}, turns)
     for kind, form in kinds.items():
         seconds[f"ours {kind}"] = [s / form.block for s in seconds[f"ours {kind}"]]
     return seconds

@@ -5,19 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 Seconds = dict[str, list[float]]
 
 
-def in_turns(runs: Mapping[str, Callable[[], None]], turns: int) -> Seconds:
+class Told(float):
+    """Seconds that another process has measured."""
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], turns: int) -> Seconds:
     """Seconds of each run in each turn, after one turn that does not count."""
     seconds: Seconds = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
+            told = run()  # what measures itself, elsewhere, says so
+            taken = told if isinstance(told, Told) else time.perf_counter() - start
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
 
 

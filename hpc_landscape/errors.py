@@ -1,5 +1,10 @@
 """How a run ends: its exit codes, and the exceptions that mean one of them."""
 
+from __future__ import annotations
+
+import re
+import unicodedata
+
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -14,3 +19,28 @@ class Stopped(SystemExit):
 
 # Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
 IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written or read, in a few words: HDF5 hides the system's in a paragraph of its own."""
+    hidden = re.search(r"error message = '([^']*)'", str(error))
+    lines = str(error).splitlines() or [type(error).__name__]
+    return hidden[1] if hidden else getattr(error, "strerror", None) or lines[0]
+
+
+def memory_is_out(error: BaseException) -> bool:
+    """Whether there was too little memory: Python's, NumPy's, PyTorch's on a CPU or on a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with what would break a line, or steer a terminal, escaped; but for the characters in keep."""
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) and c not in keep else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    """Whether c is a control character, half of a surrogate pair (a name that is not UTF-8), or ends a line."""
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")

@@ -34,7 +34,8 @@ from .problems.checkpoint import find_checkpoints, read_parameters
 from .problems.data import as_batches
 from .store import layout
 
-Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | str  # a model, its state dict, or a file that holds one
+Path = str | os.PathLike
+Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its state dict, or a file that holds one
 
 
 class Landscape:
@@ -84,7 +85,7 @@ class Landscape:
             raise UserError(f"random='{random}': expected normal or uniform")
         if seed is not None and seed < 0:
             raise UserError(f"seed={seed}: must not be negative")
-        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else seed
+        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else index(seed)
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
         vectors = [
@@ -107,7 +108,7 @@ class Landscape:
         models = [dict(self._read(end)()) for end in ends]
         return self._define("interpolation", differences(weights, models), [(low, high)] * self.dimensions, models)
 
-    def pca(self, checkpoints: str | Iterable[Point], margin: float = 0.25) -> Any:
+    def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25) -> Any:
         """The plane of the trajectory's largest principal directions, of unit length, around this model.
 
         checkpoints: models, state dicts or files, in their order; or a glob, a directory. The axes show all of them
@@ -120,12 +121,12 @@ class Landscape:
         sides = [around(c, margin)[:2] for c in self.trajectory.coordinates.T]
         return self._define("pca", vectors, sides)
 
-    def load_directions(self, *paths: str, distance: float = 2, centered: bool = True) -> Any:
+    def load_directions(self, *paths: Path, distance: float = 2, centered: bool = True) -> Any:
         """Directions from an earlier run's file, or from one .npz, .pt or .safetensors per axis, as they are."""
-        vectors = read_directions(list(paths), self._weights(), self.dimensions)
+        vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
         return self._define("file", vectors, self._sides(distance, centered))
 
-    def project(self, checkpoints: str | Iterable[Point]) -> np.ndarray:
+    def project(self, checkpoints: Path | Iterable[Point]) -> np.ndarray:
         """The checkpoints' coordinates in this plane, least squares: (n, axes). They are drawn by what is saved."""
         self._defined()
         self.trajectory = self._project(self._points(checkpoints))
@@ -286,13 +287,13 @@ class Landscape:
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         return zeros | {name: torch.as_tensor(d).detach().to("cpu", weights[name].dtype) for name, d in given.items()}
 
-    def _points(self, checkpoints: str | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
+    def _points(self, checkpoints: Path | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
         """Functions that read one checkpoint's parameters each."""
-        if isinstance(checkpoints, str):
-            checkpoints = find_checkpoints(checkpoints, "checkpoints")
+        if isinstance(checkpoints, Path):
+            checkpoints = find_checkpoints(os.fspath(checkpoints), "checkpoints")
         checkpoints = list(checkpoints)
         self._labels = [
-            os.path.splitext(os.path.basename(c))[0] if isinstance(c, str) else str(i)
+            os.path.splitext(os.path.basename(c))[0] if isinstance(c, Path) else str(i)
             for i, c in enumerate(checkpoints)
         ]
         return [self._read(checkpoint) for checkpoint in checkpoints]
@@ -300,7 +301,7 @@ class Landscape:
     def _read(self, point: Point) -> Callable[[], Mapping[str, Tensor]]:
         """A function that gives the parameters, of those that move, of another model, a state dict or a file."""
         names = list(self._weights())
-        if isinstance(point, (str, os.PathLike)):
+        if isinstance(point, Path):
             return partial(read_parameters, os.fspath(point), self.model_wrapper.root, names, True, "checkpoint")
         if isinstance(point, (nn.Module, ModelWrapper)):
             point = dict(wrap_model(point).named_parameters())

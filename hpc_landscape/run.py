@@ -12,14 +12,17 @@ from .evaluate.evaluator import check_precision
 from .grid import strided
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
+from .job.failures import Failure, Reporter, evaluate, nothing
 from .job.form import Maker
-from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors, store_array
+from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
+from .job.room import check_plan
 from .job.signals import leaving, stopping
+from .job.tune import tune
 from .parallel.comm import Comm
-from .parallel.device import choose_device, keep_memory, set_threads
+from .parallel.device import agree, choose_device, keep_memory, name_rank, set_threads
 from .problems.problem import load_problem
 from .progress import Progress
 from .settings import Settings
@@ -42,8 +45,9 @@ def run(settings: Settings, comm: Comm) -> int:
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
         with comm.together():
             writer = choose_writer(settings.writer, comm)
-            device = choose_device(settings.device, comm.local_rank)
+            device = choose_device(settings.device, comm.local_rank, name_rank(comm))
             check_precision(settings.precision, device)
+        agree(comm, device)
         settings, trajectory = locate(settings, comm)
         threads = set_threads(comm)
         if device.type == "cpu":
@@ -62,18 +66,21 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device, adds_up)
+        maker = Maker(settings, problem, sets, directions, device, adds_up, -(-grid.size // comm.size))
+        tuned = tune(maker, stored, comm, say) if settings.tune else ""
+        settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
         with comm.together():
             if comm.is_root and stored is None:
-                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, say)
+                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
                 plan.form_errors = form_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
             if comm.is_root:
+                check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         announce(plan, comm, say, device, threads, writer)
         unfinished = comm.bcast(plan.unfinished)
@@ -97,9 +104,9 @@ def run(settings: Settings, comm: Comm) -> int:
 
 def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm, say: Say) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
-    quantities = {quantity.name: quantity for quantity in plan.quantities}
     progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
-    writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n))
+    reporter = Reporter(plan.grid)
+    writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear)
     writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
     try:
         with stopping(writer, plan.settings.grace), plan.evaluator.attached(), writer:
@@ -108,12 +115,16 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
                 if writer.stop_code:
                     break
                 start = time.perf_counter()
-                found = plan.evaluator.block([plan.grid.point(int(point)) for point in block])
+                found = evaluate(plan, writer, block)
                 seconds = (time.perf_counter() - start) / len(block)
                 if block[0] == points[0]:
                     warn_if_long(plan.settings, seconds, len(block), say)
                 for point, values in zip(block, found, strict=True):
-                    writer.put(int(point), seconds, {k: store_array(v, quantities[k]) for k, v in values.items()})
+                    if isinstance(values, Failure):
+                        reporter.found(writer, int(point), values)
+                        writer.put(int(point), seconds, nothing(plan), failed=True)
+                    else:
+                        writer.put(int(point), seconds, values)
     finally:
         if progress is not None:
             progress.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fault_table
 import pytest
 from programs import Finished, launcher_variables
 
@@ -124,6 +125,11 @@ def _abort(text: str) -> None:
     control = _control()
     print(f"\nrank {control.rank} of {control.size}: {text}", file=_worlds["stderr"])
     control.mpi.Abort(1)
+
+
+def pytest_sessionfinish() -> None:
+    if not _of_several():
+        fault_table.write()
 
 
 def pytest_unconfigure() -> None:

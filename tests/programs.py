@@ -182,8 +182,8 @@ class Job:
         """SIGKILL all that it has started, the launcher first; by session: a rank may have its own process group."""
         if self.process.poll() is None:
             self.process.kill()
-        while living := _session(self.process.pid):
-            for pid in living:
+        while found := living(self.process.pid):
+            for pid in found:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
@@ -192,7 +192,7 @@ class Job:
         self.process.wait()
 
 
-def _session(leader: int) -> list[int]:
+def living(leader: int) -> list[int]:
     """The living processes of a session, as Linux tells; elsewhere only the process group is killed."""
     if not Path("/proc/self/stat").exists():
         with suppress(ProcessLookupError, PermissionError):

@@ -13,12 +13,21 @@ from programs import PROBLEMS, assert_same_landscape, read, run_program
 from torch import nn
 from torch.nn import functional as F
 
+from hpc_landscape.evaluate import evaluator as evaluator_module
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.form import PLAIN, Form, shown_dtypes
+from hpc_landscape.grid import Axis, Grid
+from hpc_landscape.job.data import read_data
+from hpc_landscape.job.directions import share_directions
+from hpc_landscape.job.form import Maker
+from hpc_landscape.job.metrics import form_errors
+from hpc_landscape.job.plan import Plan
 from hpc_landscape.metrics import Accuracy, Data, Loss
 from hpc_landscape.model_interface import state
 from hpc_landscape.model_interface.model_wrapper import wrap_model
 from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.parallel.comm import SerialComm
+from hpc_landscape.settings import Settings
 
 IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"
 POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0), (-0.7, 0.3), (0.1, 0.9)]
@@ -48,14 +57,14 @@ def made(form: Form, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | Non
         moves,
         shown=shown_dtypes(model, form.low),
         channels_last=form.channels_last,
-        rows=form.block,
+        rows=form.points,
     )
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
     return Evaluator(wrap_model(model), subspace, metrics, bn, data, form=form)
 
 
 def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
-    size = evaluator.form.block
+    size = evaluator.form.points
     with evaluator.attached():
         found = [v["loss"] for i in range(0, len(points), size) for v in evaluator.block(points[i : i + size])]
     return np.array(found)
@@ -274,3 +283,36 @@ def test_compiled(program):
     with h5py.File("compiled.h5") as file:
         assert file.attrs["form"] == "channels last, compiled" and np.abs(file.attrs["form_error_loss"]).max() < 1e-4
     np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
+
+
+# CUDA graphs
+
+
+def test_without_a_gpu_there_is_no_graph(program):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: tests/test_gpu.py")
+    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", "--device=cpu")
+    assert done.code == 0 and "form         plain, since" in done.out and "need an NVIDIA GPU" in done.out, done
+
+
+@pytest.mark.parametrize("other", ["--block=2"])
+def test_a_graph_is_of_one_point(program, other):
+    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", other)
+    assert done.code == 2 and "--graph" in done.err and done.err.count("\n") == 1, done
+
+
+def test_the_error_of_tf32_is_against_float32(monkeypatch):
+    """As where there is a GPU; on a CPU both are float32, and the difference 0."""
+    seen = []
+    real = evaluator_module._matmul
+    monkeypatch.setattr(evaluator_module, "_matmul", lambda precision: seen.append(precision) or real("fp32"))
+    settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
+    sets = read_data(settings, problem, comm, print)
+    directions = share_directions(settings, problem, sets, None, [], cpu, comm)
+    maker = Maker(settings, problem, sets, directions, cpu, True)
+    evaluator, data = maker.choose(comm, print)
+    evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
+    grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
+    seen.clear()
+    errors = form_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), maker)
+    assert errors["loss"].tolist() == [0.0] * 3 and sorted(seen) == ["fp32", "tf32"]

@@ -6,25 +6,28 @@ import torch
 
 from hpc_landscape.directions.recipes import make_directions
 from hpc_landscape.evaluate.evaluator import DTYPES, Evaluator
+from hpc_landscape.evaluate.form import PLAIN, Form
 from hpc_landscape.metrics import Accuracy, Loss
 from hpc_landscape.model_interface import state
 from hpc_landscape.model_interface.subspace import Subspace
 from hpc_landscape.problems.data import prepare
 from hpc_landscape.problems.digits import digits
+from hpc_landscape.problems.resident import MovedBatches
 from hpc_landscape.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0)]
 
 
-def landscape(problem, directions, device, precision):
+def landscape(problem, directions, device, precision, form=PLAIN):
     dtype = DTYPES.get(precision)
     subspace = Subspace(state.parameters(problem.model), directions, torch.device(device), dtype)
     data = problem.on(prepare(problem.data, 512, None, 0, "data", print).to(torch.device(device), dtype))
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    evaluator = Evaluator(problem.wrapper, subspace, metrics, "warmup", data, precision)
+    evaluator = Evaluator(problem.wrapper, subspace, metrics, "warmup", data, precision, form=form)
     with evaluator.attached():
-        return np.array([evaluator(point)["loss"] for point in POINTS])
+        found = [evaluator(point) for point in POINTS]
+        return np.array([[values["loss"], values["accuracy"]] for values in found])
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,21 @@ def test_the_model_comes_back_to_its_device_bitwise(problem, directions):
         assert tensor.device.type == "cpu"
         assert tensor.data_ptr() == before[name][0]
         assert torch.equal(tensor, before[name][1])
+
+
+def test_a_graph_gives_what_the_passes_give(problem, directions):
+    """Captured at the first point: the others have their own parameters and statistics."""
+    expected = landscape(problem, directions, "cuda", "fp32")
+    found = landscape(problem, directions, "cuda", "fp32", Form(graph=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(np.unique(expected[:, 0])) == len(POINTS)
+
+
+def test_data_that_does_not_fit_is_moved_in_every_pass(problem):
+    batches = prepare(problem.data, 512, None, 0, "data", print)
+    gpu = torch.device("cuda")
+    for batch, other in zip(MovedBatches(batches, gpu, None), batches.to(gpu, None), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
 
 
 def test_a_point_is_bitwise_the_same_twice(problem, directions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 
 import h5py
@@ -12,6 +13,7 @@ import torch
 from held import held
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -322,6 +324,10 @@ def test_seeds():
     assert isinstance(fresh.seed, int) and flat(directions(fresh.seed)).tobytes() == flat(fresh).tobytes()
     line = LinearLossLandscape(network(), 3).random_line(seed=7)
     assert torch.equal(line.directions[0]["0.weight"], directions(7).directions[0]["0.weight"])
+    for seed in (np.int64(7), np.uint8(7)):
+        plane = directions(seed)
+        assert type(plane.seed) is int and flat(plane).tobytes() == first.tobytes()
+        assert plane.compute(lambda _: 0.0).shape == (3, 3)
 
 
 def test_the_global_generators_are_left_alone():
@@ -673,11 +679,38 @@ def with_new_buffers(wrapper):
     return value
 
 
-@pytest.mark.parametrize(
+def with_new_data(wrapper):
+    value = wrapper(images()[0]).detach().double().sum()
+    for p in wrapper.parameters():
+        p.data = p.data + 1
+    return value
+
+
+def with_pruning(wrapper):
+    prune.l1_unstructured(wrapper.root[5], "weight", 0.5)
+    return wrapper(images()[0]).detach().double().sum()
+
+
+def with_hooks_and_other_layers(wrapper):
+    """The features before the last layer, by a metric that does not clean up."""
+    wrapper.root[0].register_forward_hook(lambda *given: 2 * given[-1])
+    wrapper.root[2] = nn.Sigmoid()
+    wrapper.root[0].extra = nn.BatchNorm1d(3)
+    wrapper.root[5] = nn.Identity()
+    return wrapper(images()[0])[..., :3].detach().double().sum()
+
+
+with_anything = pytest.mark.parametrize(
     "metric",
-    [with_train_mode, with_backward, with_requires_grad, with_random_numbers, with_writing, with_new_buffers],
+    [
+        *(with_train_mode, with_backward, with_requires_grad, with_random_numbers, with_writing, with_new_buffers),
+        *(with_new_data, with_pruning, with_hooks_and_other_layers),
+    ],
     ids=lambda metric: metric.__name__,
 )
+
+
+@with_anything
 def test_nothing_leaks_to_the_next_point(metric):
     """All points of a direction of zeros are one point."""
     model = network().train()
@@ -688,6 +721,24 @@ def test_nothing_leaks_to_the_next_point(metric):
     many = PlanarLossLandscape(model, 3).random_plane(1, seed=0)
     several, alone = many.compute(metric), PlanarLossLandscape(model, 2).random_plane(1, seed=0).compute(metric)
     assert several[::2, ::2].tobytes() == alone.tobytes()
+
+
+@with_anything
+def test_nothing_leaks_where_a_part_moves(metric):
+    """Nor into what does not move."""
+    model = network().train()
+    before, state = fingerprint(model), list(model.state_dict())
+    part = GeneralModelWrapper(model, [model[0]], lambda model, x: model(x))
+
+    def of_all(wrapper):
+        return metric(SimpleModelWrapper(wrapper.get_model()))
+
+    found = LinearLossLandscape(part, 3).precomputed({}).compute(of_all)
+    assert np.isfinite(found).all() and (found == found[0]).all(), found
+    assert fingerprint(model) == before and list(model.state_dict()) == state
+    several = LinearLossLandscape(part, 3).random_line(1, seed=0).compute(of_all)
+    alone = LinearLossLandscape(part, 2).random_line(1, seed=0).compute(of_all)
+    assert several[::2].tobytes() == alone.tobytes()
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -833,6 +884,14 @@ def test_a_ragged_tuple_gives_a_tuple_of_arrays():
     np.testing.assert_allclose(a, np.repeat(x[:, None], 3, 1))
     np.testing.assert_allclose(pair[..., 1], np.repeat(y[None], 4, 0))
     np.testing.assert_allclose(square[..., 1, 0], np.repeat(y[None], 4, 0), rtol=1e-6)
+
+
+def test_tuples_in_tuples():
+    line = LinearLossLandscape(Two(), 4).precomputed(along("a"), 2)
+    a, (b, pair) = line.compute(lambda w: (w.get_model().a.item(), (w.get_model().b.item(), np.arange(2))))
+    np.testing.assert_allclose(a, 3 + np.linspace(-1, 1, 4))
+    assert b.tolist() == [-1] * 4 and pair.tolist() == [[0, 1]] * 4
+    assert line.compute(lambda _: ((1, 2, 3), (4, 5, 6))).shape == (4, 2, 3)
 
 
 def test_a_pipeline_of_metrics():
@@ -1094,6 +1153,77 @@ class Agent:
         return self.policy(self.encoder(x)) + self.q_function(x).sum(1, keepdim=True)
 
 
+class Slots:
+    __slots__ = ("head",)
+
+    def __init__(self, head):
+        self.head = head
+
+
+class Scattered:
+    """Its modules are in lists, dicts and objects, and have names that every module has."""
+
+    def __init__(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.forward = nn.Linear(4, 5)
+            self.layers = [nn.BatchNorm1d(5), (nn.Dropout(0.5), nn.Linear(5, 5))]
+            self.heads = {"a.b": Slots(nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2))), "a_b": nn.Linear(5, 2)}
+            self.module0 = nn.Linear(2, 2)
+        self.itself, self.memory = self, [nn.Linear(2, 2)] * 2000
+
+    def every(self):
+        return nn.ModuleList(
+            [self.forward, self.layers[0], *self.layers[1], self.heads["a.b"].head, self.heads["a_b"], self.module0]
+        )
+
+    def act(self, x):
+        norm, (dropout, second) = self.layers
+        x = second(dropout(norm(self.forward(x))))
+        return self.module0(self.heads["a.b"].head(x) + self.heads["a_b"](x))
+
+
+def act(agent, x):
+    return agent.act(x)
+
+
+def test_an_agent_that_keeps_its_modules_anywhere():
+    """All in eval mode meanwhile, warmed up, and what they were afterwards."""
+    agent, x = Scattered(), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    every = agent.every().train()
+    before = fingerprint(every)
+    wrapper = GeneralModelWrapper(agent, [agent.forward], act)
+    assert [id(p) for p in wrapper.parameters()] == [id(p) for p in agent.forward.parameters()]
+    assert {id(p) for p in wrapper.root.parameters()} == {id(p) for p in every.parameters()}
+    line = LinearLossLandscape(wrapper, 3).random_line(1, seed=0)
+    line.warm_up([(x, x)])
+
+    def output(w):
+        assert not any(module.training for module in every)
+        return w(x).detach().double().numpy()
+
+    found = line.compute(output)
+    assert fingerprint(every) == before
+    by_hand = copy.deepcopy(agent)  # at the origin, in the middle of the line
+    modules = by_hand.every().eval().double()
+    for norm in (m for m in modules.modules() if isinstance(m, nn.BatchNorm1d)):
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        by_hand.act(x.double())
+        modules.eval()
+        np.testing.assert_allclose(found[1], by_hand.act(x.double()).numpy(), rtol=1e-4, atol=1e-5)
+    copied = LinearLossLandscape(wrapper, 3, deepcopy_model=True).random_line(1, seed=0)
+    copied.warm_up([(x, x)])
+    assert copied.compute(lambda w: w(x).detach().double().numpy()).tobytes() == found.tobytes()
+
+
+def test_modules_that_are_no_attributes_of_the_agent():
+    agent, others = Scattered(), [nn.Linear(2, 3), nn.Linear(3, 2)]
+    wrapper = GeneralModelWrapper(agent, [agent.module0, *others], act)
+    ids = [id(p) for module in (agent.module0, *others) for p in module.parameters()]
+    assert [id(p) for p in wrapper.parameters()] == ids
+
+
 @pytest.mark.parametrize("moving", [["policy"], ["q_function", "policy"], ["nested"], ["policy", "nested"]])
 def test_an_agent_of_which_some_modules_move(moving):
     agent, x = Agent(), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -1192,6 +1322,24 @@ def test_modules_of_another_model_are_refused():
 # Functions
 
 
+def test_the_signatures_are_those_of_loss_landscapes():
+    """Of its version 3.0.6; what we add comes after."""
+    steps, copied = "steps={}", "deepcopy_model=False"
+    for function, theirs in [
+        (point, ["model", "metric"]),
+        (linear_interpolation, ["model_start", "model_end", "metric", steps.format(100), copied]),
+        (random_line, ["model_start", "metric", "distance=0.1", steps.format(100), "normalization='filter'", copied]),
+        (
+            planar_interpolation,
+            ["model_start", "model_end_one", "model_end_two", "metric", steps.format(20), copied],
+        ),
+        (random_plane, ["model", "metric", "distance=1", steps.format(20), "normalization='filter'", copied]),
+    ]:
+        ours = inspect.signature(function).parameters.values()
+        ours = [str(p.replace(annotation=inspect.Parameter.empty)) for p in ours]
+        assert ours[: len(theirs)] == theirs and all("=None" in p for p in ours[len(theirs) :])
+
+
 def test_point():
     model, data = awkward(), images()
     before = fingerprint(model)
@@ -1241,6 +1389,9 @@ def test_project_finds_coordinates_in_directions_of_any_length_and_angle(tmp_pat
         torch.save(model.state_dict() | state, tmp_path / f"epoch{i + 9}.pt")  # 9, 10, 11: by number, not by letter
     np.testing.assert_allclose(plane.project(f"{tmp_path}/*.pt"), where, atol=1e-10)
     assert plane.trajectory.labels == ["epoch9", "epoch10", "epoch11"]
+    for paths in (tmp_path, [tmp_path / f"epoch{i}.pt" for i in (9, 10, 11)]):
+        np.testing.assert_allclose(plane.project(paths), where, atol=1e-10)
+        assert plane.trajectory.labels == ["epoch9", "epoch10", "epoch11"]
 
 
 def test_pca_against_numpy():
@@ -1300,7 +1451,7 @@ def test_what_is_saved_is_plotted_told_and_loaded(tmp_path):
 def test_directions_from_files(tmp_path, suffix):
     model = network()
     given = {"5.weight": np.full((3, 36), 0.5, np.float32)}
-    path = str(tmp_path / f"x.{suffix}")
+    path = tmp_path / f"x.{suffix}"
     if suffix == "npz":
         np.savez(path, **given)
     else:

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fault_table
 import h5py
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_every_value_has_its_place_from_the_first_moment(tmp_path, dimensions):
     path = created(tmp_path / "a.h5", dimensions)
     size = os.path.getsize(path)
     with opened(path) as file:
-        for name in [q.name for q in QUANTITIES] + ["done", "wall_time"]:
+        for name in [q.name for q in QUANTITIES] + ["done", "failed", "wall_time"]:
             dataset = file[name]
             plist = dataset.id.get_create_plist()
             assert plist.get_layout() == h5d.CONTIGUOUS and dataset.chunks is None and dataset.compression is None
@@ -69,9 +70,9 @@ def test_every_value_has_its_place_from_the_first_moment(tmp_path, dimensions):
             assert dataset.id.get_storage_size() == dataset.size * dataset.dtype.itemsize
             assert 0 < dataset.id.get_offset() <= size - dataset.id.get_storage_size()
             assert dataset.maxshape == dataset.shape
-            assert dataset.dtype == (np.uint8 if name == "done" else np.float64)
+            assert dataset.dtype == (np.uint8 if name in ("done", "failed") else np.float64)
             values = dataset[()]
-            assert (values == 0).all() if name == "done" else np.isnan(values).all()
+            assert (values == 0).all() if name in ("done", "failed") else np.isnan(values).all()
         shape = GRIDS[dimensions].shape
         assert file["loss"].shape == file["done"].shape == file["wall_time"].shape == shape
         assert file["matrix"].shape == (*shape, 2, 3) and file["wall_time"].attrs["units"] == "s"
@@ -134,7 +135,9 @@ def test_read_tells_what_was_laid_out(tmp_path, dimensions):
 
 
 def test_read_values_of_a_quantity_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="has no 'los'; it has accuracy, done, eigenvalues, loss, matrix, wall_time"):
+    with pytest.raises(
+        UserError, match="has no 'los'; it has accuracy, done, eigenvalues, failed, loss, matrix, wall_time"
+    ):
         layout.read_values(created(tmp_path / "a.h5"), "los")
 
 
@@ -306,8 +309,10 @@ def outcomes(folder, contents: list[bytes], whole: layout.Stored) -> list[str]:
 def test_a_file_cut_short(tmp_path):
     path = filled(tmp_path / "a.h5")
     whole, content = layout.read(path), Path(path).read_bytes()
-    lengths = [8, 48, 100, len(content) - 1, *np.linspace(200, len(content) - 2, 10).astype(int)]
-    assert set(outcomes(tmp_path, [content[:n] for n in lengths], whole)) == {"refused"}
+    lengths = [8, 48, 100, len(content) - 1, *np.random.default_rng(0).integers(1, len(content) - 1, 46)]
+    found = outcomes(tmp_path, [content[:n] for n in lengths], whole)
+    assert set(found) == {"refused"}
+    fault_table.record("a file cut short at a random length", tries=len(found), then="refused; the file is as it was")
 
 
 def test_a_file_with_changed_metadata(tmp_path):
@@ -323,13 +328,15 @@ def test_a_file_with_changed_metadata(tmp_path):
     candidates = np.flatnonzero(~raw)
     draw = np.random.default_rng(0)
     damaged = []
-    for _ in range(24):
+    for _ in range(50):
         copy = bytearray(content)
         for i in draw.choice(candidates, 4, replace=False):
             copy[i] ^= draw.integers(1, 256)
         damaged.append(bytes(copy))
     found = outcomes(tmp_path, damaged, whole)
     assert "wrong" not in found and found.count("refused") > 8
+    then = "refused, or read as it was; the file is as it was"
+    fault_table.record("4 random bytes of a file's metadata changed", tries=len(found), then=then)
 
 
 def test_a_file_whose_reading_does_not_end(tmp_path, monkeypatch):

@@ -134,6 +134,12 @@ def test_dict_batches_with_forward():
     np.testing.assert_allclose(found["loss"], numpy_losses(scores, target).mean(), rtol=1e-14)
 
 
+@pytest.mark.parametrize("batch", [{"inputs": torch.ones(2, 3), "labels": torch.ones(2)}, torch.ones(2, 3)])
+def test_batches_that_are_no_pairs_need_a_forward(batch):
+    with pytest.raises(UserError, match=f"a {type(batch).__name__}, not .input, target.: .* forward=lambda"):
+        Loss(F.cross_entropy, [batch])(wrap_model(classifier()))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays(value):
     losses = iter([1.0, value, 2.0])

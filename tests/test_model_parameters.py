@@ -26,6 +26,8 @@ def test_operators_are_those_of_the_flat_vector():
     ]:  # fmt: skip
         np.testing.assert_array_equal(found.as_numpy(), expected)
     np.testing.assert_array_equal(a.__rsub__(b).as_numpy(), y - x)  # the other minus this one
+    np.testing.assert_array_equal((np.float64(3) * a).as_numpy(), 3 * x)
+    np.testing.assert_array_equal((torch.tensor(3.0) * a).as_numpy(), 3 * x)
     assert a.dot(b) == pytest.approx(x @ y, rel=1e-13)
     assert a @ b == a.dot(b)
 

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
 from problems_for_tests.small_problem_for_tests import network, samples
 from programs import PROBLEMS, read
 from torch.nn import functional as F
@@ -95,6 +96,9 @@ def test_pca_of_a_trajectory_is_its_plane(program, tmp_path):
     np.testing.assert_allclose(way[-1], 0, atol=1e-12)
     np.testing.assert_allclose(distance, 0, atol=1e-6)
     assert labels == [f"epoch{i}" for i in range(12)]
+    with xarray.open_dataset("landscape.h5", engine="h5netcdf", group="trajectory") as data:
+        assert data["x"].dims == data["y"].dims == data["label"].dims == ("checkpoint",), "not the grid's own x"
+        np.testing.assert_array_equal(np.stack([data["x"], data["y"]], axis=1), way)
     assert x[0] < way[:, 0].min() and x[-1] > way[:, 0].max() and y[0] < way[:, 1].min() and y[-1] > way[:, 1].max()
     origin = vector(network(0)) + 0.0
     i, j = 3, 20
@@ -103,7 +107,7 @@ def test_pca_of_a_trajectory_is_its_plane(program, tmp_path):
 
 def test_a_trajectory_on_a_random_plane_is_least_squares(program, tmp_path):
     trajectory(tmp_path / "run", 5)
-    done = program("--problem", SMALL, "--x=-1:1:3", "--y=-1:1:3", "--trajectory=run/*.pt")
+    done = program("--problem", SMALL, "--x=-0.01:0.01:3", "--y=-1:1:3", "--trajectory=run/*.pt")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
         directions = np.stack([flat(file, "directions/x"), flat(file, "directions/y")], axis=1)
@@ -116,6 +120,10 @@ def test_a_trajectory_on_a_random_plane_is_least_squares(program, tmp_path):
         expected = np.linalg.lstsq(directions, step, rcond=None)[0]
         np.testing.assert_allclose(way[i], expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(distance[i], np.linalg.norm(step - directions @ expected), rtol=1e-9, atol=1e-9)
+    outside = ((np.abs(way[:, 0]) > 0.01) | (np.abs(way[:, 1]) > 1)).sum()
+    assert (
+        outside and f"5 checkpoints, at most {distance.max():.3g} from the plane; {outside} of them outside" in done.out
+    )
 
 
 def test_directions_from_an_earlier_file(program):

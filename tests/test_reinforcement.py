@@ -181,6 +181,20 @@ def test_observations(observation, dtype, shape):
     np.testing.assert_array_equal(agent.seen[0].numpy(), observation)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_agents_of_other_precisions(dtype):
+    agent = Agent()
+    agent.policy.to(dtype)
+    values = np.array([0.1, 0.7])
+    metric = ExpectedReturnMetric(Counter(spaces.Box(-1, 1, (2,)), values), np.int64(2), np.int64(3), max_steps=1)
+    found = metric(agent.wrapper)
+    assert agent.seen[0].dtype == dtype and torch.equal(agent.seen[0], torch.tensor(values, dtype=dtype))
+    assert found[0] == pytest.approx(0.4, rel=1e-2)
+    agent.second = nn.Linear(1, 1)
+    metric(agent.wrapper)
+    assert agent.seen[-1].dtype == torch.float32
+
+
 def test_nested_observations():
     agent = Agent(says=0)
     observation = {"a": np.ones(2), "b": (np.int64(1), np.zeros(1, np.float32))}

@@ -82,6 +82,15 @@ def test_the_table_of_metrics(tmp_path):
     assert cells["eigenvalues[1]"] == ["4", "(0,", "-1)", "6", "(0,", "1)", "5", "-", "-"]
 
 
+def test_a_long_metric_does_not_hide_the_others(tmp_path):
+    quantities = (Quantity("gradient", (100,), ("parameter",)), Quantity("loss"), Quantity("norm"))
+    ones = {q.name: lambda x, y, shape=q.shape: np.ones(x.shape + shape) for q in quantities}
+    said = info(make(tmp_path / "a.h5", values=ones, quantities=quantities))
+    first = [line.split()[0] for line in said.splitlines() if line.startswith(" ")]
+    shown = [word for word in first if word.startswith(("gradient", "loss", "norm"))]
+    assert shown == [*(f"gradient[{i}]" for i in range(10)), "loss", "norm"] and "and 90 more" in said
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_number_of_axes(tmp_path, n):
     assert "all done" in info(make(tmp_path / "a.h5", AXES[n]))
@@ -98,7 +107,10 @@ def test_an_unfinished_file_says_how_far_and_how_to_go_on(tmp_path):
     done = np.arange(20).reshape(5, 4) < 5
     path = make(tmp_path / "a.h5", done=done, ranks=3)
     row = rows(info(path))
-    assert row["points"] == "5 of 20 done (25.0%), 2 s a point (2 s to 2 s), about 10 s left on 3 ranks"
+    assert row["points"].startswith(
+        "5 of 20 done (25.0%), 2 s a point (2 s to 2 s), 1.5 points/s and 10 s left on the 3"
+    )
+    assert row["run"].startswith("none is at it; last written ")
     assert row["next"].endswith(f"--output {path}")
     almost = make(tmp_path / "b.h5", (Axis(-1, 1, 5000),), slanted, done=np.arange(5000) > 0)
     assert "(99.9%)" in info(almost)

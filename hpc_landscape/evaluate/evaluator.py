@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric
+from ..metrics.metric import BatchMetric, Metric, Sums
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
 from .block import Block
 from .form import PLAIN, Form, compiled, lowered
+from .graph import Captured
 from .in_turn import InTurn
 from .passes import measure_all, no_gradients, passes, warm_up
 
@@ -55,19 +56,40 @@ class Evaluator:
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
         with (
-            self.subspace.attached(self.model.root, self.form.in_turn > 1),
+            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=not self._adds_up),
             _matmul(self.precision),
             _own_random_numbers(self._devices),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
+            self._captured: Captured | None = None  # it is of these very tensors
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
         if self.form.block > 1 and self._adds_up:
             return self.block([coordinates])[0]
+        if self.form.graph and self._adds_up and statistics is None:
+            return self._replayed(coordinates)
         with self._at(coordinates), self._normalizing(statistics):
             return measure_all(self.model, self.metrics, self.fast)
+
+    def _replayed(self, coordinates: Sequence[float]) -> dict[str, Any]:
+        """Both passes as one graph, which is captured at the first point."""
+        groups = passes(self.metrics)
+
+        def run() -> Tensor:
+            sums = [(data, Sums(list(group.values()))) for data, group in groups.items()]
+            with self._normalizing(), no_gradients(self.metrics.values()):
+                for data, total in sums:
+                    for batch in data.on(self.fast):
+                        total.add(self.fast, data, batch)
+                return torch.cat([total.on_device() for _, total in sums])
+
+        with self._at(coordinates):
+            self._captured = self._captured or Captured(run)
+            means = self._captured().tolist()
+        values = dict(zip((name for group in groups.values() for name in group), means, strict=True))
+        return {name: values[name] for name in self.metrics}
 
     def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """The same for several points, at most as many as the form evaluates together.
@@ -159,7 +181,8 @@ class Evaluator:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if not self.form.autocast:
             return nullcontext()
-        return torch.autocast(next(iter(self._devices)).type, torch.bfloat16)
+        kind = next(iter(self._devices)).type
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=not self.form.graph)  # a graph casts at every point
 
     @property
     def _adds_up(self) -> bool:
@@ -192,12 +215,17 @@ def as_array(value: Any) -> np.ndarray:
 def stack(values: list[Any], shape: tuple[int, ...]) -> Any:
     """What the metric returned at each point as one array; as a tuple of arrays where it is a tuple of unlike parts."""
     first = values[0]
-    if isinstance(first, tuple) and len({as_array(part).shape for part in first}) > 1:
+    if _ragged(first):
         return tuple(stack([value[k] for value in values], shape) for k in range(len(first)))
     arrays = [as_array(value) for value in values]
     if len({array.shape for array in arrays}) > 1:
         raise UserError("the metric's values differ in shape from point to point")
     return np.stack(arrays).reshape(shape + arrays[0].shape)
+
+
+def _ragged(value: Any) -> bool:
+    """Whether it is a tuple of unlike shapes, or holds one."""
+    return isinstance(value, tuple) and (any(map(_ragged, value)) or len({as_array(part).shape for part in value}) > 1)
 
 
 @contextmanager

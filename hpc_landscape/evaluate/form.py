@@ -21,7 +21,7 @@ class Form:
     channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
     are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
     torch.compile. block: points at a time, under vmap. in_turn: points that share each batch of data that is streamed;
-    that alone changes no value.
+    that alone changes no value. graph: passes captured and replayed as a CUDA graph.
     """
 
     channels_last: bool = False
@@ -30,6 +30,7 @@ class Form:
     compiled: bool = False
     block: int = 1
     in_turn: int = 1
+    graph: bool = False
 
     def __str__(self) -> str:
         words = [
@@ -38,6 +39,7 @@ class Form:
             "autocast" * self.autocast,
             "compiled" * self.compiled,
             f"{self.block} points at a time" if self.block > 1 else "",
+            "CUDA graph" * self.graph,
         ]
         return ", ".join(filter(None, words)) or "plain"
 

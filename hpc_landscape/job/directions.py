@@ -26,6 +26,7 @@ from ..store import layout
 from ..store.layout import Trajectory
 from .data import Sets
 from .form import Maker
+from .stored import fill_from
 
 
 def locate(settings: Settings, comm: Comm) -> tuple[Settings, list[str]]:
@@ -91,13 +92,7 @@ def _eigenvectors(
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
     """The directions that the file holds."""
     for axis, vector in zip(NAMES, vectors, strict=False):
-        try:
-            state.fill(vector, layout.read_arrays(settings.output, f"directions/{axis}"))
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{settings.output} holds directions of another model ({error.args[0]}); choose another "
-                "--output, or --overwrite"
-            ) from None
+        fill_from(settings.output, f"directions/{axis}", vector, "directions of another model")
     axes = [str(axis) for axis in stored.grid.axes] if settings.directions == "pca" else None
     return Directions(vectors, axes=axes)
 
@@ -121,6 +116,7 @@ def project_trajectory(
     problem: Problem,
     paths: Sequence[str],
     directions: Directions,
+    grid: Grid,
     say: Callable[[str], None],
 ) -> Trajectory | None:
     """The checkpoints' places in the plane, least squares; None without any."""
@@ -130,5 +126,8 @@ def project_trajectory(
     read = reader(settings, problem, list(weights))
     points = [partial(read, path, "--trajectory") for path in paths]
     coordinates, distances = project(points, weights, directions.vectors)
-    say(f"trajectory   {len(paths)} checkpoints, at most {distances.max():.3g} from the plane")
+    ends = zip(coordinates.T, grid.coordinates, strict=True)
+    inside = np.all([(axis[0] <= c) & (c <= axis[-1]) for c, axis in ends], axis=0)
+    outside = f"; {(~inside).sum()} of them outside the grid" if not inside.all() else ""
+    say(f"trajectory   {len(paths)} checkpoints, at most {distances.max():.3g} from the plane{outside}")
     return Trajectory(coordinates, distances, [os.path.splitext(os.path.basename(path))[0] for path in paths])

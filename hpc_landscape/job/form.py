@@ -26,10 +26,11 @@ from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
 from ..parallel.memory import free_memory
 from ..problems.problem import Problem, user_traceback
-from ..problems.resident import share
+from ..problems.resident import beginning, share
 from ..settings import Settings
 from .data import Sets
 
+CHOICES = ("channels_last", "compile", "block")  # the settings that form is chosen by
 IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
 ROOM = 0.1  # of the free memory, for the parameters of these points
 
@@ -51,9 +52,13 @@ def forms(settings: Settings, problem: Problem, device: torch.device, streamed: 
     block = 1 if streamed else settings.block or 1
     if settings.compile and block > 1:
         raise UserError(f"--compile --block {block}: take one of the two; stacked points are not compiled")
+    if settings.graph and (block > 1 or streamed):
+        raise UserError("--graph: a graph is of one point at a time, on data that is kept on the GPU; leave it out")
     ways: list[dict[str, Any]] = [{}]
     if settings.compile or block > 1:
         ways = [{"compiled": settings.compile, "block": block}, {}]
+    if settings.graph:
+        ways = [{"graph": True, **ways[0]}, *ways]
     return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
 
 
@@ -68,9 +73,11 @@ class Maker:
         directions: Directions,
         device: torch.device,
         adds_up: bool = False,
+        points: int = 1,
     ):
+        """adds_up: whether all metrics add up over batches; points: of a rank."""
         self.settings, self.problem, self.sets = settings, problem, sets
-        self.directions, self.device, self.adds_up = directions, device, adds_up
+        self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
         self.dtype = DTYPES.get(settings.precision)
         self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
         if self.bn == "warmup" and sets.warmup is None:
@@ -124,15 +131,14 @@ class Maker:
         asked, form = candidates[0], candidates[chosen]
         if form != asked:
             say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
-        return self.make(replace(form, in_turn=self._in_turn()), comm)
+        in_turn = self.settings.block or IN_TURN if self.adds_up and self.sets.streamed else 1
+        return self.make(replace(form, in_turn=min(in_turn, self.most_points(comm))), comm)
 
-    def _in_turn(self) -> int:
-        """How many points take turns on each batch of streamed data: as many as there is room for."""
-        if not (self.adds_up and self.sets.streamed):
-            return 1
+    def most_points(self, comm: Comm) -> int:
+        """How many points can be evaluated together: as many as there is room for, and as a rank has."""
         a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
-        room = int(ROOM * free_memory(self.device)) // max(1, a_point)
-        return max(1, min(self.settings.block or IN_TURN, room))
+        room = int(ROOM * free_memory(self.device)) // comm.local_size // max(1, a_point)
+        return max(1, min(room, self.points))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""
@@ -141,7 +147,7 @@ class Maker:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    self._try_first_batches(form)
+                    self.try_first_batches(form)
                 return number, why
             except Exception as error:
                 if number == len(candidates) - 1:
@@ -151,12 +157,13 @@ class Maker:
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
 
-    def _try_first_batches(self, form: Form) -> None:
+    def try_first_batches(self, form: Form) -> None:
         """One batch of each set at the origin, in this form; raises what goes wrong."""
-        here = self.sets.to(self.device, self.dtype, False, form.channels_last)
+        first = self.sets.each(lambda batches: beginning(batches, 1), False)
+        here = first.to(self.device, self.dtype, False, form.channels_last)
         subspace = self._subspace(form)
         for batches in here.evaluation.values():
-            data = self.problem.on([next(iter(batches))])
+            data = self.problem.on(batches)
             trial = self._evaluator(form, subspace, {"loss": Loss(self.loss, data)}, data)
             if form.exact:
                 trial.bn = "running" if self.bn == "warmup" else self.bn

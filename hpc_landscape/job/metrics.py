@@ -249,11 +249,14 @@ def store_array(value: Any, quantity: Quantity) -> Any:
 
 
 def form_errors(plan: Plan, maker: Maker) -> dict[str, np.ndarray]:
-    """How far the form in use is from the plain one, by metric; nothing where it is as exact."""
+    """How far the form in use is from the plain one in float32, by metric; nothing where it is as exact."""
     settings, evaluator = plan.settings, plan.evaluator
-    if evaluator.form.exact or settings.dry_run:
+    exact = evaluator.form.exact and settings.precision != "tf32"
+    if exact or settings.dry_run:
         return {}
     plain, data = maker.make(PLAIN)
+    if settings.precision == "tf32":
+        plain.precision = "fp32"
     made = requested(settings, Chooser(plan.problem, data, maker.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
     return errors_of_form(evaluator, plain, plan.grid, settings.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from .. import __version__
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
-from ..errors import UserError
+from ..errors import UserError, printable, reason
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
 from ..model_interface import state
@@ -23,6 +24,7 @@ from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
 from .data import Sets
+from .form import CHOICES
 
 KEEP_DIRECTIONS = 2**30  # bytes
 JOB = "SLURM_JOB_ID"
@@ -40,6 +42,7 @@ class Plan:
     quantities: list[layout.Quantity]
     sets: Sets
     stored: layout.Stored | None
+    tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
     form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
 
@@ -111,6 +114,10 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     identity, settings = plan.identity(), plan.settings
     if plan.stored is not None:
         _check_same(plan.stored, identity, plan.grid, settings.output)
+        if settings.on_error == "record" and plan.stored.failed is None:
+            raise UserError(
+                f"--on_error record: {settings.output} was made by an older version, and has no place to record errors"
+            )
     if plan.stored is not None or settings.dry_run:
         return
     attributes = {
@@ -124,6 +131,8 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "directions": settings.directions,
         "normalization": settings.normalized,
         **plan.directions.notes,
+        **{name: int(getattr(settings, name) or 0) for name in CHOICES},
+        **({"tuned": plan.tuned} if plan.tuned else {}),
         **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
     }
     vectors = plan.directions.vectors
@@ -141,7 +150,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             plan.trajectory,
         )
     except OSError as error:
-        raise UserError(f"--output {settings.output}: cannot be written: {error}") from None
+        raise UserError(f"--output {settings.output}: cannot be written: {reason(error)}") from None
 
 
 def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, path: str) -> None:
@@ -150,8 +159,9 @@ def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, pat
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
         there = stored.attributes.get(name, "none")
-        if there != value:
-            shown = "" if name.startswith("sha256") else f" ({there} there, {value} here)"
+        if not isinstance(there, (str, int, float)) or there != value:
+            there = printable(str(there))
+            shown = "" if name.startswith("sha256") else f" ({textwrap.shorten(there, 200)} there, {value} here)"
             differs.append(name.removeprefix("sha256_").replace("_", " ") + shown)
     if differs:
         raise UserError(

@@ -15,7 +15,7 @@ import torch
 
 from ..directions.normalize import cosine
 from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
-from ..grid import Grid, strided
+from ..grid import strided
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
@@ -23,7 +23,9 @@ from ..progress import duration, size
 from ..settings import Settings
 from ..store import layout
 from ..store.writer import Writer, time_to_finish
+from .failures import place
 from .plan import Plan
+from .room import bytes_of, free
 
 LONG = 10.0  # seconds
 
@@ -94,27 +96,29 @@ def _warm_text(plan: Plan) -> str:
 
 def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     """The plan: points per rank, memory and disk needed, and time, from one point evaluated on every rank at once."""
-    mine = strided(plan.unfinished, comm.rank, comm.size)
+    mine = strided(plan.unfinished, comm.rank, comm.size)[: plan.evaluator.form.points]
+    points = [plan.grid.point(int(point)) for point in mine] or [plan.grid.point(0)]
     with plan.evaluator.attached():
         seconds = []
-        for _ in range(2):  # the first one also starts up kernels and workers, which a long one does not feel
+        for _ in range(2):  # the first time also starts up kernels and workers, which a long one does not feel
             begin = time.monotonic()
-            plan.evaluator(plan.grid.point(int(mine[0]) if len(mine) else 0))
-            seconds.append(time.monotonic() - begin)
-            if seconds[0] > LONG:
+            plan.evaluator.block(points)
+            seconds.append((time.monotonic() - begin) / len(points))
+            if seconds[0] * len(points) > LONG:
                 break
     slowest = max(comm.allgather(min(seconds)))
     most = -(-len(plan.unfinished) // comm.size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = max(comm.allgather(peak))
     gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
-    disk = plan.grid.size * (8 * (1 + sum(math.prod(q.shape) for q in plan.quantities)) + 1)
-    disk += plan.direction_bytes * plan.keeps_directions
-    disk += state.nbytes(state.state(plan.problem.root)) * plan.keeps_model
+    node = max(comm.allgather(comm.local_size))
+    on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
+    disk, free_disk = sum(bytes_of(plan).values()), free(plan.settings.output)
+    there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
-    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
-    say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
-    say(f"disk         {size(disk)}")
+    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} for all points")
+    say(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
+    say(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     say("dry run: nothing was written")
 
 
@@ -122,17 +126,19 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     """Say where the results are and what they say; draw the picture. Returns the exit code."""
     path = plan.settings.output
     done = layout.read_values(path, layout.DONE).astype(bool)
+    if text := _failed_text(plan, path):
+        say(f"failed       {text}")
     if not done.all():
         return stopped(plan, int(done.sum()), stop_code, say)
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
-    values = layout.read_values(path, name)
-    if values.shape == done.shape:
+    if not plan.quantities[0].shape:
+        values = layout.read_values(path, name)
         centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
-        say(f"centre       {name} {values.flat[centre]:.6g} at {_place(plan.grid, centre)}")
+        say(f"centre       {name} {values.flat[centre]:.6g} at {place(plan.grid, centre)}")
         if np.isfinite(values).any():
             low = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
-            say(f"minimum      {name} {values.flat[low]:.6g} at {_place(plan.grid, low)}")
+            say(f"minimum      {name} {values.flat[low]:.6g} at {place(plan.grid, low)}")
         if broken := int((~np.isfinite(values)).sum()):
             say(f"note         {broken} values are NaN or infinite: results, stored as they are")
     picture = _draw(plan, say)
@@ -141,6 +147,16 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     surface = " --kind surface" if len(plan.grid.axes) == 2 and min(plan.grid.shape) > 1 else ""
     say(f"  python -m hpc_landscape plot {shlex.quote(path)}{surface}")
     return COMPLETE
+
+
+def _failed_text(plan: Plan, path: str) -> str:
+    if plan.stored is not None and plan.stored.failed is None:
+        return ""
+    failed = np.flatnonzero(layout.read_values(path, layout.FAILED))
+    if not len(failed):
+        return ""
+    shown = ", ".join(place(plan.grid, int(point)) for point in failed[:3]) + ", ..." * (len(failed) > 3)
+    return f"{len(failed)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}"
 
 
 def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: bool = False) -> int:
@@ -176,7 +192,3 @@ def _draw(plan: Plan, say: Say) -> str | None:
     except Exception as error:  # the landscape is complete all the same
         say(f"no picture   {error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}")
         return None
-
-
-def _place(grid: Grid, index: int) -> str:
-    return "(" + ", ".join(f"{c:g}" for c in grid.point(index)) + ")"

@@ -47,10 +47,12 @@ def _handling(handlers: dict[int, Any]) -> Iterator[None]:
 def stopping(writer: Writer, grace: float | None = None) -> Iterator[None]:
     """A signal lets every rank finish the point in hand; a second Ctrl-C does not wait for it.
 
-    With a grace, in seconds, all leave shortly before it is over, finished or not.
+    With a grace, in seconds, all leave shortly before it is over, finished or not. Where the writer has failed, there
+    is nothing to finish the point for.
     """
 
     def stop(number: int, frame: Any) -> None:
+        writer.check()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         writer.stop_code = writer.stop_code or CODES[number]

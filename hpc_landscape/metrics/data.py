@@ -44,7 +44,14 @@ class Data:
 
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch."""
-        return self.forward(model.get_model(), batch) if self.forward else model.forward(batch[0])
+        if self.forward:
+            return self.forward(model.get_model(), batch)
+        if isinstance(batch, (Mapping, Tensor)):
+            raise UserError(
+                f"a batch is a {type(batch).__name__}, not (input, target): give Problem, or Data, a "
+                "forward=lambda model, batch: ..., and a loss(output, batch)"
+            )
+        return model.forward(batch[0])
 
     def target(self, batch: Any) -> Any:
         """What the loss compares the output with."""

@@ -92,12 +92,16 @@ class Sums:
             self.totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
         self.items += weight
 
-    def means(self) -> list[float]:
-        """Each metric's mean over all batches."""
-        if not self.items or not self.totals:
-            return [float("nan")] * len(self.totals)
+    def on_device(self) -> Tensor:
+        """Each metric's mean over all batches, float64, without a wait for the device."""
+        if not self.items:
+            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64)
         home = self.totals[0].device
-        return (torch.stack([total.to(home) for total in self.totals]) / self.items).tolist()  # one wait for the device
+        return torch.stack([total.to(home) for total in self.totals]) / self.items
+
+    def means(self) -> list[float]:
+        """The same as numbers."""
+        return self.on_device().tolist()
 
 
 def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ class ExpectedReturnMetric(Metric):
     with ``env.reset(seed=seed + i)``. torch starts from the seed too, so that a policy that draws its actions depends
     on the point alone; torch's generators are afterwards as they were. max_steps: ends an episode that goes on.
 
-    The agent's action is ``model_wrapper.forward(observation)``, without a gradient. The observation is a float32
-    tensor on the model's device, without a batch dimension; the integer of a Discrete space is an int64 one; Dict and
-    Tuple spaces give dicts and tuples of these. For a Discrete space the action is an integer, or a score for each
-    choice, of which the largest wins; for a Box it is reshaped to it and clipped. An action of NaN makes the return
-    NaN; one that the environment does not take is a UserError, as is an environment with Gym's older API.
+    The agent's action is ``model_wrapper.forward(observation)``, without a gradient. The observation is a tensor on the
+    model's device and in its dtype (float32 where it has several), without a batch dimension; the integer of a Discrete
+    space is an int64 one; Dict and Tuple spaces give dicts and tuples of these. For a Discrete space the action is an
+    integer, or a score for each choice, of which the largest wins; for a Box it is reshaped to it and clipped. An
+    action of NaN makes the return NaN; one that the environment does not take is a UserError, as is an environment with
+    Gym's older API.
     """
 
     name = "expected_return"
@@ -38,28 +40,35 @@ class ExpectedReturnMetric(Metric):
         super().__init__()
         if n_samples < 1 or (max_steps is not None and max_steps < 1):
             raise UserError(f"expected_return: n_samples={n_samples}, max_steps={max_steps} must be at least 1")
-        self.env, self.n_samples, self.seed, self.max_steps = env, n_samples, seed, max_steps
+        self.env, self.n_samples, self.seed, self.max_steps = env, n_samples, index(seed), max_steps
         self._made: Any = None
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         if self._made is None:  # not before: the metric is made where the environment may be missing
             self._made = _make(self.env)
-        devices = {parameter.device for parameter in model_wrapper.root.parameters()}
+        parameters = list(model_wrapper.root.parameters())
+        devices = {parameter.device for parameter in parameters}
+        dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
         device = next(iter(devices)) if len(devices) == 1 else None
+        dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+
+        def act(observation: Any) -> Any:
+            return model_wrapper.forward(_tensor(observation, device, dtype))
+
         with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
             torch.manual_seed(self.seed)
             self._made.action_space.seed(self.seed)  # for those who sample from it
-            returns = [self._episode(model_wrapper.forward, self.seed + i, device) for i in range(self.n_samples)]
+            returns = [self._episode(act, self.seed + i) for i in range(self.n_samples)]
         return mean_and_error(returns)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_made": None}  # a copy makes its own
 
-    def _episode(self, act: Callable[[Any], Any], seed: int, device: torch.device | None) -> float:
+    def _episode(self, act: Callable[[Any], Any], seed: int) -> float:
         env, total, steps = self._made, 0.0, 0
         observation, _ = _expect(env.reset(seed=seed), 2, "reset")
         while steps != self.max_steps:
-            action = _action(act(_tensor(observation, device)), env.action_space)
+            action = _action(act(observation), env.action_space)
             if action is None:
                 return math.nan
             observation, reward, terminated, truncated, _ = _expect(env.step(action), 5, "step")
@@ -96,17 +105,17 @@ def _expect(result: Any, count: int, method: str) -> tuple[Any, ...]:
     )
 
 
-def _tensor(observation: Any, device: torch.device | None) -> Any:
+def _tensor(observation: Any, device: torch.device | None, dtype: torch.dtype) -> Any:
     """An observation as tensors."""
     if isinstance(observation, Mapping):
-        return {key: _tensor(value, device) for key, value in observation.items()}
+        return {key: _tensor(value, device, dtype) for key, value in observation.items()}
     if isinstance(observation, tuple):
-        return tuple(_tensor(value, device) for value in observation)
+        return tuple(_tensor(value, device, dtype) for value in observation)
     array = np.asarray(observation)
     if array.dtype.kind not in "fiub":
         raise UserError(f"expected_return: an observation is a {type(observation).__name__}, not numbers")
     discrete = array.ndim == 0 and array.dtype.kind in "iu"
-    return torch.tensor(array.astype(np.int64 if discrete else np.float32), device=device)
+    return torch.tensor(array, dtype=torch.int64 if discrete else dtype).to(device)
 
 
 def _action(output: Any, space: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -40,14 +41,23 @@ class Attachment:
         ]
         self.modes = [(module, module.training) for module in model.modules()]
         self.attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+        self.contents = dictionaries(model)
         self.points: list[_Copies] = []
 
-    def attach(self, parameter: Replace, buffer: Replace, points: int = 1) -> None:
+    def attach(self, parameter: Replace, buffer: Replace, points: int = 1, guarded: Container[str] = ()) -> None:
+        """guarded: parameters of which a copy is lent, so that whatever a metric writes into them is undone."""
+        self.guarded: list[tuple[Tensor, Tensor]] = []
         for name, p in self.parameters:
             p.grad = None
             p.data = parameter(p.data, name)
+            if name in guarded:
+                still = p.data
+                p.data = still.clone()
+                self.guarded.append((p.data, still))
         self.points = [self._copies(buffer) for _ in range(points)]
         self.select(0)
+        self.placed = [p.data for _, p in self.parameters]
+        self.lent = dictionaries(self.model)
         self.model.eval()
 
     def _copies(self, buffer: Replace) -> _Copies:
@@ -76,15 +86,15 @@ class Attachment:
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        for copy, value in self.now.pristine + (self.now.kept if thoroughly else []):
+        for copy, value in self.now.pristine + (self.now.kept + self.guarded if thoroughly else []):
             copy.copy_(value)
         if not thoroughly:
             return
-        for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
+        for (_, p), (_, _, requires_grad), placed in zip(self.parameters, self.data, self.placed, strict=True):
             p.grad = None
+            p.data = placed
             p.requires_grad_(requires_grad)
-        for now, before in self.attributes:
-            forget_tensors(now, before)
+        self._tidy(self.lent)
         self.model.eval()
 
     def detach(self) -> None:
@@ -96,8 +106,21 @@ class Attachment:
             module._buffers[key] = value
         for module, training in self.modes:
             module.training = training
+        self._tidy(self.contents)
+
+    def _tidy(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+        """Undo what was kept in the modules, or put in place of their parts: a pruned weight, a hook that stayed."""
         for now, before in self.attributes:
             forget_tensors(now, before)
+        for held, own in contents:
+            if (held or own) and (held.keys() != own.keys() or not all(map(is_, held.values(), own.values()))):
+                held.clear()
+                held.update(own)
+
+
+def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """The modules' dictionaries, and what is in them: submodules, parameters, buffers, hooks, caches of their own."""
+    return [(held, dict(held)) for m in model.modules() for held in vars(m).values() if isinstance(held, dict)]
 
 
 def forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ class ModelParameters:
         return all(a.shape == b.shape and bool((a == b.to(a.device)).all()) for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]  # its values can change
+    __array_ufunc__ = None  # or a NumPy number on the left would multiply it item by item
 
     def __repr__(self) -> str:
         return f"ModelParameters of {self.numel()} numbers in {len(self)} tensors"

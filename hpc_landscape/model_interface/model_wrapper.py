@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import FunctionType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .model_parameters import ModelParameters
+
+DEPTH = 3  # of lists, dicts and objects in which an agent may keep its modules
+LONG = 1000
 
 
 class ModelWrapper(abc.ABC):
     """Hides how a model is called, and which of its modules are perturbed: the rest of it stays put.
 
-    modules: the perturbed ones. model: what they belong to, an ``nn.Module`` or any object, an agent, say; None: the
-    modules are all there is. Subclasses say how it is called: ``forward``.
+    modules: the perturbed ones. model: what they belong to, an ``nn.Module`` or any object, an agent, say, with modules
+    in its attributes, or in lists, dicts and objects there; None: the modules are all there is. Subclasses say how it
+    is called: ``forward``.
     """
 
     def __init__(self, modules: Sequence[nn.Module], model: Any = None):
@@ -120,13 +125,49 @@ def _root(modules: list[nn.Module], model: Any) -> nn.Module:
         return model
     if model is None and len(modules) == 1:
         return modules[0]
-    root = nn.Module()
-    held = {key: value for key, value in getattr(model, "__dict__", {}).items() if isinstance(value, nn.Module)}
-    held |= {f"module{i}": module for i, module in enumerate(modules)}
-    for name, module in held.items():
-        if not any(module is known for known in root.modules()):
-            root.add_module(name, module)
+    known: set[Any] = set()
+    root = _held(_attributes(model), DEPTH, known)
+    for i, module in enumerate(modules):
+        if module not in known:
+            _add(root, f"module{i}", module, known)
     return root
+
+
+def _held(things: Mapping[Any, Any], depth: int, known: set[Any]) -> nn.Module:
+    """A module that holds the modules among things, and those in their lists, dicts and objects."""
+    holder, others = nn.Module(), {}
+    for name, thing in things.items():
+        if not isinstance(thing, nn.Module):
+            others[name] = thing
+        elif thing not in known:
+            _add(holder, name, thing, known)
+    for name, thing in others.items() if depth else ():  # afterwards, so that a module has its shortest name
+        if id(thing) not in known:
+            known.add(id(thing))
+            held = _held(_attributes(thing), depth - 1, known)
+            if held._modules:
+                _add(holder, name, held, known)
+    return holder
+
+
+def _add(holder: nn.Module, name: Any, module: nn.Module, known: set[Any]) -> None:
+    name = str(name).replace(".", "_") or "_"
+    while hasattr(holder, name):  # also what every module has: forward, train
+        name += "_"
+    holder.add_module(name, module)
+    known.update(module.modules())
+
+
+def _attributes(thing: Any) -> Mapping[Any, Any]:
+    """What a thing holds: a list's or dict's items, unless it is long (a replay buffer); an object's attributes."""
+    if isinstance(thing, (list, tuple, dict)):
+        items = thing if isinstance(thing, dict) else dict(enumerate(thing))
+        return items if len(items) <= LONG else {}
+    if isinstance(thing, (type, ModuleType, FunctionType, Tensor)):
+        return {}
+    slots = [vars(kind).get("__slots__", ()) for kind in type(thing).__mro__]
+    names = [name for group in slots for name in ((group,) if isinstance(group, str) else group)]
+    return {name: getattr(thing, name) for name in names if hasattr(thing, name)} | getattr(thing, "__dict__", {})
 
 
 def select(names: Sequence[str], include: str | None = None, exclude: str | None = None) -> list[str]:

@@ -128,11 +128,12 @@ class Subspace:
                 flat.shown[row].copy_(point)
 
     @contextmanager
-    def attached(self, model: nn.Module, in_turn: bool = False) -> Iterator[None]:
+    def attached(self, model: nn.Module, in_turn: bool = False, guarded: bool = False) -> Iterator[None]:
         """Let the model compute at the placed point, in eval mode; afterwards, also after an error, it is what it was.
 
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
-        in_turn: every row has buffers of its own, and ``select`` puts the model there.
+        in_turn: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do not
+        move are copies, too, for a metric that writes into them.
         """
         lent = self._lent = Attachment(model)
 
@@ -140,7 +141,8 @@ class Subspace:
             return self.views[name] if name in self.views else self._move(tensor, name)
 
         try:
-            lent.attach(parameter, self._move, self.rows if in_turn else 1)
+            still = {name for name, _ in lent.parameters if name not in self.views} if guarded else set()
+            lent.attach(parameter, self._move, self.rows if in_turn else 1, still)
             yield
         finally:
             lent.detach()

@@ -14,20 +14,46 @@ from ..errors import UserError
 from .comm import Comm
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """The rank's device: GPU number local_rank modulo those visible; raises UserError where there is none."""
+def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device:
+    """The rank's device: GPU number local_rank modulo those visible; raises UserError where there is none.
+
+    who: how the message names the rank.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if wanted == "cuda":
         if not torch.cuda.is_available():
             why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU is visible"
-            raise UserError(f"--device cuda: {why}; use --device cpu, or start where a GPU is visible")
+            raise UserError(
+                f"--device cuda: {why}{who}; use --device cpu, or start where a GPU is visible (Slurm: "
+                "--gpus-per-task=1)"
+            )
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device cpu")
     return torch.device(wanted)
+
+
+def name_rank(comm: Comm) -> str:
+    """Which of several ranks this is, as a message's end; nothing for one that is alone."""
+    if comm.size == 1:
+        return ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    told = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible} there)"
+    return f" to rank {comm.rank} of {comm.size} on {os.uname().nodename}{told}"
+
+
+def agree(comm: Comm, device: torch.device) -> None:
+    """Raise UserError, on all ranks, where some compute on a GPU and others see none: slow, and with other values."""
+    ranks = comm.allgather((device.type, name_rank(comm)))
+    without = [who for kind, who in ranks if kind == "cpu"]
+    if 0 < len(without) < comm.size:
+        raise UserError(
+            f"no GPU is visible{without[0]}, and to {comm.size - len(without)} others one is: give each rank one "
+            "(Slurm: --gpus-per-task=1), or take --device cpu for all"
+        )
 
 
 def describe(device: torch.device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import torch
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that a device can still give; of the host, no more than the job's control group allows."""
+    """Bytes that a device can still give; of the host, no more than limits on the process or on the job allow."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([_available(), *_left_in_groups()])
+    return max(0, min([_available(), *_left_in_groups(), *_left_to_process()]))
 
 
 def _available() -> int:
@@ -25,6 +26,16 @@ def _available() -> int:
             return 1024 * int(re.search(r"^MemAvailable:\s*(\d+)", file.read(), re.MULTILINE)[1])
     except (OSError, TypeError):  # not Linux: half of what there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_to_process() -> Iterator[int]:
+    """Bytes of address space left under ``ulimit -v``."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        try:
+            yield limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        except OSError:
+            yield limit
 
 
 def _left_in_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

@@ -41,6 +41,10 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError
 
+    def count(self) -> int:
+        """How many batches there are."""
+        return sum(1 for _ in self)
+
     def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
         """The same batches on a device, floating-point tensors in the dtype (None: as they are), images in order."""
         raise NotImplementedError
@@ -95,6 +99,9 @@ class LoaderBatches(Batches):
     def __iter__(self) -> Iterator[Any]:
         for batch in self._read():
             yield move(batch, *self.where)
+
+    def count(self) -> int:
+        return super().count() if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
 
     def _read(self) -> Iterator[Any]:
         try:
@@ -233,7 +240,7 @@ def _from_loader(
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory,
+        "pin_memory": loader.pin_memory or torch.cuda.is_available(),  # copies to a GPU then do not wait
         "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
     }

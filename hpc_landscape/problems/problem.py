@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import Stopped, UserError
+from ..errors import Stopped, UserError, memory_is_out
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
@@ -149,7 +149,9 @@ def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
         raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
     if not callable(factory):
-        public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        own = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
+        classes = {k for k, v in own.items() if inspect.isclass(v) and issubclass(v, Metric)}
+        public = [k for k, v in own.items() if inspect.isfunction(v) or (option == "--metrics" and k in classes)]
         have = f"; it has {', '.join(public)}" if public else ""
         raise UserError(f"{option} {spec}: {where} has no function '{name}'{have}")
     return factory
@@ -234,7 +236,12 @@ def _annotation(parameter: inspect.Parameter) -> Any:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame on that is not ours; the whole of it where all are."""
+    """The traceback from the first frame on that is not ours; the whole of it where all are.
+
+    Raises the error itself where memory is out: that is no fault of the user's code, and is told in another way.
+    """
+    if memory_is_out(error):
+        raise error
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OURS):
         frames = frames.tb_next

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..parallel.comm import Comm
-from .layout import DONE, LIBVER, WALL_TIME, write
+from .layout import DONE, FAILED, LIBVER, WALL_TIME, write
 from .writer import Block, Writer
 
 
@@ -29,6 +29,8 @@ class ParallelStore(Writer):
         for name, values in block.values.items():
             write(self._file[name], self._shape, block.points, values)
         write(self._file[WALL_TIME], self._shape, block.points, block.wall_times)
+        if block.failed.any():
+            write(self._file[FAILED], self._shape, block.points[block.failed], np.ones(block.failed.sum()))
         write(self._file[DONE], self._shape, block.points, np.ones(len(block.points)))
         self._unsynced = True
         if self.comm.is_root:

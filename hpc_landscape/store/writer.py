@@ -1,5 +1,10 @@
 """Brings finished points to the file, beside the computation.
 
+What is safe, and when. A point is finished once its values have been put. Within two seconds the operating system has
+it, values before flag: a process that dies, however it dies, loses the finished points of two seconds at most, and
+leaves no flag without its values. The system is made to bring them to the disk (fsync) every 30 seconds: a node that
+loses power loses the finished points of 30 seconds at most. Of those it may keep any part, in any order.
+
 Each rank has a thread that writes or sends what the main thread has put, hears the other ranks, and counts. While
 points are computed it is the only thread that talks to MPI and HDF5; the main thread only computes. So a point reaches
 the disk within two seconds whatever rank 0 computes, and no rank waits for another.
@@ -9,21 +14,24 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import STOPPED
+from ..errors import STOPPED, UserError, reason
 from ..parallel.comm import Comm
 from .layout import sync
 
 POLL = 0.01  # seconds between looks at the queue and at messages
 WRITE_EVERY = 0.5  # seconds, so that values, flags and two hops stay under the promised 2 s
 SYNC_EVERY = 30.0  # seconds
+LOOK_EVERY = 2.0  # seconds between rank 0's looks whether the file still has its name
 GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
 RESERVE = 10.0  # seconds of a stop's grace, a quarter of it at most, that are kept for leaving
 
@@ -34,17 +42,19 @@ def time_to_finish(grace: float) -> float:
 
 
 class Block(NamedTuple):
-    """Finished points: flat indices (n,), wall times (n,) in seconds, values by metric name (n, ...)."""
+    """Finished points: flat indices (n,), wall times (n,) in seconds, values by metric name (n, ...), failed (n,)."""
 
     points: np.ndarray
     wall_times: np.ndarray
     values: dict[str, np.ndarray]
+    failed: np.ndarray  # bool: a metric raised there
 
 
 class Writer:
     """Takes finished points from the main thread: ``with writer: writer.put(...)``.
 
-    on_progress(n) is called on rank 0, from the thread, when n points more have been written, over all ranks.
+    Called on rank 0, from the thread: on_progress(n) when n points more have been written, over all ranks;
+    on_report(rank, what) with what a rank has reported.
 
     A stop waits for the points in hand; with a grace (seconds) at most so long: then all that is finished is written,
     on_abandon() on rank 0 says so and gives the exit code, and every rank leaves, whatever its main thread is in.
@@ -54,30 +64,46 @@ class Writer:
     on_abandon: Callable[[], int] = staticmethod(lambda: STOPPED)
     hear_signals: Callable[[], int] = staticmethod(lambda: 0)  # the stop code of a signal that has come, or 0
 
-    def __init__(self, path: str, comm: Comm, on_progress: Callable[[int], None] = lambda n: None):
-        self.path, self.comm, self.on_progress = path, comm, on_progress
+    def __init__(
+        self,
+        path: str,
+        comm: Comm,
+        on_progress: Callable[[int], None] = lambda n: None,
+        on_report: Callable[[int, Any], None] = lambda rank, what: None,
+    ):
+        self.path, self.comm, self.on_progress, self.on_report = path, comm, on_progress, on_report
         self.stop_code = 0  # why all ranks stop early; set by a signal, or by another rank's
         self._announced = 0
         self._stopped = math.inf  # when, by this rank's clock
         self._late, self._late_ranks = False, 0
         self._lock = threading.Lock()
-        self._queue: list[tuple[int, float, dict[str, np.ndarray]]] = []
+        self._queue: list[tuple[int, float, dict[str, np.ndarray], bool]] = []
+        self._reports: list[Any] = []
         self._closing = self._failed = False
         self._error: BaseException | None = None
         self._ended_ranks = 0
         self._all_ended = comm.size == 1
         self._requests: list[Any] = []
-        self._last_sync = time.monotonic()
+        self._last_sync = self._last_look = time.monotonic()
         self._unsynced = False
+        self._opened: os.stat_result | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     # What the main thread calls
 
-    def put(self, point: int, wall_time: float, values: dict[str, np.ndarray]) -> None:
-        """Take a finished point; returns at once. Raises here what went wrong in writing earlier ones."""
+    def put(self, point: int, wall_time: float, values: dict[str, np.ndarray], failed: bool = False) -> None:
+        """Take a finished point; returns at once. Raises here what went wrong in writing earlier ones.
+
+        failed: a metric raised there, and the values are to stand for none.
+        """
         self.check()
         with self._lock:
-            self._queue.append((point, wall_time, values))
+            self._queue.append((point, wall_time, values, failed))
+
+    def report(self, what: Any) -> None:
+        """Have rank 0 told of something, soon."""
+        with self._lock:
+            self._reports.append(what)
 
     def check(self) -> None:
         """Raise what went wrong in writing."""
@@ -85,7 +111,9 @@ class Writer:
             raise self._error
 
     def __enter__(self) -> Writer:
-        self._open()
+        with self._told():
+            self._open()
+            self._opened = os.stat(self.path)
         self._thread.start()
         return self
 
@@ -98,44 +126,69 @@ class Writer:
             return
         self.check()
         self.stop_code = max(self.comm.allgather(self.stop_code))
-        self._close()
+        with self.comm.together(), self._told():
+            self._close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the system refuses is for the user to mend: a full disk, a quota, a file system gone."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"--output {self.path}: cannot be written: {reason(error)}. The points written before are in it; mend "
+                "this, and the same command goes on from there"
+            ) from error
 
     # What the thread does
 
     def _run(self) -> None:
-        last_write = 0.0
         try:
-            while True:
-                closing = self._closing  # before the queue is read: what was put before closing is seen
-                now = time.monotonic()
-                if closing or now - last_write >= WRITE_EVERY:
-                    last_write = now
-                    self._deliver_queue()
-                self.stop_code = self.stop_code or self.hear_signals()
-                self._announce_stop()
-                for sender, message in self.comm.received():
-                    self._hear(sender, *message)
-                self._requests = [request for request in self._requests if not request.Test()]
-                if closing and self._finish():
-                    return
-                self._abandon_if_late()
-                time.sleep(POLL)
+            with self._told():
+                self._work()
         except BaseException as error:
             self._error = error
+            if not self._closing:
+                _interrupt_main()
+
+    def _work(self) -> None:
+        last_write = 0.0
+        while True:
+            closing = self._closing  # before the queue is read: what was put before closing is seen
+            now = time.monotonic()
+            if closing or now - last_write >= WRITE_EVERY:
+                last_write = now
+                self._deliver_queue()
+            self.stop_code = self.stop_code or self.hear_signals()
+            self._announce_stop()
+            for sender, message in self.comm.received():
+                self._hear(sender, *message)
+            self._requests = [request for request in self._requests if not request.Test()]
+            if closing and self._finish():
+                return
+            self._abandon_if_late()
+            time.sleep(POLL)
 
     def _deliver_queue(self) -> None:
         with self._lock:
             taken, self._queue = self._queue, []
+            reports, self._reports = self._reports, []
         if taken:
-            points, wall_times, values = zip(*taken, strict=True)
+            points, wall_times, values, failed = zip(*taken, strict=True)
             names = values[0]
             self._deliver(
                 Block(
                     np.array(points, dtype=np.int64),
                     np.array(wall_times),
                     {name: np.stack([value[name] for value in values]) for name in names},
+                    np.array(failed),
                 )
             )
+        for what in reports:
+            if self.comm.is_root:
+                self.on_report(0, what)
+            else:
+                self._send(0, "report", what)
         self._tick()
 
     def _announce_stop(self) -> None:
@@ -156,6 +209,8 @@ class Writer:
             self._ended_ranks += 1
         elif kind == "all ended":
             self._all_ended = True
+        elif kind == "report":
+            self.on_report(sender, content)
         elif kind == "late":
             self._late_ranks += 1
         elif kind == "leave":
@@ -213,12 +268,27 @@ class Writer:
 
     def _tick(self) -> None:
         """Called at least as often as points are delivered: bring the file to the disk now and then."""
-        if self._unsynced and time.monotonic() - self._last_sync >= SYNC_EVERY:
+        now = time.monotonic()
+        if self._unsynced and now - self._last_sync >= SYNC_EVERY:
             self._sync()
+        elif self.comm.is_root and now - self._last_look >= LOOK_EVERY:
+            self._last_look = now
+            self._look()
 
     def _sync(self) -> None:
+        self._look()
         sync(self.path)
         self._last_sync, self._unsynced = time.monotonic(), False
+
+    def _look(self) -> None:
+        """Refuse to go on with a file that nobody can find: written on, it would vanish when it is closed."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(self.path), self._opened):
+                return
+        raise UserError(
+            f"--output {self.path}: was removed, renamed or replaced while it was being written. Its points are where "
+            "it was moved to, if it was; moved back, the same command goes on with it, and else starts again"
+        )
 
     # What the two writers do differently
 
@@ -249,4 +319,11 @@ def merge(blocks: Sequence[Block]) -> Block:
         np.concatenate([block.points for block in blocks]),
         np.concatenate([block.wall_times for block in blocks]),
         {name: np.concatenate([block.values[name] for block in blocks]) for name in blocks[0].values},
+        np.concatenate([block.failed for block in blocks]),
     )
+
+
+def _interrupt_main() -> None:
+    """Let the main thread not finish a long point first: the handler of this signal, where a run has one, checks."""
+    if callable(signal.getsignal(signal.SIGUSR1)):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)

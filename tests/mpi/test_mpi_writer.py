@@ -11,11 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
+from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid, strided
-from hpc_landscape.store import gather, layout, parallel, writer
+from hpc_landscape.store import layout, parallel, writer
 from hpc_landscape.store.gather import GatherStore
 from hpc_landscape.store.layout import Quantity
 from hpc_landscape.store.parallel import ParallelStore
+from hpc_landscape.store.raw import RawFile
 from hpc_landscape.store.store import choose_writer, fall_back
 
 NO_PARALLEL = pytest.mark.skipif(not parallel.available(), reason="this h5py is built without MPI")
@@ -169,8 +171,8 @@ def test_what_fails_in_the_thread_is_raised_in_the_main_one(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(gather if kind is GatherStore else parallel, "write", full)
-    with pytest.raises(OSError, match="No space left"), kind(path, comm) as store:
+    monkeypatch.setattr(*((RawFile, "write") if kind is GatherStore else (parallel, "write")), full)
+    with pytest.raises(UserError, match="cannot be written: No space left"), kind(path, comm) as store:
         store.put(0, 0.0, _values(0))
         end = time.monotonic() + 60
         while time.monotonic() < end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from hpc_landscape import GeneralModelWrapper, Problem
 from hpc_landscape.metrics import Metric
@@ -127,3 +128,26 @@ def images(by_view: bool = False, twice: bool = False, loss: str = "plain") -> P
     entropy = nn.CrossEntropyLoss()
     losses = {"plain": entropy, "item": lambda output, target: torch.tensor(entropy(output, target).item())}
     return Problem(model, losses[loss], (inputs, labels))
+
+
+class Logged(Dataset):
+    """Images that are read one by one; each reading adds a byte to the log."""
+
+    def __init__(self, log: str | None):
+        self.inputs, self.labels = images().data
+        self.log = log
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if self.log:
+            with open(self.log, "ab") as file:
+                file.write(b".")
+        return self.inputs[i], int(self.labels[i])
+
+
+def streamed(log: str | None = None, workers: int = 0) -> Problem:
+    problem = images()
+    problem.data = DataLoader(Logged(log), batch_size=8, num_workers=workers)
+    return problem

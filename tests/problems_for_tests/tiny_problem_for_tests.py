@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -62,7 +63,8 @@ class Watch:
         if self.path:
             line = f"{kind} {launched()[1]} {os.getpid()} {time.time():.6f} {what}\n"
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.write(descriptor, line.encode())
+            with suppress(OSError):  # a test may forbid this process to write
+                os.write(descriptor, line.encode())
             os.close(descriptor)
 
 

@@ -1,0 +1,39 @@
+"""What to say when memory is out."""
+
+from __future__ import annotations
+
+import re
+
+from ..parallel.memory import free_memory
+from ..progress import size
+from ..settings import Settings
+
+UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_AMOUNT = r"([\d.]+) (bytes|B|KiB|MiB|GiB|TiB)"
+# What was asked for, as PyTorch says it for a GPU and for a CPU, and as NumPy does.
+_ASKED = (rf"Tried to allocate {_AMOUNT}", rf"tried to allocate {_AMOUNT}", rf"Unable to allocate {_AMOUNT}")
+_FREE = rf"of which {_AMOUNT} is free"
+
+
+def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> str:
+    """One line: whose memory, what was asked for, what was free, which settings to lower."""
+    text = str(error)
+    gpu = re.search(r"(CUDA|HIP|MPS|XPU)\b.*out of memory", text)
+    asked = next(filter(None, (re.search(pattern, text) for pattern in _ASKED)), None)
+    found = re.search(_FREE, text)
+    free = _bytes(found) if found else None if gpu else free_memory()
+    numbers = [f"asked for {size(_bytes(asked))}"] if asked else []
+    numbers += [f"{size(free)} free"] if free is not None else []
+    lower = [f"lower --block ({settings.block} now)"] if (settings.block or 1) > 1 else []
+    lower += [f"lower --batch_size ({settings.batch_size} now; a DataLoader has its own)"]
+    lower += ["start fewer ranks per node"] if ranks > 1 else []
+    where = f" on rank {rank} of {ranks}" if ranks > 1 else ""
+    return (
+        f"out of {'GPU memory' if gpu else 'memory'}{where}{': ' if numbers else ''}{', '.join(numbers)}; "
+        f"{', or '.join(lower)}. Another --batch_size, as the warm-up of batch normalization depends on it, needs "
+        "--overwrite"
+    )
+
+
+def _bytes(found: re.Match[str]) -> float:
+    return float(found[1]) * UNITS[found[2]]

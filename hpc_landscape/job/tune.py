@@ -1,0 +1,161 @@
+"""Which form computes this run's points soonest, by measuring: only where it is asked for, and said in the file."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ..evaluate.form import Form
+from ..metrics import Loss
+from ..parallel.comm import Comm
+from ..problems.resident import beginning
+from ..store import layout
+from .form import CHOICES, Maker, forms
+
+BUDGET = 50.0  # seconds, for all that is tried
+ENOUGH = 0.5  # seconds of passes that tell how fast a form is
+BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
+WORTH = 0.97  # of the plain form's time: another one has to take less
+
+
+def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[str], None]) -> str:
+    """Set the maker's settings to the fastest form for a rank's points; returns what was measured.
+
+    Rank 0 measures, and all ranks take its word. A run that is gone on with keeps the choice that its file records.
+    """
+    choice, text = {}, "no data to measure on"
+    if stored is not None:
+        recorded = [int(stored.attributes.get(name, 0)) for name in CHOICES]
+        choice = {"channels_last": bool(recorded[0]), "compile": bool(recorded[1]), "block": recorded[2] or None}
+        text = str(stored.attributes.get("tuned", ""))
+    elif comm.is_root and maker.sets.evaluation:
+        choice, text = _Tuner(maker, maker.most_points(comm)).best()
+    choice, text = comm.bcast((choice, text))
+    maker.settings = replace(maker.settings, tune=False, **choice)
+    if stored is None:
+        say(f"tuned        {text}")
+    return text
+
+
+class _Tuner:
+    """Times forms on the first batches, as many as tell something."""
+
+    def __init__(self, maker: Maker, largest_block: int):
+        self.whole, self.points, self.largest_block = maker, maker.points, largest_block
+        self.short, self.scale = copy.copy(maker), 1.0
+        self.end = time.monotonic() + BUDGET
+        self.seconds: dict[Form, float] = {}  # a point, on all of the data
+        self.once: dict[Form, float] = {}  # what is paid before the first
+        self.choices: dict[Form, dict[str, Any]] = {}
+
+    def best(self) -> tuple[dict[str, Any], str]:
+        """(the settings of the fastest form, what was measured)."""
+        plain = self._form()
+        self._shorten(plain)
+        for choice in self._candidates(plain):
+            if time.monotonic() < self.end:
+                self._measure(self._form(**choice))
+        total = {form: self.once[form] + self.points * seconds for form, seconds in self.seconds.items()}
+        winner = min(total, key=total.__getitem__, default=plain)
+        if total.get(winner, 0) > WORTH * total.get(plain, math.inf):
+            winner = plain
+        return self.choices[winner], f"{winner}, for {self.points} points; seconds a point: {self._text()}"
+
+    def _form(self, **choice: Any) -> Form:
+        settings = replace(self.whole.settings, tune=False, **choice)
+        form = forms(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
+        self.choices.setdefault(form, choice)
+        return form
+
+    def _text(self) -> str:
+        return "; ".join(
+            f"{form} {seconds:.3g}" + (f" and {self.once[form]:.3g} once" if self.once[form] else "")
+            for form, seconds in sorted(self.seconds.items(), key=lambda item: item[1])
+        )
+
+    def _shorten(self, plain: Form) -> None:
+        """Take so many of the first batches that a point takes long enough to be measured."""
+        sets = self.whole.sets
+        counts = [batches.count() for batches in (*sets.evaluation.values(), sets.warmup) if batches is not None]
+        n = 1
+        while True:
+            self.short.sets = sets.each(lambda batches, n=n: beginning(batches, n))
+            self.scale = sum(counts) / sum(min(n, count) for count in counts)
+            self._measure(plain)
+            seconds = self.seconds.get(plain, math.inf) / self.scale
+            if n >= max(counts) or seconds > ENOUGH / 2:
+                return
+            n = min(max(counts), max(2 * n, int(n * ENOUGH / seconds)))
+
+    def _candidates(self, plain: Form) -> Iterator[dict[str, Any]]:
+        yield {"channels_last": True}
+        if self.whole.adds_up and not self.whole.sets.streamed:
+            before = plain
+            for block in BLOCKS:
+                if block > self.largest_block:
+                    break
+                yield {"block": block}
+                here = self._form(block=block)
+                if self.seconds.get(here, math.inf) > self.seconds.get(before, math.inf):
+                    break  # larger ones are slower still
+                before = here
+        if self.points * min(self.seconds.values(), default=math.inf) > BUDGET:  # else there is too little to win
+            yield {"compile": True}
+
+    def _measure(self, form: Form) -> None:
+        """Note how long a point takes; nothing where the model cannot be evaluated in this form, or not in time."""
+        try:
+            with _until(self.end), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                seconds, once = self._time(form)
+        except (Exception, _OutOfTime):
+            return
+        self.seconds[form], self.once[form] = self.scale * seconds, once if form.compiled else 0.0
+
+    def _time(self, form: Form) -> tuple[float, float]:
+        """(seconds a point on the first batches, what the first one took more)."""
+        start = time.perf_counter()
+        self.short.try_first_batches(form)
+        evaluator, data = self.short.make(form)
+        evaluator.metrics = {f"{name}_loss": Loss(self.short.loss, on) for name, on in data.items()}
+        block = [[0.0] * evaluator.subspace.dimensions] * form.block
+        taken: list[float] = []
+        with evaluator.attached():
+            evaluator.block(block)
+            first = time.perf_counter() - start
+            while len(taken) < 3 or (sum(taken) < ENOUGH and len(taken) < 50):
+                begin = time.perf_counter()
+                evaluator.block(block)
+                taken.append(time.perf_counter() - begin)
+        return min(taken) / form.block, first - min(taken)
+
+
+class _OutOfTime(BaseException):
+    """No Exception, so that nothing on the way takes it for a fault of its own."""
+
+
+@contextmanager
+def _until(end: float) -> Iterator[None]:
+    """Give up what is done meanwhile at the end, by the monotonic clock: compiling may take long."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, end - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,48 @@
+"""Values written at their places in a laid-out file, past HDF5.
+
+Each dataset is contiguous and allocated, so that a value's place is known and there is nothing that HDF5 would have to
+do. A write that fails is then an OSError and no more: inside HDF5 it leaves the library in a state in which closing the
+file, or leaving the process, crashes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import numpy as np
+
+from ..errors import UserError
+
+
+class RawFile:
+    """A laid-out file open for writing values; its structure stays as it is."""
+
+    def __init__(self, path: str):
+        with h5py.File(path, "r", locking=False) as file:
+            datasets = {name: thing for name, thing in file.items() if isinstance(thing, h5py.Dataset)}
+            self._places = {name: (d.id.get_offset(), d.dtype, d.nbytes) for name, d in datasets.items()}
+        if None in (self._places[name][0] for name, d in self._places.items() if d[2]):
+            raise UserError(f"{path} was repacked: its datasets are no longer contiguous; choose another --output")
+        self._descriptor = os.open(path, os.O_RDWR)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def write(self, name: str, points: np.ndarray, values: np.ndarray) -> None:
+        """Write values[i] at the flat index points[i]: (n,), and (n, ...) of one value's shape."""
+        offset, dtype, _ = self._places[name]
+        order = np.argsort(points, kind="stable")
+        points, values = points[order], np.ascontiguousarray(values[order], dtype)
+        size = values[0].nbytes
+        edges = np.flatnonzero(np.diff(points) != 1) + 1  # neighbours go out together
+        for run in np.split(np.arange(len(points)), edges):
+            self._write_all(values[run].tobytes(), offset + int(points[run[0]]) * size)
+
+    def _write_all(self, content: bytes, offset: int) -> None:
+        while content:
+            written = os.pwrite(self._descriptor, content, offset)
+            content, offset = content[written:], offset + written
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,95 @@
+"""Data that the ranks of a node share: one copy, which each of them reads a share of."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from hpc_landscape.parallel import shared
+from hpc_landscape.problems.data import TensorBatches, prepare
+from hpc_landscape.problems.resident import StoredBatches, kept, share
+
+LARGE = 2**18  # numbers in float32: enough to be shared
+needs_shm = pytest.mark.skipif(not os.path.isdir(shared.FOLDER), reason=f"no {shared.FOLDER}")
+
+
+class Items(Dataset):
+    def __init__(self, n: int):
+        self.n, self.reads = n, []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int):
+        self.reads.append(i)
+        return {"x": torch.full((LARGE // 4,), float(i)), "y": i, "name": f"item {i}"}
+
+
+@needs_shm
+def test_every_rank_has_the_tensors_of_all(comm):
+    mine = {(comm.rank, k): torch.full((LARGE + k,), 10.0 * comm.rank + k) for k in range(2)}
+    mine[comm.rank, 2] = torch.arange(48.0).reshape(2, 3, 2, 4).contiguous(memory_format=torch.channels_last)
+    found = shared.pool(mine, comm)
+    assert sorted(found) == [(rank, k) for rank in range(comm.size) for k in range(3)]
+    for (rank, k), tensor in found.items():
+        assert tensor.data_ptr() % shared.ALIGNMENT == 0
+        if k == 2:
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(tensor, torch.arange(48.0).reshape(2, 3, 2, 4))
+        else:
+            assert tensor.shape == (LARGE + k,) and (tensor == 10 * rank + k).all()
+
+
+@needs_shm
+def test_it_is_one_copy_and_leaves_nothing(comm):
+    before = sorted(name for name in os.listdir(shared.FOLDER) if name.startswith("hpc_landscape"))
+    comm.barrier()
+    found = shared.pool({0: torch.zeros(LARGE)} if comm.is_root else {}, comm)[0]
+    assert found.is_shared()
+    found[comm.rank] = comm.rank + 1.0
+    comm.barrier()
+    assert found[: comm.size].tolist() == [rank + 1.0 for rank in range(comm.size)]
+    after = sorted(name for name in os.listdir(shared.FOLDER) if name.startswith("hpc_landscape"))
+    assert set(after) <= set(before)
+
+
+def test_little_is_not_shared(comm):
+    assert shared.pool({comm.rank: torch.zeros(3)}, comm) is None
+
+
+@needs_shm
+@pytest.mark.parametrize("full", [False, True])
+def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
+    """Where memory cannot be shared each reads all."""
+    if full:
+        monkeypatch.setattr(shared, "_new_file", lambda size: None)
+    data = Items(11)
+    batches = prepare(data, 2, None, 0, "data", print)
+    batches.check("data")
+    data.reads.clear()
+    found = kept(batches, 2**40, comm)
+    assert isinstance(found, StoredBatches)
+    assert [b["y"].tolist() for b in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10]]
+    assert [b["name"][0] for b in found] == [f"item {2 * i}" for i in range(5)]
+    assert all((b["x"] == b["y"][:, None]).all() for b in found)
+    mine = [i for k in range(comm.rank, 5, comm.size) for i in ((8, 9, 10) if k == 4 else (2 * k, 2 * k + 1))]
+    alone = list(range(11)) if full and comm.size > 1 else []
+    assert data.reads == mine + alone
+    if not full and comm.size > 1:
+        assert all(b["x"].is_shared() for b in found)
+        assert share(found, comm) is found
+
+
+@needs_shm
+def test_tensors_become_those_of_the_first_rank(comm):
+    tensors = torch.arange(float(LARGE)).reshape(-1, 4), torch.arange(LARGE // 4)
+    batches = TensorBatches(tensors, 100)
+    found = share(batches, comm)
+    assert (found is batches) == (comm.size == 1)
+    assert all(torch.equal(a, b) for a, b in zip(found.tensors, tensors, strict=True))
+    assert found.size == batches.size and found.count() == batches.count()
+    if comm.size > 1:
+        assert all(t.is_shared() for t in found.tensors) and share(found, comm) is found

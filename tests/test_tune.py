@@ -1,0 +1,138 @@
+"""--tune: measures, takes what is fastest for the points to do, says so in the file, and keeps to it."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+from programs import PROBLEMS, read, run_program
+
+from hpc_landscape.evaluate.form import PLAIN, Form
+from hpc_landscape.job import tune
+from hpc_landscape.settings import Settings
+
+IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"
+JOB = ("--problem", IMAGES, "--x=-1:1:4", "--y=-1:1:3", "--plot=false")
+
+
+def choice(path) -> tuple[int, ...]:
+    with h5py.File(path) as file:
+        return tuple(int(file.attrs[name]) for name in ("channels_last", "compile", "block"))
+
+
+def test_the_choice_is_recorded_and_kept(program, tmp_path):
+    assert program(*JOB, "--output=plain.h5").code == 0
+    done = program(*JOB, "--tune")
+    assert done.code == 0 and "tuned        " in done.out, done
+    path = tmp_path / "landscape.h5"
+    np.testing.assert_allclose(read(path, "loss"), read(tmp_path / "plain.h5", "loss"), rtol=2e-5)
+    with h5py.File(path, "r+") as file:
+        text, form = file.attrs["tuned"], file.attrs["form"]
+        assert text.startswith(f"{form}, for 12 points; seconds a point: ") and "plain" in text
+        file["done"][2:] = 0
+    before = read(path, "loss")
+    again = program(*JOB, "--tune")
+    assert again.code == 0 and "6 still to do" in again.out and "tuned" not in again.out, again
+    assert read(path, "loss").tobytes() == before.tobytes()
+    with h5py.File(path) as file:
+        assert (file.attrs["tuned"], file.attrs["form"]) == (text, form)
+        options = {"channels_last": bool, "compile": bool, "block": lambda k: k or None}
+        recorded = Settings(**{name: kind(file.attrs[name]) for name, kind in options.items()})
+        assert (
+            f"block: {recorded.block or 'null'}\n" in file.attrs["settings"] and "tune: false" in file.attrs["settings"]
+        )
+
+
+@pytest.mark.parametrize("recorded", [(1, 0, 0), (0, 0, 4)])
+def test_a_run_goes_on_in_the_form_of_its_file(program, tmp_path, recorded):
+    """Whatever would be measured now."""
+    options = {(1, 0, 0): "--channels_last", (0, 0, 4): "--block=4"}
+    assert program(*JOB, options[recorded]).code == 0
+    assert choice(tmp_path / "landscape.h5") == recorded
+    with h5py.File(tmp_path / "landscape.h5", "r+") as file:
+        file["done"][1:] = 0
+    before = read(tmp_path / "landscape.h5", "loss")
+    done = program(*JOB, "--tune")
+    assert done.code == 0 and "still to do" in done.out, done
+    assert read(tmp_path / "landscape.h5", "loss").tobytes() == before.tobytes()
+
+
+def test_all_ranks_take_the_same(tmp_path):
+    finished = run_program(*JOB, "--tune", folder=tmp_path, ranks=2)
+    assert finished.code == 0 and finished.out.count("tuned  ") == 1, finished
+    assert read(tmp_path / "landscape.h5", "done").all()
+
+
+def test_it_chooses_alone(program):
+    done = program(*JOB, "--tune", "--block=4")
+    assert done.code == 2 and "--tune chooses" in done.err and done.err.count("\n") == 1, done
+
+
+class Maker:
+    """What the tuner asks of one: here all that it is told."""
+
+    settings, problem, device = Settings(), None, None
+    adds_up = True
+
+
+def tuned(monkeypatch, points: int, seconds: dict[Form, tuple[float, float]]) -> Form:
+    """The form that is chosen where these are the times: form -> (a point, what is paid once)."""
+
+    class Sets:
+        evaluation, warmup, streamed = {}, None, False
+
+    def forms(settings, *_):
+        return [Form(channels_last=settings.channels_last, compiled=settings.compile, block=settings.block or 1)]
+
+    monkeypatch.setattr(tune, "forms", forms)
+    maker = copy.copy(Maker())
+    maker.sets, maker.points = Sets(), points
+    tuner = tune._Tuner(maker, points)
+    monkeypatch.setattr(tuner, "_shorten", lambda plain: tuner._measure(plain))
+    monkeypatch.setattr(tuner, "_time", lambda form: seconds[form])
+    settings, text = tuner.best()
+    form = forms(Settings(**settings))[0]
+    assert text.startswith(f"{form}, for {points} points")
+    return form
+
+
+LAST, COMPILED = Form(channels_last=True), Form(compiled=True)
+TWO, FOUR, EIGHT = (Form(block=k) for k in (2, 4, 8))
+
+
+def test_the_fastest_is_taken_and_what_compiling_costs_is_counted(monkeypatch):
+    times = {PLAIN: (1.0, 9.0), LAST: (0.9, 0.0), TWO: (1.1, 0.0), COMPILED: (0.5, 40.0)}
+    assert tuned(monkeypatch, 1000, times) == COMPILED
+    assert tuned(monkeypatch, 90, times) == LAST  # 81 s against 85 s
+    assert tuned(monkeypatch, 110, times) == COMPILED  # 99 s against 95 s
+    assert tuned(monkeypatch, 10, {**times, COMPILED: (0.0, 0.0)}) == LAST  # not tried: there is too little to win
+
+
+def test_blocks_grow_while_that_helps(monkeypatch):
+    times = {PLAIN: (1.0, 0.0), LAST: (2.0, 0.0), TWO: (0.6, 0.0), FOUR: (0.4, 0.0), EIGHT: (0.5, 0.0)}
+    assert tuned(monkeypatch, 20, times) == FOUR
+    assert tuned(monkeypatch, 3, times) == TWO  # no larger than the points there are
+
+
+def test_a_few_percent_are_not_worth_another_form(monkeypatch):
+    times = {PLAIN: (1.0, 0.0), LAST: (0.98, 0.0), TWO: (1.5, 0.0)}
+    assert tuned(monkeypatch, 20, times) == PLAIN
+
+
+def test_what_cannot_be_evaluated_is_not_taken(monkeypatch):
+    assert tuned(monkeypatch, 20, {PLAIN: (1.0, 0.0), TWO: (0.5, 0.0), FOUR: (1.0, 0.0)}) == TWO
+
+
+def test_time_that_is_up():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(tune._OutOfTime), tune._until(time.monotonic() + 0.05):
+        while True:
+            pass
+    assert signal.getsignal(signal.SIGALRM) is before
+    with tune._until(time.monotonic() + 0.01):
+        pass
+    time.sleep(0.02)  # no alarm is left
