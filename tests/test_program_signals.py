@@ -63,7 +63,7 @@ PARALLEL = ["SIGTERM to rank 1 of 3", "SIGINT to mpirun", "SIGUSR1 to mpirun"]
 
 @pytest.mark.parametrize(("writer", "sent"), each_writer(list(SENT), PARALLEL))
 def test_ranks(tmp_path: Path, complete: Callable[[], None], writer: str, sent: str) -> None:
-    """To one rank, or to mpirun, which passes it on: all stop. Open MPI's kills 1 s after SIGTERM or SIGINT."""
+    """To one rank, or to mpirun, which passes it on: all stop. Open MPI's kills all 1 s after SIGTERM or SIGINT."""
     name, rank, ranks = SENT[sent]
     gives_time = rank is not None or name == "SIGUSR1" or not fault_table.mpi().startswith("Open MPI")
     log, hold = tmp_path / "log", tmp_path / "hold"
