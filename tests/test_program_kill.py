@@ -75,9 +75,9 @@ def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
         arguments = [*JOB, "--writer", writer, "--problem.log", log, "--problem.delay", 0.1 * ranks]
         before = len(log_lines(log))
         with Job([*PROGRAM, *arguments], ranks, folder) as job:
-            if draw.random() < 0.8:  # else before a rank has begun, perhaps
-                job.until(lambda before=before: _started(log, before))
-            until = time.monotonic() + draw.choice([0.0, 0.5, 1.0, 2.0, 3.0, 4.0]) * draw.uniform(0.5, 1.5)
+            first = draw.choice(["", "begin", "point", "point", "point"])  # from when on: "", before a rank has begun
+            job.until(lambda before=before, first=first: not first or _started(log, before, first))
+            until = time.monotonic() + draw.choice([0.0, 0.5, 1.0, 2.0, 3.0, 5.0]) * draw.uniform(0.5, 1.5)
             while time.monotonic() < until and job.process.poll() is None:
                 time.sleep(0.001)
             if job.process.poll() is not None:
@@ -126,9 +126,9 @@ def _wait_until(condition: Callable[[], bool], end: float) -> None:
         time.sleep(0.02)
 
 
-def _started(log: Path, before: int) -> bool:
-    """Whether a rank has begun since: a kill may come at any time from then on, before the file exists too."""
-    return len(log_lines(log)) > before
+def _started(log: Path, before: int, first: str) -> bool:
+    """Whether a rank has begun since, or has finished a point: a kill may come before the file exists too."""
+    return any(line.kind == first for line in log_lines(log)[before:])
 
 
 @pytest.mark.parametrize("writer", WRITERS)
