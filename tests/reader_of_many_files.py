@@ -38,7 +38,7 @@ def run(words: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    layout.PROBE_SECONDS = 10  # damage can make HDF5 read for ever: it is refused then, here sooner than for a user
+    layout.PROBE_SECONDS = 20  # damage can make HDF5 read for ever: it is refused then, here sooner than for a user
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         path, commands = json.loads(line)

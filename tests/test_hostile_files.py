@@ -20,7 +20,7 @@ from programs import TINY, environment, run_program
 
 pytestmark = pytest.mark.slow
 
-FILES = int(os.environ.get("HOSTILE_FILES", "16"))  # damaged files of each shape
+FILES = int(os.environ.get("HOSTILE_FILES", "12"))  # damaged files of each shape
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
 SHAPES = {
     "line": ["--x=-1:1:5", "--y=none", "--trajectory", "start.pt"],
@@ -190,12 +190,12 @@ def test_attributes_that_are_something_else(whole: Path, tmp_path: Path, reader:
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_format_that_is_something_else(whole: Path, tmp_path: Path, reader: Reader, name: str) -> None:
-    for number, value in enumerate(ANYTHING.values()):
+    for number, what in enumerate(("an array", "a matrix of text", "empty", "not a number", "complex", "a line break")):
         path = Path(shutil.copy(whole / "plane.h5", tmp_path / f"{number}.h5"))
         with h5py.File(path, "r+", locking=False) as file:
-            file.attrs[name] = value
+            file.attrs[name] = ANYTHING[what]
         [end] = reader.ends(path, ["info", str(path)])
-        assert end["code"] == 2 or name == "format_version"
+        assert end["code"] == 2
 
 
 def _replaced(name: str, value: object) -> Callable[[h5py.File], None]:
