@@ -6,7 +6,6 @@ cannot break the structure. The format's low version bound is HDF5 1.8's: checks
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import subprocess
@@ -22,6 +21,7 @@ from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
+from .space import give_back, reserve
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
@@ -72,9 +72,9 @@ def create(
     saved = [*(directions or {}).values(), model or {}]
     space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
     try:
-        _reserve(temporary, space)
+        reserve(temporary, space)
         with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            _reserve(file.id.get_vfd_handle(), space)
+            reserve(file.id.get_vfd_handle(), space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
             _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
@@ -88,7 +88,7 @@ def create(
                 _save(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
-        _give_back(temporary)
+        give_back(temporary)
         sync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -103,30 +103,6 @@ def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], att
     texts = sum(len(str(value)) for value in attributes.values())
     datasets = len(arrays) + len(quantities) + 16
     return values + sum(np.asarray(a).nbytes for a in arrays) + texts + SLACK + datasets * SLACK // 16
-
-
-def _reserve(where: str | int, space: int) -> None:
-    """Take the disk's space, or raise OSError; a name's is given back at once.
-
-    A disk that fills while HDF5 writes crashes the process: at the latest when it leaves, and after words of its own.
-    """
-    if not hasattr(os, "posix_fallocate"):
-        return
-    descriptor = os.open(where, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666) if isinstance(where, str) else where
-    try:
-        os.posix_fallocate(descriptor, 0, space)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # else: it cannot reserve
-            raise
-    finally:
-        if isinstance(where, str):
-            os.close(descriptor)
-
-
-def _give_back(path: str) -> None:
-    """Cut a file at the end that its superblock (version 2) tells: what was reserved beyond is not needed."""
-    with open(path, "rb") as file:
-        os.truncate(path, int.from_bytes(file.read(36)[28:], "little"))
 
 
 def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
