@@ -40,7 +40,7 @@ CHAINS = max(1, round(KILLS / PER_CHAIN / (1 + parallel_h5py())))  # for each wr
 AT_ONCE = 3  # chains: they sleep half of the time
 LOSS = 2.0  # seconds of finished points that a kill may cost
 END = 30.0  # seconds within which all that was started has ended
-JOB = ("--problem", TINY, "--x=-1:1:12", "--y=-1:1:13", "--plot", "false")
+JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:18", "--plot", "false")  # more points than five starts finish
 KINDS = {"all": "SIGKILL of all at once", "rank": "SIGKILL of one rank", "mpirun": "SIGKILL of mpirun"}
 
 
@@ -88,6 +88,7 @@ def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
             done, loss = (array.reshape(-1) for array in read(file, "done", "loss"))
             assert done.sum() >= known, "points were lost"
             known = done.sum()
+            assert known < done.size, "there is nothing left to kill"
             assert loss[done == 1].tobytes() == expected.reshape(-1)[done == 1].tobytes()
     begin = len(log_lines(log))
     left = expected.size - (read(file, "done").sum() if file.exists() else 0)
