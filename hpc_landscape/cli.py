@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, memory_is_out
+from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, memory_is_out, printable
 from .parallel.comm import Comm, launched, world
 from .settings import Settings, parse
 
@@ -19,6 +19,7 @@ EPILOG = """exit codes:
   0 complete   1 failed   2 a mistake to mend, said in one line
   75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
 """
+VIEW_EPILOG = "exit codes: 0 done, 2 a mistake to mend, said in one line"
 MEET = 5.0  # seconds
 
 
@@ -98,7 +99,7 @@ def _speak(mistake: UserError, rank: int) -> int:
 
 
 def _say(mistake: UserError) -> None:
-    print(f"hpc_landscape: error: {mistake}", file=sys.stderr, flush=True)
+    print(f"hpc_landscape: error: {printable(str(mistake), keep=chr(10))}", file=sys.stderr, flush=True)
 
 
 def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
@@ -141,9 +142,11 @@ def _view(command: str, words: list[str]) -> int:
     if launched()[1] > 0:
         return 0
     try:
-        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command]), words)
+        COMMANDS[command](
+            _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
+        )
     except UserError as error:
-        _say(error)
+        _say(UserError(printable(str(error))))
         return MISTAKE
     except BrokenPipeError:  # info FILE | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -200,6 +203,7 @@ def _export(parser: _Parser, words: list[str]) -> None:
 COMMANDS = {"plot": _plot, "info": _info, "export": _export}
 _DESCRIPTIONS = {
     "plot": "Draw a stored landscape.",
-    "info": "Say what a file holds, how complete it is and how it was made.",
+    "info": "Say what a file holds, how complete it is, whether a run is at it and how it was made. The file may be in "
+    "use: it is only read, and no lock is taken, so that a run is never disturbed.",
     "export": "Write a stored landscape in another format.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -33,3 +34,13 @@ def memory_is_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with what would break a line, or steer a terminal, escaped; but for the characters in keep."""
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) and c not in keep else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    """Whether c is a control character, half of a surrogate pair (a name that is not UTF-8), or ends a line."""
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")

@@ -10,6 +10,8 @@ import numpy as np
 from .errors import UserError
 
 NAMES = ("x", "y", "z")
+MOST = 2**62  # points of an axis
+CLOSEST = 4  # neighbouring points of an axis, in units of rounding
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,14 @@ class Axis:
             raise UserError(f"--{name} {text}: MIN and MAX must be finite numbers")
         if n < 1:
             raise UserError(f"--{name} {text}: N is the number of points and must be at least 1")
+        if n > MOST:
+            raise UserError(f"--{name} {text}: N is too large")
         if low > high or (low == high and n > 1):
             raise UserError(f"--{name} {text}: MIN must be less than MAX")
+        if not (math.isfinite(high - low) and math.isfinite(low + high)):
+            raise UserError(f"--{name} {text}: MIN and MAX are too large")
+        if n > 1 and (high - low) / (n - 1) < CLOSEST * math.ulp(max(-low, high)):
+            raise UserError(f"--{name} {text}: {n} different numbers do not fit between MIN and MAX; lower N")
         return cls(low, high, n)
 
     @property
@@ -45,12 +53,13 @@ class Axis:
         if self.n == 1:  # a single point sits in the middle, on the model for a symmetric axis
             return np.array([(self.low + self.high) / 2])
         points = np.linspace(self.low, self.high, self.n)
-        for model in (0.0, 1.0):  # exactly, not to within rounding: there are the models
-            points[np.abs(points - model) < 1e-12 * (self.high - self.low)] = model
+        inner = points[1:-1]  # the ends are as they were given
+        for model in (1.0, 0.0):  # exactly, not to within rounding: there are the models
+            inner[np.abs(inner - model) < 1e-12 * (self.high - self.low)] = model
         return points
 
     def __str__(self) -> str:
-        return f"{self.low:g}:{self.high:g}:{self.n}"
+        return f"{_short(self.low)}:{_short(self.high)}:{self.n}"
 
 
 class Grid:
@@ -84,6 +93,11 @@ class Grid:
 
     def __str__(self) -> str:
         return " x ".join(f"{name}={axis}" for name, axis in zip(self.names, self.axes, strict=True))
+
+
+def _short(value: float) -> str:
+    """The value as text that is read back to the bit."""
+    return text if float(text := f"{value:g}") == value else repr(value)
 
 
 def strided(points: np.ndarray, rank: int, size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 LINE_EVERY = 60.0  # seconds
 
@@ -11,9 +12,9 @@ LINE_EVERY = 60.0  # seconds
 class Progress:
     """Points done over all ranks; rank 0 owns one. ``total`` points in all, ``done`` of them before this run."""
 
-    def __init__(self, total: int, done: int):
-        self.total, self.before, self.done = total, done, done
-        self.start = self.last = time.monotonic()
+    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.before, self.done, self.clock = total, done, done, clock
+        self.start = self.last = clock()
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -25,14 +26,14 @@ class Progress:
         if self.bar is not None:
             self.bar.update(done - self.done)
         self.done = done
-        now = time.monotonic()
+        now = self.clock()
         if self.bar is None and now - self.last >= LINE_EVERY:
             self.last = now
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """One line: done, rate, time left."""
-        rate = (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
+        rate = (self.done - self.before) / max(self.clock() - self.start, 1e-9)
         left = duration((self.total - self.done) / rate) if rate > 0 else "unknown"
         return f"{self.done}/{self.total} points, {rate:.3g} points/s, {left} left"
 
@@ -59,8 +60,8 @@ def size(n: float) -> str:
     """Bytes as a person reads them: 812 B, 541.2 KiB, 3.0 GiB."""
     if n < 1024:
         return f"{n:.0f} B"
-    for unit in ("KiB", "MiB"):
+    for unit in ("KiB", "MiB", "GiB"):
         n /= 1024
         if n < 1024:
             return f"{n:.1f} {unit}"
-    return f"{n / 1024:.1f} GiB"
+    return f"{n / 1024:.1f} TiB"

@@ -18,6 +18,7 @@ from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
+from .job.room import check_plan
 from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
@@ -65,11 +66,9 @@ def run(settings: Settings, comm: Comm) -> int:
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device, adds_up)
-        tuned = ""
-        if settings.tune:
-            tuned = tune(maker, stored, -(-grid.size // comm.size), comm, say)
-            settings = maker.settings
+        maker = Maker(settings, problem, sets, directions, device, adds_up, -(-grid.size // comm.size))
+        tuned = tune(maker, stored, comm, say) if settings.tune else ""
+        settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
@@ -81,6 +80,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         with comm.together():
             if comm.is_root:
+                check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         announce(plan, comm, say, device, threads, writer)
         unfinished = comm.bcast(plan.unfinished)

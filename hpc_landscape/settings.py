@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
-from .errors import UserError
+from .config import read_yaml
+from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
+MOST = 2**63 - 1  # of a whole number: what a file's attribute holds
 
 
 def _setting(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -111,6 +113,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
+        self._check_texts()
         for name in NAMES:
             if (text := getattr(self, name)) not in (None, "none"):
                 Axis.parse(text, name)
@@ -120,19 +123,32 @@ class Settings:
             raise UserError("--z needs --y: a volume has three axes")
         for name in ("samples", "warmup_samples", "batch_size", "block"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value}: must be at least 1")
+            if value is not None and not 1 <= value <= MOST:
+                raise UserError(f"--{name} {value}: must be at least 1" + ", and less than 2^63" * (value > MOST))
         if self.tune and (self.channels_last or self.compile or self.block is not None):
             raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
         if not 0 <= self.resident <= 1:
             raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
         if self.grace is not None and not 0 < self.grace < math.inf:
             raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: must not be negative")
+        if not 0 <= self.seed <= MOST:
+            raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
             raise UserError(f"--metrics {self.metrics}: a metric is named twice")
         self._check_directions()
+
+    def _check_texts(self) -> None:
+        """Names that a file's attributes, a log and a shell can hold."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, str) and printable(value) != value:
+                raise UserError(f"--{name} {value}: holds a control character, or is not UTF-8")
+        for name in ("output", "problem"):
+            if not values[name].strip():
+                raise UserError(f"--{name}: must not be empty")
+        for key in self.problem_arguments:
+            if not key.isidentifier():
+                raise UserError(f"--{PROBLEM}{key}: '{key}' cannot be the name of an argument")
 
     def _check_directions(self) -> None:
         for kind, option, what in (
@@ -197,7 +213,9 @@ class Settings:
                     if flag
                     else f"--{option.name}={str(value).lower() if isinstance(value, bool) else value}"
                 )
-        words += [f"--{PROBLEM}{key}={value}" for key, value in self.problem_arguments.items()]
+        for key, value in self.problem_arguments.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            words.append(f"--{PROBLEM}{key}={text}")
         return shlex.join(words)
 
 
@@ -212,10 +230,13 @@ def parse(arguments: Sequence[str], prog: str, epilog: str = "") -> tuple[Settin
 
     Raises UserError for anything that is not an option, or no value for it; SystemExit(0) after --help.
     """
-    words, problem_arguments, print_config = _split(list(arguments))
-    namespace = _parse(_parser(prog, epilog), words)
-    settings = Settings(**namespace, problem_arguments=problem_arguments)
-    settings.check()
+    try:
+        words, problem_arguments, print_config = _split(list(arguments))
+        namespace = _parse(_parser(prog, epilog), words)
+        settings = Settings(**namespace, problem_arguments=problem_arguments)
+        settings.check()
+    except UserError as error:
+        raise UserError(printable(str(error))) from None
     return settings, print_config
 
 
@@ -245,7 +266,9 @@ def _parser(prog: str, epilog: str) -> Any:
         else:
             if option.metadata["metavar"]:
                 keywords["metavar"] = option.metadata["metavar"]
-            parser.add_argument(f"--{option.name}", type=hints[option.name], **keywords)
+            kind = hints[option.name]
+            kind = str if kind == str | None else kind  # read as YAML, '#1.pt' would be no text at all
+            parser.add_argument(f"--{option.name}", type=kind, **keywords)
     return parser
 
 
@@ -262,7 +285,7 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     except argparse.ArgumentError as error:
         raise UserError(_one_line(error, words)) from None
     names = [option.name for option in fields(Settings) if option.metadata]
-    return {name: getattr(namespace, name) for name in names}
+    return {name: None if (value := getattr(namespace, name)) == "null" else value for name in names}
 
 
 def _one_line(error: Exception, words: list[str]) -> str:
@@ -274,19 +297,24 @@ def _one_line(error: Exception, words: list[str]) -> str:
     if text.startswith('Parser key "'):
         name, _, rest = text.removeprefix('Parser key "').partition('":')
         hints = get_type_hints(Settings)
-        choices = getattr(hints.get(name), "__args__", ())
+        choices = _choices(hints.get(name))
         given = next((w.partition("=")[2] for w in reversed(words) if w.startswith(f"--{name}=")), None)
         if given is None:
             given = next((b for a, b in zip(words, words[1:], strict=False) if a == f"--{name}"), "")
         wanted = (
             f"one of {', '.join(choices)}"
-            if choices and all(isinstance(c, str) for c in choices)
+            if choices
             else {"bool": "true or false", "int": "a whole number"}.get(_plain_type(hints.get(name)), "another value")
         )
         return f"--{name} {given}: expected {wanted}"
     if text.endswith(": expected one argument"):
         return text.removeprefix("argument ").replace(": expected one argument", " needs a value")
     return text
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a setting of this type may be; of one that may be nothing, too."""
+    return [c for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]
 
 
 def _plain_type(hint: Any) -> str:
@@ -339,30 +367,24 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
 
 def _read_config(path: str, words: list[str], problem_arguments: dict[str, Any]) -> None:
     """Add what a YAML file says: settings as words, ``problem.KEY`` entries as the problem's arguments."""
-    import yaml
-
-    if not os.path.isfile(path):
-        raise UserError(f"--config {path}: there is no such file")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=yaml.BaseLoader)  # text only: YAML reads -1:1:51 as a number of seconds
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content or {}, Mapping):
-        raise UserError(f"--config {path}: expected 'name: value' lines")
+    content = read_yaml(path)
     hints = get_type_hints(Settings)
     known = [option.name for option in fields(Settings) if option.metadata]
-    for key, value in (content or {}).items():
+    for key, value in content.items():
         if str(key).startswith(PROBLEM):
             problem_arguments[key.removeprefix(PROBLEM)] = value
         elif key == "problem" and isinstance(value, Mapping):
             problem_arguments |= {k: v for k, v in value.items() if k != "name"}
-            words.append(f"--problem={value.get('name', 'digits')}")
+            if not isinstance(name := value.get("name", "digits"), str):
+                raise UserError(f"--config {path}: the problem's name takes one value")
+            words.append(f"--problem={name}")
         elif key not in known:
             raise UserError(f"--config {path}: there is no setting '{key}'{_suggest(str(key))}")
         elif isinstance(value, Mapping):
             raise UserError(f"--config {path}: {key} takes one value")
         elif isinstance(value, list):
+            if not all(isinstance(item, str) for item in value):
+                raise UserError(f"--config {path}: {key} takes one value, or a list of them")
             words.append(f"--{key}={','.join(map(str, value))}")
         elif value in ("", "null", "~"):
             continue  # as if it were not there

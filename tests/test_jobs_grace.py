@@ -44,6 +44,21 @@ def test_a_rank_is_inside_a_call_of_torch(
 
 
 @pytest.mark.slow
+def test_rank_0_does_not_answer(tmp_path: Path) -> None:
+    """Then nobody collects what has finished, and another rank ends the job in time."""
+    log = tmp_path / "log"
+    options = ["--problem.log", log, "--problem.delay", 0.1, "--writer", "gather"]
+    with Job([*PROGRAM, *JOB, *GRACE, *options], 2, tmp_path) as job:
+        job.until(lambda: len(log_lines(log, "point")) > 20)
+        pids = {line.rank: line.pid for line in log_lines(log, "begin")}
+        os.kill(pids[0], signal.SIGSTOP)
+        os.kill(pids[1], signal.SIGUSR1)
+        finished = job.wait()
+    assert finished.code == 75, finished
+    assert read(tmp_path / "landscape.h5", "done").sum() > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault_at, code", [(1, 1), (2, 75)])
 def test_a_job_that_brings_nothing_fails(tmp_path: Path, fault_at: int, code: int) -> None:
     """Where not one point ends in the allocation, another one would bring as little; one is enough to go on."""

@@ -82,6 +82,16 @@ def test_where_there_is_no_room_they_are_read_in_every_pass():
     assert kept(stream, 10**6, SerialComm()) is stream
 
 
+def test_batches_that_are_larger_than_the_first():
+    class Growing(Ready):
+        def __getitem__(self, i: int):
+            return torch.zeros(1 + i, 100), torch.zeros(1 + i)
+
+    batches = batches_of(DataLoader(Growing(), batch_size=None))
+    assert kept(batches, 22 * 404 + 1000, SerialComm()) is batches
+    assert kept(batches, 404 * 22 * 23 // 2, SerialComm()).count() == 22
+
+
 def test_an_item_that_cannot_be_read():
     with pytest.raises(UserError, match="unreadable"):
         kept(batches_of(Items(bad=20)), 10**6, SerialComm())

@@ -141,12 +141,12 @@ def test_a_point_longer_than_the_allocation(cluster: Cluster, jobs: dict[str, An
 def test_a_rank_that_is_stuck_does_not_fail_the_job(cluster: Cluster, jobs: dict[str, Any]) -> None:
     """Rank 1 is inside a call of torch when the time is over: what is finished is kept, and the job comes back."""
     job = jobs["given_up"]
-    cluster.until(lambda: cluster.show(job.number)[0]["Restarts"] == "1", LIMIT)
+    cluster.until(lambda: cluster.show(job.number)[0]["Restarts"] != "0", LIMIT)
     (said,) = cluster.show(job.number)
     assert said["JobState"] in ("PENDING", "RUNNING"), _log(job)
     assert "abandoned    points in hand" in _log(job) and "stopped, to be continued" in _log(job)
-    done = read(job.folder / "landscape.h5", "done").sum()
-    assert done >= 21 and f"{len(log_lines(job.folder / 'log', 'point'))} of 40 points are in" in _log(job)
+    said_done = int(_log(job).split("stopped      ")[1].split()[0])  # rank 0's 20 points, and one of rank 1
+    assert 21 == said_done <= read(job.folder / "landscape.h5", "done").sum()
     cluster.call("scancel", job.number)
 
 

@@ -78,9 +78,6 @@ class Maker:
     settings, problem, device = Settings(), None, None
     adds_up = True
 
-    def room(self) -> int:
-        return 10**6
-
 
 def tuned(monkeypatch, points: int, seconds: dict[Form, tuple[float, float]]) -> Form:
     """The form that is chosen where these are the times: form -> (a point, what is paid once)."""
@@ -93,7 +90,7 @@ def tuned(monkeypatch, points: int, seconds: dict[Form, tuple[float, float]]) ->
 
     monkeypatch.setattr(tune, "forms", forms)
     maker = copy.copy(Maker())
-    maker.sets = Sets()
+    maker.sets, maker.points = Sets(), points
     tuner = tune._Tuner(maker, points)
     monkeypatch.setattr(tuner, "_shorten", lambda plain: tuner._measure(plain))
     monkeypatch.setattr(tuner, "_time", lambda form: seconds[form])

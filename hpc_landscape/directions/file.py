@@ -60,7 +60,11 @@ def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
     if not stored.has_directions:
         raise UserError(f"{where}: it was stored without its directions; run it again with --save_directions true")
     for axis in stored.grid.names:
-        yield _from_numpy(layout.read_arrays(path, f"directions/{axis}"), where)
+        try:
+            arrays = layout.read_arrays(path, f"directions/{axis}")
+        except KeyError as error:
+            raise UserError(f"{where}: holds {error.args[0]}") from None
+        yield _from_numpy(arrays, where)
 
 
 def _read_npz(path: str, where: str) -> dict[str, Tensor]:

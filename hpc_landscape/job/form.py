@@ -73,9 +73,11 @@ class Maker:
         directions: Directions,
         device: torch.device,
         adds_up: bool = False,
+        points: int = 1,
     ):
+        """adds_up: whether all metrics add up over batches; points: of a rank."""
         self.settings, self.problem, self.sets = settings, problem, sets
-        self.directions, self.device, self.adds_up = directions, device, adds_up
+        self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
         self.dtype = DTYPES.get(settings.precision)
         self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
         if self.bn == "warmup" and sets.warmup is None:
@@ -129,18 +131,14 @@ class Maker:
         asked, form = candidates[0], candidates[chosen]
         if form != asked:
             say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
-        return self.make(replace(form, in_turn=self._in_turn()), comm)
+        in_turn = self.settings.block or IN_TURN if self.adds_up and self.sets.streamed else 1
+        return self.make(replace(form, in_turn=min(in_turn, self.most_points(comm))), comm)
 
-    def _in_turn(self) -> int:
-        """How many points take turns on each batch of streamed data: as many as there is room for."""
-        if not (self.adds_up and self.sets.streamed):
-            return 1
-        return max(1, min(self.settings.block or IN_TURN, self.room()))
-
-    def room(self) -> int:
-        """For the parameters of how many points there is room."""
+    def most_points(self, comm: Comm) -> int:
+        """How many points can be evaluated together: as many as there is room for, and as a rank has."""
         a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
-        return int(ROOM * free_memory(self.device)) // max(1, a_point)
+        room = int(ROOM * free_memory(self.device)) // comm.local_size // max(1, a_point)
+        return max(1, min(room, self.points))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""

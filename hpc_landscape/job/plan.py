@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from .. import __version__
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
-from ..errors import UserError, reason
+from ..errors import UserError, printable, reason
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
 from ..model_interface import state
@@ -158,8 +159,9 @@ def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, pat
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
         there = stored.attributes.get(name, "none")
-        if there != value:
-            shown = "" if name.startswith("sha256") else f" ({there} there, {value} here)"
+        if not isinstance(there, (str, int, float)) or there != value:
+            there = printable(str(there))
+            shown = "" if name.startswith("sha256") else f" ({textwrap.shorten(there, 200)} there, {value} here)"
             differs.append(name.removeprefix("sha256_").replace("_", " ") + shown)
     if differs:
         raise UserError(

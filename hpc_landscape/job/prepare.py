@@ -18,6 +18,7 @@ from ..store import layout
 from ..store.lock import exclusive
 from .plan import began_here
 from .report import Say
+from .room import check_axes
 from .stored import fill_from
 
 
@@ -32,6 +33,7 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 raise UserError(f"--output {path}: there is no directory {folder}")
             if os.path.isdir(path):
                 raise UserError(f"--output {path}: is a directory; give a file name")
+            _check_name(path)
             if not settings.dry_run:
                 if not os.access(folder, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
                     raise UserError(f"--output {path}: no permission to write there")
@@ -40,7 +42,20 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
                 if settings.overwrite and not began_here(stored):
                     stored = None
+            check_axes(settings, comm.local_size, new=stored is None)
     return comm.bcast(stored)
+
+
+def _check_name(path: str) -> None:
+    """UserError where there can be no file of this name: a link that leads back to itself, a name too long."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise UserError(f"--output {path}: is a link into {folder}, and there is no such directory") from None
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}") from None
 
 
 def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | None, comm: Comm, say: Say) -> None:

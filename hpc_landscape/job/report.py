@@ -25,6 +25,7 @@ from ..store import layout
 from ..store.writer import Writer, time_to_finish
 from .failures import place
 from .plan import Plan
+from .room import bytes_of, free
 
 LONG = 10.0  # seconds
 
@@ -95,27 +96,29 @@ def _warm_text(plan: Plan) -> str:
 
 def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     """The plan: points per rank, memory and disk needed, and time, from one point evaluated on every rank at once."""
-    mine = strided(plan.unfinished, comm.rank, comm.size)
+    mine = strided(plan.unfinished, comm.rank, comm.size)[: plan.evaluator.form.points]
+    points = [plan.grid.point(int(point)) for point in mine] or [plan.grid.point(0)]
     with plan.evaluator.attached():
         seconds = []
-        for _ in range(2):  # the first one also starts up kernels and workers, which a long one does not feel
+        for _ in range(2):  # the first time also starts up kernels and workers, which a long one does not feel
             begin = time.monotonic()
-            plan.evaluator(plan.grid.point(int(mine[0]) if len(mine) else 0))
-            seconds.append(time.monotonic() - begin)
-            if seconds[0] > LONG:
+            plan.evaluator.block(points)
+            seconds.append((time.monotonic() - begin) / len(points))
+            if seconds[0] * len(points) > LONG:
                 break
     slowest = max(comm.allgather(min(seconds)))
     most = -(-len(plan.unfinished) // comm.size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = max(comm.allgather(peak))
     gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
-    disk = plan.grid.size * (8 * (1 + sum(math.prod(q.shape) for q in plan.quantities)) + 1)
-    disk += plan.direction_bytes * plan.keeps_directions
-    disk += state.nbytes(state.state(plan.problem.root)) * plan.keeps_model
+    node = max(comm.allgather(comm.local_size))
+    on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
+    disk, free_disk = sum(bytes_of(plan).values()), free(plan.settings.output)
+    there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
     say(f"points       {most} on the busiest of {comm.size} rank{'s' * (comm.size > 1)}")
-    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} in all")
-    say(f"memory       {size(memory)} per rank" + (f", {size(gpu)} on its GPU" if gpu else ""))
-    say(f"disk         {size(disk)}")
+    say(f"time         {duration(slowest)} a point, about {duration(slowest * most)} for all points")
+    say(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
+    say(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     say("dry run: nothing was written")
 
 
@@ -129,8 +132,8 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
         return stopped(plan, int(done.sum()), stop_code, say)
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
-    values = layout.read_values(path, name)
-    if values.shape == done.shape:
+    if not plan.quantities[0].shape:
+        values = layout.read_values(path, name)
         centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
         say(f"centre       {name} {values.flat[centre]:.6g} at {place(plan.grid, centre)}")
         if np.isfinite(values).any():

@@ -26,8 +26,8 @@ BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
 WORTH = 0.97  # of the plain form's time: another one has to take less
 
 
-def tune(maker: Maker, stored: layout.Stored | None, points: int, comm: Comm, say: Callable[[str], None]) -> str:
-    """Set the maker's settings to the fastest form for so many points on each rank; returns what was measured.
+def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[str], None]) -> str:
+    """Set the maker's settings to the fastest form for a rank's points; returns what was measured.
 
     Rank 0 measures, and all ranks take its word. A run that is gone on with keeps the choice that its file records.
     """
@@ -37,7 +37,7 @@ def tune(maker: Maker, stored: layout.Stored | None, points: int, comm: Comm, sa
         choice = {"channels_last": bool(recorded[0]), "compile": bool(recorded[1]), "block": recorded[2] or None}
         text = str(stored.attributes.get("tuned", ""))
     elif comm.is_root and maker.sets.evaluation:
-        choice, text = _Tuner(maker, points).best()
+        choice, text = _Tuner(maker, maker.most_points(comm)).best()
     choice, text = comm.bcast((choice, text))
     maker.settings = replace(maker.settings, tune=False, **choice)
     if stored is None:
@@ -48,8 +48,8 @@ def tune(maker: Maker, stored: layout.Stored | None, points: int, comm: Comm, sa
 class _Tuner:
     """Times forms on the first batches, as many as tell something."""
 
-    def __init__(self, maker: Maker, points: int):
-        self.whole, self.points = maker, points
+    def __init__(self, maker: Maker, largest_block: int):
+        self.whole, self.points, self.largest_block = maker, maker.points, largest_block
         self.short, self.scale = copy.copy(maker), 1.0
         self.end = time.monotonic() + BUDGET
         self.seconds: dict[Form, float] = {}  # a point, on all of the data
@@ -100,7 +100,7 @@ class _Tuner:
         if self.whole.adds_up and not self.whole.sets.streamed:
             before = plain
             for block in BLOCKS:
-                if block > min(self.points, self.whole.room()):
+                if block > self.largest_block:
                     break
                 yield {"block": block}
                 here = self._form(block=block)

@@ -6,19 +6,22 @@ import glob
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning
 SUFFIXES = (".pt", ".pth", ".safetensors")  # of a directory's files
 TRUST = "save model.state_dict(), or use --weights_only false if you trust where it comes from"
 SHOWN = 3  # keys of each fault
+MOST_SAID = 200  # characters of what a file, or its reader, says
+DEEPEST = 8  # mapping within mapping: one may hold itself
 
 
 def load_checkpoint(path: str, model: nn.Module, weights_only: bool = True) -> None:
@@ -62,7 +65,7 @@ def read_tensors(
     """
     where = f"{option} {path}"
     if not os.path.isfile(path):
-        raise UserError(f"{where}: there is no such file")
+        raise UserError(f"{where}: {'it is no file' if os.path.exists(path) else 'there is no such file'}")
     return _state_dict(_read(path, weights_only, where, instead), where)
 
 
@@ -122,9 +125,11 @@ def _read(path: str, weights_only: bool, where: str, instead: str) -> Any:
         try:
             return load_file(path)
         except Exception as error:
-            raise UserError(f"{where}: not a safetensors file: {error}") from None
+            raise UserError(printable(f"{where}: not a safetensors file: {str(error)[:MOST_SAID]}")) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats: it can be read, or is refused below
+            return torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
         if weights_only and "global" in str(error).lower():  # the name of what it would call
             raise UserError(
@@ -132,14 +137,16 @@ def _read(path: str, weights_only: bool, where: str, instead: str) -> Any:
             ) from None
         raise UserError(f"{where}: not a PyTorch checkpoint") from None
     except Exception as error:  # a damaged pickle may raise anything
-        said = " ".join(str(error).split("\n")[0].split())
+        said = printable(" ".join(str(error).split("\n")[0].split())[:MOST_SAID])
         raise UserError(f"{where}: cannot be read: {type(error).__name__}: {said}") from None
 
 
 def _state_dict(content: Any, where: str) -> dict[str, Tensor]:
     if isinstance(content, nn.Module):
         content = content.state_dict()
-    while isinstance(content, Mapping):
+    for _ in range(DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             return {key: value.detach() for key, value in content.items()}
         inner = next((content[key] for key in NESTED if isinstance(content.get(key), (Mapping, nn.Module))), None)
@@ -148,7 +155,7 @@ def _state_dict(content: Any, where: str) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    keys = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, Mapping) else type(content).__name__
+    keys = first_few(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
     raise UserError(f"{where}: holds no state dict (found: {keys})")
 
 
@@ -171,11 +178,22 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Any], where: st
     ]
     if shapes:
         faults.append(f"other shapes: {first_few(shapes)}")
+    odd = [
+        key
+        for key, t in tensors.items()
+        if t.layout != torch.strided or t.is_meta or t.is_quantized or (t.is_complex() and not _complex(expected, key))
+    ]
+    if odd and not faults:
+        raise UserError(f"{where}: holds tensors that are not dense ones of real numbers: {first_few(odd)}")
     if faults:
         raise UserError(f"{where}: belongs to another architecture: {'; '.join(faults)}")
 
 
+def _complex(expected: Mapping[str, Any], key: str) -> bool:
+    return isinstance(wanted := expected.get(key), Tensor) and wanted.is_complex()
+
+
 def first_few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and how many more there are, on one line whatever a file holds as a name."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return printable(", ".join(name[:MOST_SAID] for name in names[:SHOWN])) + more

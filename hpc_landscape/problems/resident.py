@@ -63,19 +63,32 @@ def kept(batches: LoaderBatches, budget: int, comm: Comm) -> Batches:
     needed = len(loader) * batches.first_bytes
     if any(comm.node_allgather(needed == 0 or needed > budget)):
         return batches
-    with comm.together():
-        mine = _read(loader, comm.local_rank, comm.local_size)
+    mine = _read_together(loader, budget, comm)
+    if mine is None:
+        return batches
     if comm.local_size > 1:
         shared = _shared(mine, comm)
         if shared is None and any(comm.node_allgather(needed > budget // comm.local_size)):
             return batches
         with comm.together():
-            mine = _read(loader, 0, 1) if shared is None else shared
+            mine = dict(_read(loader, 0, 1)) if shared is None else shared
     return StoredBatches([mine[i] for i in range(len(loader))], batches.size, batches.batch_size)
 
 
-def _read(loader: DataLoader, first: int, step: int) -> dict[int, Any]:
-    """Every so many of the loader's batches, by their numbers."""
+def _read_together(loader: DataLoader, budget: int, comm: Comm) -> dict[int, Any] | None:
+    """This rank's share of the batches; None where those of the node take more than the first one promised."""
+    mine, taken = {}, 0
+    with comm.together():
+        for i, batch in _read(loader, comm.local_rank, comm.local_size):
+            mine[i] = batch
+            taken += nbytes(batch)
+            if taken > budget:
+                break
+    return mine if sum(comm.node_allgather(taken)) <= budget else None
+
+
+def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]]:
+    """Every so many of the loader's batches, with their numbers."""
     part = loader
     if step > 1:
         options = {
@@ -90,7 +103,7 @@ def _read(loader: DataLoader, first: int, step: int) -> dict[int, Any]:
         how = {"batch_size": None, "sampler": order} if ready else {"batch_sampler": order}
         part = DataLoader(loader.dataset, **how, **options)
     try:
-        return dict(zip(range(first, len(loader), step), part, strict=True))
+        yield from zip(range(first, len(loader), step), part, strict=True)
     except Exception as error:
         raise UserError(f"reading the problem's data raised {user_traceback(error)}") from None
 

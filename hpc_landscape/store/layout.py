@@ -6,7 +6,6 @@ cannot break the structure. The format's low version bound is HDF5 1.8's: checks
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import subprocess
@@ -22,12 +21,15 @@ from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
+from .space import give_back, reserve
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
+MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
+PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ def create(
     saved = [*(directions or {}).values(), model or {}]
     space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
     try:
-        _reserve(temporary, space)
+        reserve(temporary, space)
         with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            _reserve(file.id.get_vfd_handle(), space)
+            reserve(file.id.get_vfd_handle(), space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
             _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
@@ -86,7 +88,7 @@ def create(
                 _save(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
-        _give_back(temporary)
+        give_back(temporary)
         sync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -101,30 +103,6 @@ def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], att
     texts = sum(len(str(value)) for value in attributes.values())
     datasets = len(arrays) + len(quantities) + 16
     return values + sum(np.asarray(a).nbytes for a in arrays) + texts + SLACK + datasets * SLACK // 16
-
-
-def _reserve(where: str | int, space: int) -> None:
-    """Take the disk's space, or raise OSError; a name's is given back at once.
-
-    A disk that fills while HDF5 writes crashes the process: at the latest when it leaves, and after words of its own.
-    """
-    if not hasattr(os, "posix_fallocate"):
-        return
-    descriptor = os.open(where, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666) if isinstance(where, str) else where
-    try:
-        os.posix_fallocate(descriptor, 0, space)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # else: it cannot reserve
-            raise
-    finally:
-        if isinstance(where, str):
-            os.close(descriptor)
-
-
-def _give_back(path: str) -> None:
-    """Cut a file at the end that its superblock (version 2) tells: what was reserved beyond is not needed."""
-    with open(path, "rb") as file:
-        os.truncate(path, int.from_bytes(file.read(36)[28:], "little"))
 
 
 def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
@@ -275,7 +253,7 @@ try:
         def look(name, thing):
             dict(thing.attrs)
             if isinstance(thing, h5py.Dataset) and thing.size:
-                thing[(0,) * thing.ndim]
+                thing[() if thing.dtype.hasobject and thing.size < 10**6 else (0,) * thing.ndim]
         dict(file.attrs)
         file.visititems(look)
 except Exception as error:
@@ -284,8 +262,9 @@ except Exception as error:
 _LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
 
 
-def read(path: str, probe_seconds: float = 60) -> Stored:
+def read(path: str, probe_seconds: float | None = None) -> Stored:
     """What the file at path holds; UserError where it is missing, foreign or damaged. Never writes."""
+    probe_seconds = probe_seconds or PROBE_SECONDS
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory, not a landscape file")
     if not os.path.exists(path):
@@ -306,56 +285,93 @@ def read(path: str, probe_seconds: float = 60) -> Stored:
     if probe.returncode:
         said = probe.stderr.strip().splitlines()[-1:] or [f"the reader died ({probe.returncode})"]
         raise UserError(f"{damaged}: {said[0]}")
-    with h5py.File(path, "r", locking=False) as file:
-        if file.attrs.get("format") != FORMAT:
-            raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
-        if int(file.attrs.get("format_version", 0)) > FORMAT_VERSION:
-            raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
-        try:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if not isinstance(form := _plain(file.attrs.get("format")), str) or form != FORMAT:
+                raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
+            if not isinstance(version := _plain(file.attrs.get("format_version", 0)), int):
+                raise ValueError("its format_version is no whole number")
+            if version > FORMAT_VERSION:
+                raise UserError(f"{path} was written by a newer version of this program; update it to read the file")
             return _describe(file)
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(f"{damaged}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # what a file holds that this program did not write may be anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{damaged}: {said}") from None
 
 
 def _describe(file: h5py.File) -> Stored:
     names = [name for name in ("x", "y", "z") if name in file]
+    _check_datasets(file, [*names, DONE, WALL_TIME])
     values = [file[name][()] for name in names]
     grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values))
     grid.coordinates = tuple(values)  # as stored, to the bit
     done = file[DONE][()].astype(bool)
-    if done.shape != grid.shape:
-        raise ValueError(f"'done' has shape {done.shape}, the axes say {grid.shape}")
+    for name in (DONE, WALL_TIME):
+        if file[name].shape != grid.shape:
+            raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
     quantities = tuple(
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
-        for name, dataset in file.items()
-        if isinstance(dataset, h5py.Dataset)
-        and name not in (DONE, WALL_TIME, FAILED)
+        for name, dataset in _datasets(file)
+        if name not in (DONE, WALL_TIME, FAILED)
         and not dataset.is_scale
+        and dataset.dtype.kind in "fiu"
         and dataset.shape[: len(names)] == grid.shape
     )
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
-    parts = [name in file for name in ("directions", "model", "trajectory")]
-    return Stored(attributes, grid, quantities, done, *parts, failed)
+    groups = (isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory"))
+    return Stored(attributes, grid, quantities, done, *groups, failed)
+
+
+def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:
+    """ValueError where one of these is no array of numbers, or there is one larger than any compression explains."""
+    size = file.id.get_filesize()
+    for name, dataset in _datasets(file):
+        if dataset.nbytes > MOST_DENSE * size:
+            raise ValueError(f"'{name}' has {dataset.nbytes} bytes, in a file of {size}")
+    for name in names:
+        if not isinstance(file[name], h5py.Dataset) or file[name].dtype.kind not in "fiu" or not file[name].size:
+            raise ValueError(f"'{name}' is no array of numbers")
+        if name in NAMES and (file[name].ndim != 1 or not (np.diff(file[name][()]) > 0).all()):
+            raise ValueError(f"the values of '{name}' are no axis")
+
+
+def _datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
+    """The group's arrays, by name."""
+    found = ((name, _find(group, name)) for name in group)
+    return [(name, thing) for name, thing in found if isinstance(thing, h5py.Dataset)]
+
+
+def _find(group: h5py.Group, name: str) -> Any:
+    """What the group holds by that name; None for nothing, or a link that leads nowhere."""
+    try:
+        return group.get(name)
+    except (OSError, RuntimeError):
+        return None
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as Python's own type."""
+    """An attribute as Python's own text or number, or an array of such; text where it is anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, (str, int, float, np.ndarray)) else str(value)
 
 
 def read_values(path: str, name: str) -> np.ndarray:
     """One quantity, of the grid's shape and its own; UserError where the file has none of that name."""
     with h5py.File(path, "r", locking=False) as file:
         if name not in file or not isinstance(file[name], h5py.Dataset):
-            have = sorted(k for k, v in file.items() if isinstance(v, h5py.Dataset) and not v.is_scale)
+            have = sorted(name for name, dataset in _datasets(file) if not dataset.is_scale)
             raise UserError(f"{path} has no '{name}'; it has {', '.join(have)}")
         return file[name][()]
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
-    """The arrays of one group (``model``, ``directions/x``), by name, in no particular order."""
+    """The arrays of one group (``model``, ``directions/x``), by name, in any order; KeyError where there is no such."""
     with h5py.File(path, "r", locking=False) as file:
-        return {name: dataset[()] for name, dataset in file[group].items()}
+        if not isinstance(found := _find(file, group), h5py.Group):
+            raise KeyError(f"no group '{group}'")
+        return {name: dataset[()] for name, dataset in _datasets(found)}

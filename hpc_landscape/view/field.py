@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ def _some_components(quantity: Quantity) -> list[str]:
 def ordered(stored: Stored) -> list[Quantity]:
     """The quantities in the order in which they were asked for."""
     asked = stored.attributes.get("metrics", ())
-    asked = re.split(r"[,\s]+", asked) if isinstance(asked, str) else [str(name) for name in asked]
+    asked = re.split(r"[,\s]+", asked) if isinstance(asked, str) else [str(name) for name in np.ravel(asked)]
     rank = {name: i for i, name in reversed(list(enumerate(asked)))}
     return sorted(stored.quantities, key=lambda q: (rank.get(q.name, math.inf), q.name))
 
@@ -128,19 +129,28 @@ def default_metric(stored: Stored) -> str:
 
 
 def setting(attributes: Mapping[str, Any], name: str) -> Any:
-    """What the file says of a setting: its own attribute, else its entry in the settings; None where neither is."""
-    if name in attributes:
-        return attributes[name]
-    settings = attributes.get("settings")
-    if not isinstance(settings, str):
-        return None
+    """What the file says of a setting: its own attribute, else its entry in the settings; None where neither is.
+
+    A text or a number: what else a file of unknown origin holds there says nothing.
+    """
+    value = attributes[name] if name in attributes else _settings(attributes.get("settings")).get(name)
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def _settings(text: Any) -> Mapping[Any, Any]:
+    return _parsed(text) if isinstance(text, str) else {}
+
+
+@functools.lru_cache(4)
+def _parsed(text: str) -> Mapping[Any, Any]:
+    """The settings in a file: data, whatever tags are in it."""
     import yaml
 
     try:
-        tree = yaml.safe_load(settings)
-    except yaml.YAMLError:
-        return None
-    return tree.get(name) if isinstance(tree, dict) else None
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -155,9 +165,12 @@ class Trajectory:
 def read_trajectory(path: str) -> Trajectory | None:
     """The file's trajectory; None where it has none."""
     with h5py.File(path, "r", locking=False) as file:
-        if not isinstance(file.get("trajectory/x"), h5py.Dataset) or "trajectory/y" not in file:
+        columns = [file.get(f"trajectory/{name}") for name in ("x", "y")]
+        if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" and c.ndim == 1 for c in columns):
             return None
-        x, y = np.atleast_1d(file["trajectory/x"][()]), np.atleast_1d(file["trajectory/y"][()])
+        x, y = (column[()] for column in columns)
+        if len(x) != len(y):
+            return None
         labels = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
         return Trajectory(x, y, text)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ..errors import printable
 from ..progress import duration, size
 from ..store import layout
 from ..store.layout import Stored
+from ..store.lock import holder, lock_of
 from .field import Field, components, ordered, read_field, setting
 from .scale import number
 
@@ -54,14 +57,15 @@ def info(path: str) -> str:
         ("file", f"{path}, {size(os.path.getsize(path))}"),
         *_grid(stored),
         ("points", _points(path, stored)),
+        *_run(path, stored),
         *_metrics(path, stored),
         *_made(stored),
-        *([("command", str(attributes["command"]))] if "command" in attributes else []),
+        *([("command", str(command))] if (command := setting(attributes, "command")) else []),
         ("stored", _parts(path)),
         *_others(attributes),
         ("next", _next(path, stored)),
     ]
-    return "\n".join(f"{name:<11}{text}".rstrip() for name, text in rows)
+    return "\n".join(printable(f"{name:<11}{text}".rstrip()) for name, text in rows)
 
 
 def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
@@ -86,9 +90,23 @@ def _points(path: str, stored: Stored) -> str:
     if done < total:
         ranks = stored.attributes.get("ranks")
         ranks = ranks if isinstance(ranks, int) and ranks > 0 else 1
-        on = f" on {ranks} ranks" if ranks > 1 else ""
-        text += f", about {duration(cost.mean() * (total - done) / ranks)} left{on}"
+        on = f"the {ranks} ranks that began it" if ranks > 1 else "one rank"
+        rate = ranks / max(cost.mean(), 1e-9)
+        text += f", {number(rate, 3)} points/s and {duration((total - done) / rate)} left on {on}"
     return text
+
+
+def _run(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
+    """Whether a run is at an unfinished file now, as far as this machine can see; and when it was last written."""
+    if not len(stored.unfinished):
+        return
+    written = f"last written {duration(max(time.time() - os.path.getmtime(path), 0))} ago"
+    if (pid := holder(path)) is not None:
+        yield "run", f"process {pid} of this machine is at it; {written}"
+    elif os.path.exists(lock_of(path)):
+        yield "run", f"on another machine, or was killed: this machine sees none; {written}"
+    else:
+        yield "run", f"none is at it; {written}"
 
 
 def _percent(done: int, total: int) -> str:
@@ -128,11 +146,13 @@ def _metric(stored: Stored, field: Field) -> tuple[str, ...]:
 def _made(stored: Stored) -> Iterable[tuple[str, str]]:
     """How the landscape was made."""
     attributes = stored.attributes
-    names = [str(n) for n in (attributes.get("title"), setting(attributes, "problem")) if n]
+    names = [_short(n) for n in (setting(attributes, "title"), setting(attributes, "problem")) if n]
     if names:
         yield "problem", names[0] if len(set(names)) == 1 else f"{names[0]} ({names[1]})"
     recipe = [setting(attributes, key) for key in ("directions", "distribution", "normalization")]
-    parts = [str(attributes["direction_recipe"])] if "direction_recipe" in attributes else [str(p) for p in recipe if p]
+    parts = [_short(p) for p in (attributes.get("direction_recipe"),) if p is not None] or [
+        _short(p) for p in recipe if p
+    ]
     drawn = setting(attributes, "directions") in ("random", None)
     if drawn and (seed := setting(attributes, "seed")) is not None:
         parts.append(f"seed {seed}")
@@ -148,12 +168,12 @@ def _made(stored: Stored) -> Iterable[tuple[str, str]]:
 
 def _created(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """When, by how many ranks, and with which versions."""
-    made = [str(attributes["created"])] if "created" in attributes else []
-    if "ranks" in attributes:
-        made.append(f"{attributes['ranks']} rank" + ("" if attributes["ranks"] == 1 else "s"))
+    made = [_short(attributes["created"])] if "created" in attributes else []
+    if (ranks := setting(attributes, "ranks")) is not None:
+        made.append(f"{_short(ranks)} rank" + ("" if ranks == 1 else "s"))
     if made:
         yield "created", ", ".join(made)
-    versions = {name: attributes.get(f"{key}_version") for key, name in _VERSIONS.items()}
+    versions = {name: setting(attributes, f"{key}_version") for key, name in _VERSIONS.items()}
     versions[""] = "no MPI" if versions[""] == "none" else versions[""]
     items = [f"{name} {_short(version)}".strip() for name, version in versions.items() if version]
     yield from _rows("with", items)
@@ -165,7 +185,7 @@ def _parts(path: str) -> str:
         parts = []
         for name in ("directions", "model", "trajectory"):
             sizes: list[int] = []
-            if name in file:
+            if isinstance(file.get(name), h5py.Group):
                 file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
                 axes = f" {', '.join(file[name])}" if name == "directions" else ""
                 parts.append(f"{name}{axes} ({size(sum(sizes))})")
@@ -206,7 +226,9 @@ def _rows(name: str, items: list[str]) -> Iterable[tuple[str, str]]:
 def _next(path: str, stored: Stored) -> str:
     """The command that a reader would give now."""
     name = shlex.quote(path)
+    if holder(path) is not None:
+        return "wait for the run; this command tells how far it is, and does not disturb it"
     if len(stored.unfinished):
-        command = stored.attributes.get("command")
+        command = setting(stored.attributes, "command")
         return f"to go on, give the command that began it again: {command or f'... --output {name}'}"
     return f"python -m hpc_landscape plot {name}"

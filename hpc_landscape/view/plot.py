@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
 from . import draw
@@ -266,7 +266,8 @@ def axis_label(stored: Stored, axis: int) -> str:
 def _share(stored: Stored, axis: int) -> str:
     """How much of a trajectory's variance a principal component holds."""
     ratios = np.atleast_1d(stored.attributes.get("explained_variance_ratio", ()))
-    return f" ({ratios[axis]:.1%} of the variance)" if axis < len(ratios) else ""
+    known = ratios.ndim == 1 and ratios.dtype.kind in "fiu" and axis < len(ratios)
+    return f" ({ratios[axis]:.1%} of the variance)" if known else ""
 
 
 def _normalized(stored: Stored) -> str:
@@ -319,12 +320,12 @@ def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -
     lines = ["; ".join(gaps) + ("; gaps in grey" if figure.axes[0].get_facecolor()[0] < 1 else "")] if gaps else []
     given = title is not None
     if title is None:
-        problem = stored.attributes.get("title") or setting(stored.attributes, "problem")
+        problem = setting(stored.attributes, "title") or setting(stored.attributes, "problem")
         title = " and ".join(field.label for field in fields) + (f" of {problem}" if isinstance(problem, str) else "")
         lines.insert(0, description(stored))
     width, height = figure.get_size_inches()
-    large = textwrap.wrap(title, int(12 * width))
-    small = [line for text in lines for line in textwrap.wrap(text, int(15 * width))]
+    large = textwrap.wrap(printable(title), int(12 * width), max_lines=4)
+    small = [line for text in lines for line in textwrap.wrap(printable(text), int(15 * width), max_lines=4)]
     begin, middle = 0.1, 0.1 + 0.24 * len(large)  # inches from the top; the picture begins below
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (middle + 0.165 * len(small)) / height))
     style = {"ha": "center", "va": "top", "linespacing": 1.35}
