@@ -129,6 +129,7 @@ def test_full_while_writing(disk: Callable[[str], Path], check: Callable[..., No
     options = ["--problem.log", log, "--problem.delay", 0.1, "--writer", writer]
     with Job([*PROGRAM, *JOB, *options], 2, folder) as job:
         job.until(lambda: (folder / "landscape.h5").exists() and read(folder / "landscape.h5", "done").sum() > 4)
+        time.sleep(LOSS)
         with pytest.raises(OSError, match="No space left"), open(folder / "fills", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -149,7 +150,7 @@ def test_writes_are_refused(tmp_path: Path, check: Callable[..., None], writer: 
     options = ["--problem.log", log, "--problem.hold", tmp_path / "never", "--problem.hold_at", 4, "--writer", writer]
     with Job([*PROGRAM, *JOB, *options, "--problem.delay", 0.2], 2, folder) as job:
         job.until(lambda: log_lines(log, "holding"))
-        time.sleep(1)  # for what is finished to be written
+        time.sleep(LOSS + 1)  # what was finished before is safe
         when, start = time.time(), time.monotonic()
         for pid in {line.pid for line in log_lines(log, "begin")}:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, 1))
@@ -185,7 +186,7 @@ def test_moved_by_hand(tmp_path: Path, check: Callable[..., None], writer: str, 
     options += ["--output", folder / "landscape.h5", "--problem.delay", 0.2]
     with Job([*PROGRAM, *JOB, *options], 2, tmp_path) as job:
         job.until(lambda: log_lines(log, "holding"))
-        time.sleep(1)
+        time.sleep(LOSS + 1)
         when, start = time.time(), time.monotonic()
         BY_HAND[what](folder)
         finished = job.wait(END)
@@ -213,6 +214,7 @@ def test_directory_made_read_only(tmp_path: Path, check: Callable[..., None], wr
     options = ["--problem.log", log, "--problem.delay", 0.1, "--writer", writer, "--output", folder / "landscape.h5"]
     with Job([*PROGRAM, *JOB, *options, "--plot", "true"], 2, tmp_path) as job:
         job.until(lambda: (folder / "landscape.h5").exists() and read(folder / "landscape.h5", "done").sum() > 4)
+        time.sleep(LOSS)
         when = time.time()
         _mount("--bind", folder, folder)
         try:

@@ -40,7 +40,7 @@ CHAINS = max(1, round(KILLS / PER_CHAIN / (1 + parallel_h5py())))  # for each wr
 AT_ONCE = 3  # chains: they sleep half of the time
 LOSS = 2.0  # seconds of finished points that a kill may cost
 END = 30.0  # seconds within which all that was started has ended
-JOB = ("--problem", TINY, "--x=-1:1:12", "--y=-1:1:13", "--plot", "false")
+JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:18", "--plot", "false")  # more points than five starts finish
 KINDS = {"all": "SIGKILL of all at once", "rank": "SIGKILL of one rank", "mpirun": "SIGKILL of mpirun"}
 
 
@@ -88,6 +88,7 @@ def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
             done, loss = (array.reshape(-1) for array in read(file, "done", "loss"))
             assert done.sum() >= known, "points were lost"
             known = done.sum()
+            assert known < done.size, "there is nothing left to kill"
             assert loss[done == 1].tobytes() == expected.reshape(-1)[done == 1].tobytes()
     begin = len(log_lines(log))
     left = expected.size - (read(file, "done").sum() if file.exists() else 0)
@@ -111,7 +112,7 @@ def _kill(job: Job, draw: random.Random, log: Path, before: int) -> tuple[str, f
     """SIGKILL all, one rank or the launcher; gives which, when, and how long it took until nothing was left running."""
     kind, start, when = draw.choice([*KINDS]), time.monotonic(), time.time()
     ranks = [line.pid for line in log_lines(log)[before:] if line.kind == "begin"]
-    if kind == "all" or (kind == "rank" and not ranks):
+    if kind == "all" or not ranks:
         job.kill()
         return "all", when, time.monotonic() - start
     with suppress(ProcessLookupError):
@@ -144,3 +145,24 @@ def test_one_rank_killed_ends_all(tmp_path: Path, writer: str) -> None:
     done, loss = read(tmp_path / "landscape.h5", "done", "loss")
     assert 4 < done.sum() < done.size
     assert np.isfinite(loss[done == 1]).all()
+
+
+@pytest.mark.parametrize("hold_at", [0, 3])
+def test_mpirun_killed_ends_a_single_rank(tmp_path: Path, hold_at: int) -> None:
+    """It has not started MPI, so that no MPI ends it; in a point that does not end, too. The output is free again."""
+    file, log = tmp_path / "landscape.h5", tmp_path / "log"
+    options = ["--problem.log", log, "--problem.delay", 0.2]
+    options += ["--problem.hold", tmp_path / "never", "--problem.hold_at", hold_at]
+    with Job([*PROGRAM, *JOB, *options], 1, tmp_path) as job:
+        job.until(lambda: len(log_lines(log, "point")) >= 2 and (not hold_at or log_lines(log, "holding")))
+        safe = len(log_lines(log, "point"))
+        time.sleep(LOSS)
+        start = time.monotonic()
+        os.kill(job.process.pid, signal.SIGKILL)
+        _wait_until(lambda: job.process.poll() is not None and not living(job.process.pid), start + END)
+        seconds = time.monotonic() - start
+    assert read(file, "done").sum() >= safe
+    finished = run_program(*JOB, folder=tmp_path)
+    assert finished.code == 0 and "still to do" in finished.out, finished
+    then = "ends by itself; resumed"
+    fault_table.record("SIGKILL of mpirun with a single rank", "gather", finished=safe, seconds=seconds, then=then)

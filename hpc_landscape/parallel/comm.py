@@ -38,6 +38,14 @@ def launched() -> tuple[int, int, str]:
     return 1, 0, ""
 
 
+_parent = os.getppid()
+
+
+def orphaned() -> bool:
+    """Whether the launcher of this process has died since: Open MPI's leaves a rank without MPI running."""
+    return bool(launched()[2]) and os.getppid() != _parent
+
+
 def world(need_mpi: bool = False):
     """All ranks of this job: MPI's world where a launcher started several, else a single process without MPI.
 

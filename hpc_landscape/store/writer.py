@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import STOPPED, UserError, reason
-from ..parallel.comm import Comm
+from ..parallel.comm import Comm, orphaned
 from .layout import sync
 
 POLL = 0.01  # seconds between looks at the queue and at messages
 WRITE_EVERY = 0.5  # seconds, so that values, flags and two hops stay under the promised 2 s
 SYNC_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between rank 0's looks whether the file still has its name
+ORPHAN_GRACE = 25.0  # seconds that a point in hand may still take when the launcher has died
 GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
 RESERVE = 10.0  # seconds of a stop's grace, a quarter of it at most, that are kept for leaving
 
@@ -160,6 +161,8 @@ class Writer:
                 last_write = now
                 self._deliver_queue()
             self.stop_code = self.stop_code or self.hear_signals()
+            if not self.stop_code and orphaned():  # nobody would ever stop it, and it holds the output
+                self.stop_code, self.grace = STOPPED, min(self.grace, ORPHAN_GRACE)
             self._announce_stop()
             for sender, message in self.comm.received():
                 self._hear(sender, *message)
