@@ -88,7 +88,6 @@ def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
             done, loss = (array.reshape(-1) for array in read(file, "done", "loss"))
             assert done.sum() >= known, "points were lost"
             known = done.sum()
-            assert known < done.size, "there is nothing left to kill"
             assert loss[done == 1].tobytes() == expected.reshape(-1)[done == 1].tobytes()
     begin = len(log_lines(log))
     left = expected.size - (read(file, "done").sum() if file.exists() else 0)
