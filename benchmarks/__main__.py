@@ -229,7 +229,7 @@ def main() -> None:
     keep_memory()  # as the program does
     results = {}
     for name in options.sections or SECTIONS:
-        print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
+        print(f"\n{name}: {SECTIONS[name].__doc__.splitlines()[0]}", flush=True)
         try:
             results[name] = SECTIONS[name](options.turns)
         except ImportError as error:

@@ -60,12 +60,16 @@ def _curve(
 def _draw(curves: dict[str, tuple[list[int], list[float]]]) -> None:
     """A panel for each curve, beside a line of slope 1."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     for axes, (name, (x, seconds)) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         axes.loglog(x, seconds, "o-", label="measured")
         axes.loglog(x, [seconds[-1] * value / x[-1] for value in x], ":", color="gray", label="proportional")
         axes.set(xlabel=name, ylabel="seconds" if name == "points" else "seconds a point")
+        axes.set_xticks(x, [EngFormatter(places=0, sep="")(value) for value in x])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="major", alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(f"ResNet-8, {torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}", fontsize=10)

@@ -113,9 +113,11 @@ def test_the_fastest_is_taken_and_what_compiling_costs_is_counted(monkeypatch):
 
 
 def test_blocks_grow_while_that_helps(monkeypatch):
-    times = {PLAIN: (1.0, 0.0), LAST: (2.0, 0.0), TWO: (0.6, 0.0), FOUR: (0.4, 0.0), EIGHT: (0.5, 0.0)}
-    assert tuned(monkeypatch, 20, times) == FOUR
-    assert tuned(monkeypatch, 3, times) == TWO  # no larger than the points there are
+    times = {PLAIN: (0.01, 0.0), LAST: (0.02, 0.0), TWO: (0.012, 0.0), FOUR: (0.004, 0.0), EIGHT: (0.005, 0.0)}
+    assert tuned(monkeypatch, 20, times) == FOUR  # though two at a time are slower than one
+    assert tuned(monkeypatch, 3, times) == PLAIN  # no more than the points there are
+    slow = {form: (100 * seconds, once) for form, (seconds, once) in times.items()}
+    assert tuned(monkeypatch, 20, slow) == PLAIN  # not tried: there is nothing to save
 
 
 def test_a_few_percent_are_not_worth_another_form(monkeypatch):
@@ -124,7 +126,7 @@ def test_a_few_percent_are_not_worth_another_form(monkeypatch):
 
 
 def test_what_cannot_be_evaluated_is_not_taken(monkeypatch):
-    assert tuned(monkeypatch, 20, {PLAIN: (1.0, 0.0), TWO: (0.5, 0.0), FOUR: (1.0, 0.0)}) == TWO
+    assert tuned(monkeypatch, 20, {PLAIN: (0.01, 0.0), TWO: (0.005, 0.0), FOUR: (0.01, 0.0)}) == TWO
 
 
 def test_time_that_is_up():

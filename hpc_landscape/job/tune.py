@@ -23,6 +23,7 @@ from .form import CHOICES, Maker, forms
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a form is
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
+SMALL = 0.1  # seconds a point, at most, where stacking points may help: it saves launches, not arithmetic
 WORTH = 0.97  # of the plain form's time: another one has to take less
 
 
@@ -97,14 +98,15 @@ class _Tuner:
 
     def _candidates(self, plain: Form) -> Iterator[dict[str, Any]]:
         yield {"channels_last": True}
-        if self.whole.adds_up and not self.whole.sets.streamed:
-            before = plain
+        small = self.seconds.get(plain, math.inf) < SMALL
+        if small and self.whole.adds_up and not self.whole.sets.streamed:
+            before = math.inf  # not the plain form's: stacking costs something once, which many points share
             for block in BLOCKS:
                 if block > self.largest_block:
                     break
                 yield {"block": block}
-                here = self._form(block=block)
-                if self.seconds.get(here, math.inf) > self.seconds.get(before, math.inf):
+                here = self.seconds.get(self._form(block=block), math.inf)
+                if here >= before:
                     break  # larger ones are slower still
                 before = here
         if self.points * min(self.seconds.values(), default=math.inf) > BUDGET:  # else there is too little to win
