@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric, Sums
+from ..metrics.metric import BatchMetric, Metric, total
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
@@ -78,12 +78,9 @@ class Evaluator:
         groups = passes(self.metrics)
 
         def run() -> Tensor:
-            sums = [(data, Sums(list(group.values()))) for data, group in groups.items()]
             with self._normalizing(), no_gradients(self.metrics.values()):
-                for data, total in sums:
-                    for batch in data.on(self.fast):
-                        total.add(self.fast, data, batch)
-                return torch.cat([total.on_device() for _, total in sums])
+                sums = [total(self.fast, data, list(group.values())) for data, group in groups.items()]
+                return torch.cat([found.on_device() for found in sums])
 
         with self._at(coordinates):
             self._captured = self._captured or Captured(run)

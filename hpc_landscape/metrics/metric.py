@@ -104,9 +104,14 @@ class Sums:
         return self.on_device().tolist()
 
 
-def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
-    """Each metric's mean over all batches, weighted by their items, in one pass."""
+def total(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> Sums:
+    """The metrics over all batches, in one pass."""
     sums = Sums(metrics)
     for batch in data.on(model):
         sums.add(model, data, batch)
-    return sums.means()
+    return sums
+
+
+def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
+    """Each metric's mean over all batches, weighted by their items, in one pass."""
+    return total(model, data, metrics).means()

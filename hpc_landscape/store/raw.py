@@ -26,9 +26,6 @@ class RawFile:
             raise UserError(f"{path} was repacked: its datasets are no longer contiguous; choose another --output")
         self._descriptor = os.open(path, os.O_RDWR)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
-
     def write(self, name: str, points: np.ndarray, values: np.ndarray) -> None:
         """Write values[i] at the flat index points[i]: (n,), and (n, ...) of one value's shape."""
         offset, dtype, _ = self._places[name]
