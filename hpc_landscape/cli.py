@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from .arguments import parse
 from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, memory_is_out, printable
 from .parallel.comm import Comm, launched, world
-from .settings import Settings, parse
+from .settings import Settings
 
 PROG = "python -m hpc_landscape"
 EPILOG = """exit codes:

@@ -1,17 +1,15 @@
-"""Every setting of a run, typed, with its help text; read from the command line and from YAML. Imports no torch."""
+"""Every setting of a run, typed, with its help text. Imports no torch."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from .config import read_yaml
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 
@@ -33,6 +31,9 @@ class Settings:
         "digits", "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments"
     )
     checkpoint: str | None = _setting(None, "trained weights: .pt, .pth or .safetensors", "FILE")
+    checkpoint_key: str | None = _setting(
+        None, "which of several networks in the file: a key, or keys with dots between: ema.model", "KEY"
+    )
     weights_only: bool = _setting(True, "false: run the code that a pickled checkpoint holds; only if you trust it")
     x: str | None = _setting(None, "first axis; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
     y: str | None = _setting(None, "second axis, or none for a line; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
@@ -51,6 +52,9 @@ class Settings:
     )
     include: str | None = _setting(None, "only these parameters move: names, modules or globs", "PATTERN,...")
     exclude: str | None = _setting(None, "these parameters do not move: names, modules or globs", "PATTERN,...")
+    trainable: bool = _setting(
+        False, "only parameters that are trained (requires_grad) move; default: frozen ones, too"
+    )
     distribution: Literal["normal", "uniform"] = _setting("normal", "of random directions")
     normalization: Literal["filter", "layer", "model", "none"] | None = _setting(
         None, "of directions against the weights; default: filter for random ones, none for others"
@@ -72,6 +76,10 @@ class Settings:
     samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")
     warmup_samples: int | None = _setting(
         None, "re-estimate BN on a seeded subset of this size; default: all of the data", "N"
+    )
+    batches: int | None = _setting(None, "take the first so many batches of the data; default: all", "N")
+    shuffle_data: bool = _setting(
+        False, "read the data in an order drawn from the seed, the same at every point: for losses of a whole batch"
     )
     batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
@@ -121,7 +129,7 @@ class Settings:
             raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
         if self.y == "none" and self.z not in (None, "none"):
             raise UserError("--z needs --y: a volume has three axes")
-        for name in ("samples", "warmup_samples", "batch_size", "block"):
+        for name in ("samples", "warmup_samples", "batches", "batch_size", "block"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
                 raise UserError(f"--{name} {value}: must be at least 1" + ", and less than 2^63" * (value > MOST))
@@ -223,174 +231,3 @@ def split(text: str | None) -> list[str]:
     """The parts between commas, but for those inside brackets."""
     parts = re.split(r",(?![^(]*\))", text or "")
     return [part.strip() for part in parts if part.strip()]
-
-
-def parse(arguments: Sequence[str], prog: str, epilog: str = "") -> tuple[Settings, bool]:
-    """(settings, whether --print_config was given) from a command line; what --config files say comes first.
-
-    Raises UserError for anything that is not an option, or no value for it; SystemExit(0) after --help.
-    """
-    try:
-        words, problem_arguments, print_config = _split(list(arguments))
-        namespace = _parse(_parser(prog, epilog), words)
-        settings = Settings(**namespace, problem_arguments=problem_arguments)
-        settings.check()
-    except UserError as error:
-        raise UserError(printable(str(error))) from None
-    return settings, print_config
-
-
-def _parser(prog: str, epilog: str) -> Any:
-    import argparse
-
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [run] [options] | plot FILE | info FILE | export FILE -o OUT",
-        description="Compute a loss landscape. With no options: of the built-in digits problem.",
-        epilog=epilog,
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", action="append", type=str, metavar="FILE.yaml", help="settings as YAML, by name")
-    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and stop")
-    hints = get_type_hints(Settings)
-    for option in fields(Settings):
-        if not option.metadata:
-            continue
-        keywords = {"default": option.default, "help": _help(option)}
-        if hints[option.name] is bool and option.default is False:
-            parser.add_argument(f"--{option.name}", action="store_true", **keywords)
-        else:
-            if option.metadata["metavar"]:
-                keywords["metavar"] = option.metadata["metavar"]
-            kind = hints[option.name]
-            kind = str if kind == str | None else kind  # read as YAML, '#1.pt' would be no text at all
-            parser.add_argument(f"--{option.name}", type=kind, **keywords)
-    return parser
-
-
-def _help(option: Any) -> str:
-    text = option.metadata["help"]
-    return text if option.default is None or option.default is False else f"{text} (default: {option.default})"
-
-
-def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
-    import argparse
-
-    try:
-        namespace = parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise UserError(_one_line(error, words)) from None
-    names = [option.name for option in fields(Settings) if option.metadata]
-    return {name: None if (value := getattr(namespace, name)) == "null" else value for name in names}
-
-
-def _one_line(error: Exception, words: list[str]) -> str:
-    """argparse's or jsonargparse's message as one line that names the option."""
-    text = " ".join(str(error).split())
-    if text.startswith("unrecognized arguments: "):
-        unknown = text.removeprefix("unrecognized arguments: ").split()[0]
-        return f"there is no option {unknown.split('=')[0]}{_suggest(unknown)}; see --help"
-    if text.startswith('Parser key "'):
-        name, _, rest = text.removeprefix('Parser key "').partition('":')
-        hints = get_type_hints(Settings)
-        choices = _choices(hints.get(name))
-        given = next((w.partition("=")[2] for w in reversed(words) if w.startswith(f"--{name}=")), None)
-        if given is None:
-            given = next((b for a, b in zip(words, words[1:], strict=False) if a == f"--{name}"), "")
-        wanted = (
-            f"one of {', '.join(choices)}"
-            if choices
-            else {"bool": "true or false", "int": "a whole number"}.get(_plain_type(hints.get(name)), "another value")
-        )
-        return f"--{name} {given}: expected {wanted}"
-    if text.endswith(": expected one argument"):
-        return text.removeprefix("argument ").replace(": expected one argument", " needs a value")
-    return text
-
-
-def _choices(hint: Any) -> list[str]:
-    """The words that a setting of this type may be; of one that may be nothing, too."""
-    return [c for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]
-
-
-def _plain_type(hint: Any) -> str:
-    kinds = [t for t in getattr(hint, "__args__", (hint,)) if t is not type(None)]
-    return kinds[0].__name__ if kinds and isinstance(kinds[0], type) else ""
-
-
-def _suggest(unknown: str) -> str:
-    names = [option.name for option in fields(Settings) if option.metadata] + ["config", "print_config", "help"]
-    close = difflib.get_close_matches(unknown.split("=")[0].lstrip("-").replace("-", "_"), names, 1)
-    return f"; did you mean --{close[0]}?" if close else ""
-
-
-def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
-    """Command-line words for the parser with the config files' settings put first, and the problem's arguments.
-
-    Two traps of argparse are taken out: a value that begins with a minus (``--x -1:1:51``), and ``--problem.KEY``
-    beside ``--problem``.
-    """
-    words: list[str] = []
-    from_files: list[str] = []
-    problem_arguments: dict[str, Any] = {}
-    from_command: dict[str, Any] = {}
-    print_config = False
-    hints = get_type_hints(Settings)
-    flags = {name for name, hint in hints.items() if hint is bool and getattr(Settings, name, None) is False}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        if option in ("--x", "--y", "--z", "--config") or option.startswith(f"--{PROBLEM}"):
-            if not equals:
-                if not rest:
-                    raise UserError(f"{option} needs a value")
-                value = rest.pop(0)
-            if option == "--config":
-                _read_config(value, from_files, problem_arguments)
-            elif option.startswith(f"--{PROBLEM}"):
-                from_command[option.removeprefix(f"--{PROBLEM}")] = value
-            else:
-                words.append(f"{option}={value}")
-        elif word == "--print_config":
-            print_config = True
-        elif equals and option[2:] in flags and value.lower() in ("true", "false"):
-            words.extend([option] if value.lower() == "true" else [])
-        else:
-            words.append(word)
-    return from_files + words, problem_arguments | from_command, print_config
-
-
-def _read_config(path: str, words: list[str], problem_arguments: dict[str, Any]) -> None:
-    """Add what a YAML file says: settings as words, ``problem.KEY`` entries as the problem's arguments."""
-    content = read_yaml(path)
-    hints = get_type_hints(Settings)
-    known = [option.name for option in fields(Settings) if option.metadata]
-    for key, value in content.items():
-        if str(key).startswith(PROBLEM):
-            problem_arguments[key.removeprefix(PROBLEM)] = value
-        elif key == "problem" and isinstance(value, Mapping):
-            problem_arguments |= {k: v for k, v in value.items() if k != "name"}
-            if not isinstance(name := value.get("name", "digits"), str):
-                raise UserError(f"--config {path}: the problem's name takes one value")
-            words.append(f"--problem={name}")
-        elif key not in known:
-            raise UserError(f"--config {path}: there is no setting '{key}'{_suggest(str(key))}")
-        elif isinstance(value, Mapping):
-            raise UserError(f"--config {path}: {key} takes one value")
-        elif isinstance(value, list):
-            if not all(isinstance(item, str) for item in value):
-                raise UserError(f"--config {path}: {key} takes one value, or a list of them")
-            words.append(f"--{key}={','.join(map(str, value))}")
-        elif value in ("", "null", "~"):
-            continue  # as if it were not there
-        elif hints[key] is bool and getattr(Settings, key) is False:
-            if value.lower() not in ("true", "false"):
-                raise UserError(f"--config {path}: {key}: {value}: expected true or false")
-            words.extend([f"--{key}"] if value.lower() == "true" else [])
-        else:
-            words.append(f"--{key}={value}")

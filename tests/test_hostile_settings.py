@@ -15,11 +15,12 @@ import yaml
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
+from hpc_landscape.arguments import parse
 from hpc_landscape.errors import UserError, printable
 from hpc_landscape.grid import MOST, Axis, Grid, strided
 from hpc_landscape.problems.problem import type_arguments
 from hpc_landscape.settings import MOST as MOST_WHOLE
-from hpc_landscape.settings import Settings, parse
+from hpc_landscape.settings import Settings
 
 # The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/test_hostile_*
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "150"))

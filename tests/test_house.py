@@ -24,6 +24,7 @@ FLOORS = {
     "settings": 2.0,
     "problems": 2.0,
     "store": 2.0,
+    "arguments": 2.1,
     "directions": 2.1,  # recipes.py picks by the settings
     "evaluate": 3,
     "view": 3,
@@ -157,7 +158,9 @@ def test_view_needs_neither_torch_nor_mpi(module):
     assert not closure(module) & {"!torch", "!mpi4py", "!matplotlib", "!plotly"}
 
 
-@pytest.mark.parametrize("module", ["settings", "cli", "__main__", "grid", "errors", "progress", "parallel.comm"])
+@pytest.mark.parametrize(
+    "module", ["settings", "arguments", "cli", "__main__", "grid", "errors", "progress", "parallel.comm"]
+)
 def test_the_way_to_help_needs_nothing_heavy(module):
     heavy = {"!torch", "!mpi4py", "!matplotlib", "!h5py", "!scipy", "!jsonargparse", "!yaml", "!tqdm"}
     assert not closure(module) & heavy

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpc_landscape.arguments import parse
 from hpc_landscape.errors import UserError
-from hpc_landscape.settings import Settings, parse
+from hpc_landscape.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 
