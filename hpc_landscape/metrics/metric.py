@@ -95,7 +95,7 @@ class Sums:
     def on_device(self) -> Tensor:
         """Each metric's mean over all batches, float64, without a wait for the device."""
         if not self.items:
-            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64)
+            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64, device="cpu")
         home = self.totals[0].device
         return torch.stack([total.to(home) for total in self.totals]) / self.items
 
