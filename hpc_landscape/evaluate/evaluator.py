@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Metric, total
+from ..metrics.without import no_gradients
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
@@ -23,7 +24,7 @@ from .block import Block
 from .form import PLAIN, Form, compiled, lowered
 from .graph import Captured
 from .in_turn import InTurn
-from .passes import measure_all, no_gradients, passes, warm_up
+from .passes import measure_all, passes, warm_up
 
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric
+from ..metrics.without import no_gradients
 from ..model_interface.batchnorm import statistics
 from .evaluator import Evaluator
-from .passes import no_gradients
 
 TOLERANCE = {"cpu": 1e-5}  # relative, of the same sums computed again: kernels may add up in another order
 ON_GPU = 1e-3
