@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
+
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
 KEPT = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
 
@@ -34,6 +36,11 @@ class Attachment:
     def __init__(self, model: nn.Module):
         self.model = model
         self.parameters = list(model.named_parameters())
+        if made := [name for name, p in self.parameters if p.is_inference()]:
+            raise UserError(
+                f"the model was made inside of torch.inference_mode(), and {made[0]} can take no other values: make it "
+                "outside, or give copy.deepcopy(model)"
+            )
         self.data = [(p.data, p.grad, p.requires_grad) for _, p in self.parameters]
         self.buffers = [
             (module, key, value, f"{prefix}.{key}" if prefix else key)
