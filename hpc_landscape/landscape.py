@@ -18,6 +18,7 @@ from .landscape_base import Landscape, Point
 from .metrics import Loss, Metric
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
+from .parallel.torch_state import one_at_a_time
 from .problems.data import as_batches
 
 
@@ -100,6 +101,7 @@ class LinearLossLandscape(Landscape):
         return self._precomputed([dir_one], distance, normalization, centered, ignore)
 
 
+@one_at_a_time
 def point(model: nn.Module | ModelWrapper, metric: Metric) -> Any:
     """The metric at the model itself, in eval mode."""
     wrapper = wrap_model(model)

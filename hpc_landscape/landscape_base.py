@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import index
@@ -23,13 +24,15 @@ from .directions.random import random_directions
 from .directions.recipes import around
 from .errors import UserError
 from .evaluate.evaluator import Evaluator, stack
+from .evaluate.trial import not_finite, try_batch
 from .grid import Axis, Grid, strided
-from .metrics import Data, DataMetric, Metric
+from .metrics import BatchMetric, Data, DataMetric, Metric
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
+from .parallel.torch_state import LOCK, one_at_a_time
 from .problems.checkpoint import find_checkpoints, read_parameters
 from .problems.data import as_batches
 from .store import layout
@@ -55,13 +58,26 @@ class Landscape:
         deepcopy_model: bool = False,
         comm: Any = None,
     ):
-        self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
+        with LOCK:  # another thread may have the model at a point
+            self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
         self.steps = _counts(steps, self.dimensions)
         self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else ours_of(comm)
         self.seed: int | None = None
         self.trajectory: layout.Trajectory | None = None
         self.explained_variance_ratio: np.ndarray | None = None
         self._grid: Grid | None = None
+
+    @one_at_a_time
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made anew: pickling parts a point and the buffer that it is a view of."""
+        return {**vars(self), "_subspaces": {}, "comm": SerialComm()}
+
+    @one_at_a_time
+    def __deepcopy__(self, known: dict[int, Any]) -> Any:
+        other = type(self).__new__(type(self))
+        known[id(self)] = other
+        vars(other).update(copy.deepcopy(self.__getstate__(), known), comm=self.comm)
+        return other
 
     @property
     def coordinates(self) -> Any:
@@ -77,6 +93,7 @@ class Landscape:
 
     # What the axes are
 
+    @one_at_a_time
     def _random(
         self, distance: float, normalization: str | None, random: str, centered: bool, seed: int | None, ignore: str
     ) -> Any:
@@ -94,6 +111,7 @@ class Landscape:
         ]
         return self._define("random", vectors, self._sides(distance, centered), normalization=_checked(normalization))
 
+    @one_at_a_time
     def _precomputed(
         self, directions: Sequence[Any], distance: float, normalization: str | None, centered: bool, ignore: str
     ) -> Any:
@@ -103,11 +121,13 @@ class Landscape:
             vectors = [self._as_long(normalize(d, weights, _checked(normalization), ignore)) for d in vectors]
         return self._define("precomputed", vectors, self._sides(distance, centered))
 
+    @one_at_a_time
     def _interpolation(self, ends: Sequence[Point], low: float, high: float) -> Any:
         weights = self._weights()
         models = [dict(self._read(end)()) for end in ends]
         return self._define("interpolation", differences(weights, models), [(low, high)] * self.dimensions, models)
 
+    @one_at_a_time
     def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25) -> Any:
         """The plane of the trajectory's largest principal directions, of unit length, around this model.
 
@@ -121,11 +141,13 @@ class Landscape:
         sides = [around(c, margin)[:2] for c in self.trajectory.coordinates.T]
         return self._define("pca", vectors, sides)
 
+    @one_at_a_time
     def load_directions(self, *paths: Path, distance: float = 2, centered: bool = True) -> Any:
         """Directions from an earlier run's file, or from one .npz, .pt or .safetensors per axis, as they are."""
         vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
         return self._define("file", vectors, self._sides(distance, centered))
 
+    @one_at_a_time
     def project(self, checkpoints: Path | Iterable[Point]) -> np.ndarray:
         """The checkpoints' coordinates in this plane, least squares: (n, axes). They are drawn by what is saved."""
         self._defined()
@@ -134,6 +156,7 @@ class Landscape:
 
     # What is computed there
 
+    @one_at_a_time
     def stats_initializer(self, running_stats: Any = None) -> None:
         """Batch normalization statistics for all points: the model's own, or these, by the buffers' names.
 
@@ -145,6 +168,7 @@ class Landscape:
         if running_stats is not None:
             self._common = given_statistics(self.model_wrapper.root, running_stats)
 
+    @one_at_a_time
     def warm_up(self, data: Any, device: torch.device | str | None = None) -> None:
         """Re-estimate batch normalization's statistics at every point, on a metric's data or on a loader.
 
@@ -163,6 +187,7 @@ class Landscape:
             statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
         self._statistics = statistics
 
+    @one_at_a_time
     def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
         """The metric at every point: float64, the axes' shape and then the metric's own.
 
@@ -171,10 +196,21 @@ class Landscape:
         """
         grid = self._defined()
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
+        with self.comm.all_or_none():
+            if self.comm.is_root:
+                self._try(evaluator, metric)
+        evaluator.careful = self.comm.bcast(evaluator.careful)
         with self.comm.all_or_none(), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)
+
+    def _try(self, evaluator: Evaluator, metric: Any) -> None:
+        """One batch of the first point, twice: whether its value depends on the point alone, and is a number."""
+        if self._defined().size > 1 and isinstance(metric, BatchMetric):
+            tried = try_batch(evaluator, metric.data, {metric.name: metric})
+            if line := not_finite(tried):
+                warnings.warn(line, stacklevel=4)
 
     def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
         """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""
@@ -264,7 +300,7 @@ class Landscape:
         weights = self._weights()
         moved = {name: weights[name] for name, d in direction.items() if bool(d.any())}
         length = norm(direction)
-        factor = norm(moved) / length if length > 0 else torch.zeros((), dtype=torch.float64)
+        factor = norm(moved) / length if length > 0 else torch.zeros((), dtype=torch.float64, device="cpu")
         return {name: (d.double() * factor).to(d.dtype) for name, d in direction.items()}
 
     def _direction(self, given: Any) -> dict[str, Tensor]:
@@ -272,7 +308,7 @@ class Landscape:
         weights = self._weights()
         if not isinstance(given, Mapping):
             if isinstance(given, (Tensor, np.ndarray)):
-                flat = torch.as_tensor(given).reshape(-1)
+                flat = torch.as_tensor(given, device="cpu").reshape(-1)
                 sizes = [w.numel() for w in weights.values()]
                 if flat.numel() != sum(sizes):
                     raise UserError(f"a direction of {flat.numel()} numbers for {sum(sizes)} parameters")
@@ -285,7 +321,9 @@ class Landscape:
             if name not in weights or d.shape != weights[name].shape:
                 raise UserError(f"a direction's {name} {tuple(d.shape)} is no parameter that moves, or another shape")
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
-        return zeros | {name: torch.as_tensor(d).detach().to("cpu", weights[name].dtype) for name, d in given.items()}
+        return zeros | {
+            name: torch.as_tensor(d, device="cpu").detach().to(weights[name].dtype) for name, d in given.items()
+        }
 
     def _points(self, checkpoints: Path | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
         """Functions that read one checkpoint's parameters each."""

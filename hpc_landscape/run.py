@@ -6,9 +6,9 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
+import torch
 
 from .errors import COMPLETE
-from .evaluate.evaluator import check_precision
 from .grid import strided
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
@@ -22,7 +22,8 @@ from .job.room import check_plan
 from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
-from .parallel.device import agree, choose_device, keep_memory, name_rank, set_threads
+from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
+from .parallel.torch_state import as_before
 from .problems.problem import load_problem
 from .progress import Progress
 from .settings import Settings
@@ -35,7 +36,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
     Every rank of comm calls it. UserError, on all ranks alike, where the user can mend what is wrong.
     """
-    with ExitStack() as stack, leaving(settings.grace):
+    with ExitStack() as stack, leaving(settings.grace), as_before():
         say = Say(comm)
         start = time.monotonic()
 
@@ -49,7 +50,9 @@ def run(settings: Settings, comm: Comm) -> int:
             check_precision(settings.precision, device)
         agree(comm, device)
         settings, trajectory = locate(settings, comm)
-        threads = set_threads(comm)
+        set_threads(comm)
+        if note := emulated(settings.precision, device):
+            say(note)
         if device.type == "cpu":
             keep_memory()
 
@@ -58,6 +61,7 @@ def run(settings: Settings, comm: Comm) -> int:
             problem = load_problem(settings.problem, settings.problem_arguments)
             problem.wrapper.restrict(settings.include, settings.exclude)
             adds_up = check_metrics(settings, problem)
+        threads = torch.get_num_threads()  # the factory may have set it
         share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
 

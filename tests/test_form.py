@@ -304,8 +304,8 @@ def test_a_graph_is_of_one_point(program, other):
 def test_the_error_of_tf32_is_against_float32(monkeypatch):
     """As where there is a GPU; on a CPU both are float32, and the difference 0."""
     seen = []
-    real = evaluator_module._matmul
-    monkeypatch.setattr(evaluator_module, "_matmul", lambda precision: seen.append(precision) or real("fp32"))
+    real = evaluator_module.matmul
+    monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
     sets = read_data(settings, problem, comm, print)
     directions = share_directions(settings, problem, sets, None, [], cpu, comm)

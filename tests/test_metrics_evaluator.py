@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.evaluate.evaluator import Evaluator, as_array, check_precision
+from hpc_landscape.evaluate.evaluator import Evaluator, as_array
 from hpc_landscape.evaluate.form import Form, shown_dtypes
 from hpc_landscape.evaluate.passes import measure_all, warm_up
 from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
@@ -19,6 +19,7 @@ from hpc_landscape.metrics.data import samples
 from hpc_landscape.model_interface import state
 from hpc_landscape.model_interface.model_wrapper import wrap_model
 from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.parallel.device import check_precision
 from hpc_landscape.problems.problem import Problem
 
 SIZES = [7, 4, 1, 9]

@@ -37,14 +37,14 @@ def normalize(
 def orthogonalize(direction: Mapping[str, Tensor], against: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of the direction that is orthogonal to another; the direction itself where the other is zero."""
     length = dot(against, against)
-    factor = dot(direction, against) / length if length > 0 else torch.zeros((), dtype=torch.float64)
+    factor = dot(direction, against) / length if length > 0 else torch.zeros((), dtype=torch.float64, device="cpu")
     return {name: (d.double() - factor * against[name].double()).to(d.dtype) for name, d in direction.items()}
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """The inner product of two directions, float64."""
     products = [(a[name].double() * b[name].double()).sum() for name in a]
-    return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+    return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def norm(a: Mapping[str, Tensor]) -> Tensor:

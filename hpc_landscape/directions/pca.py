@@ -83,7 +83,7 @@ def _inner_products(checkpoints: Checkpoints, origin: Mapping[str, Tensor], memo
 
 
 def _block_products(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]], origin: Mapping[str, Tensor]) -> np.ndarray:
-    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device="cpu")
     step = max(1, PIECE // (len(a) + len(b)))
     for name, start in origin.items():
         start = start.reshape(-1)
@@ -100,7 +100,10 @@ def _block_products(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]], orig
 def _combine(checkpoints: Checkpoints, origin: Mapping[str, Tensor], vectors: np.ndarray) -> list[dict[str, Tensor]]:
     """sum_i vectors[i, k] * (checkpoint i - mean) for every k, flat, float64."""
     shares = vectors - vectors.mean(axis=0)  # they sum to zero, so that the mean drops out
-    sums = [{name: torch.zeros(t.numel(), dtype=torch.float64) for name, t in origin.items()} for _ in shares.T]
+    sums = [
+        {name: torch.zeros(t.numel(), dtype=torch.float64, device="cpu") for name, t in origin.items()}
+        for _ in shares.T
+    ]
     for i in range(len(checkpoints)):
         tensors = _load(checkpoints, i, origin)
         for name, start in origin.items():

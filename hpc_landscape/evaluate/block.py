@@ -43,7 +43,7 @@ class Block:
         with last_batch(self.model.root):
             average = Average(list(self.statistics.values()))
             for batch in data.on(self.model):
-                self._each(lambda batch=batch: (data.output(self.model, batch), torch.zeros(()))[1])
+                self._each(lambda batch=batch: (data.output(self.model, batch), torch.zeros((), device="cpu"))[1])
                 average.add(samples(batch))
             average.close()
 
@@ -64,7 +64,9 @@ class Block:
             for i, mean in enumerate(self._each(means)):
                 totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
             items += weight
-        nothing = torch.full((len(next(iter(self.parameters.values()))),), float("nan"), dtype=torch.float64)
+        nothing = torch.full(
+            (len(next(iter(self.parameters.values()))),), float("nan"), dtype=torch.float64, device="cpu"
+        )
         return [total.cpu() / items if items else nothing for total in totals]
 
     def _each(self, function: Callable[[], Any]) -> Any:

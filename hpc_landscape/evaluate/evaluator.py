@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -15,14 +14,17 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Metric, total
+from ..metrics.without import no_gradients
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
+from ..parallel.generators import Generators
+from ..parallel.torch_state import LOCK, matmul, neutral
 from .block import Block
 from .form import PLAIN, Form, compiled, lowered
 from .graph import Captured
 from .in_turn import InTurn
-from .passes import measure_all, no_gradients, passes, warm_up
+from .passes import measure_all, passes, warm_up
 
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 
@@ -33,7 +35,11 @@ class Evaluator:
     bn: ``warmup`` on warmup_data, ``running``, ``batch``, or ``none`` for a model without running statistics. seed: of
     what models and metrics draw at a point, the same at each. form: how the model computes; the subspace is made for
     it. A value depends on the point alone. Use inside ``attached()``.
+    ``careful``, to be set before that: user code leaves more behind than mere passes do (``trial``); such points are
+    evaluated one by one.
     """
+
+    careful = False
 
     def __init__(
         self,
@@ -54,11 +60,16 @@ class Evaluator:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
+        """The model at the subspace's points meanwhile; afterwards it is bitwise what it was.
+
+        Other threads wait: the model, the generators and PyTorch's flags are the process's.
+        """
         with (
-            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=not self._adds_up),
-            _matmul(self.precision),
-            _own_random_numbers(self._devices),
+            LOCK,
+            neutral(),
+            matmul(self.precision),
+            self._generators.kept(),
+            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=self._thoroughly),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
             self._captured: Captured | None = None  # it is of these very tensors
@@ -70,19 +81,19 @@ class Evaluator:
             return self.block([coordinates])[0]
         if self.form.graph and self._adds_up and statistics is None:
             return self._replayed(coordinates)
-        with self._at(coordinates), self._normalizing(statistics):
-            return measure_all(self.model, self.metrics, self.fast)
+        with self.at(coordinates), self._normalizing(statistics):
+            return measure_all(self.model, self.metrics, self.fast, self._seed)
 
     def _replayed(self, coordinates: Sequence[float]) -> dict[str, Any]:
         """Both passes as one graph, which is captured at the first point."""
         groups = passes(self.metrics)
 
         def run() -> Tensor:
-            with self._normalizing(), no_gradients(self.metrics.values()):
+            with self._normalizing(), no_gradients():
                 sums = [total(self.fast, data, list(group.values())) for data, group in groups.items()]
                 return torch.cat([found.on_device() for found in sums])
 
-        with self._at(coordinates):
+        with self.at(coordinates):
             self._captured = self._captured or Captured(run)
             means = self._captured().tolist()
         values = dict(zip((name for group in groups.values() for name in group), means, strict=True))
@@ -93,7 +104,8 @@ class Evaluator:
 
         Metrics that do not add up over batches are computed one point at a time.
         """
-        if self.form.points == 1 or len(points) == 1 == self.form.block or not self._adds_up:
+        alone = not self._adds_up or (self.careful and self.form.block == 1)
+        if self.form.points == 1 or len(points) == 1 == self.form.block or alone:
             return [self(coordinates) for coordinates in points]
         with self._arithmetic():
             return self._stacked(points) if self.form.block > 1 else self._in_turn(points)
@@ -101,7 +113,7 @@ class Evaluator:
     def _stacked(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """A block that is not full is filled up, so that a value does not depend on how many neighbours it has."""
         self._seed()
-        self.subspace.settle(False)
+        self.subspace.settle(self._thoroughly)
         for row in range(self.form.block):
             self.subspace.place(points[min(row, len(points) - 1)], row)
         if self.bn == "warmup":
@@ -109,6 +121,7 @@ class Evaluator:
         with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
             values = {}
             for data, group in passes(self.metrics).items():
+                self._seed()
                 values.update(zip(group, self._block.measure(data, list(group.values())), strict=True))
         return [{name: float(values[name][row]) for name in self.metrics} for row in range(len(points))]
 
@@ -122,11 +135,12 @@ class Evaluator:
                 self.subspace.settle(False)
                 self.subspace.place(coordinates, row)
             turns = InTurn(self.fast, self.subspace, len(points), self._generators)
-            with no_gradients(self.metrics.values()):
+            with no_gradients():
                 if self.bn == "warmup":
                     turns.warm_up(self.warmup_data, self.form.compiled)
                 with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
                     for data, group in passes(self.metrics).items():
+                        turns.start()
                         for values, means in zip(found, turns.measure(data, list(group.values())), strict=True):
                             values.update(zip(group, means, strict=True))
         finally:
@@ -135,15 +149,14 @@ class Evaluator:
 
     def warm_up(self, coordinates: Sequence[float]) -> Tensor:
         """The batch normalization statistics of a point, from the warm-up data."""
-        with self._at(coordinates):
+        with self.at(coordinates):
             warm_up(self.model, self.warmup_data)
         return read_statistics(self.model.root)
 
     @contextmanager
-    def at_origin(self, normalizing: bool = True) -> Iterator[None]:
-        """The model at the origin meanwhile, as metrics see it; or without the statistics of this point."""
-        origin = [0.0] * self.subspace.dimensions
-        with self.attached(), self._at(origin), self._normalizing() if normalizing else nullcontext():
+    def at_origin(self) -> Iterator[None]:
+        """The model at the origin meanwhile, as metrics see it."""
+        with self.attached(), self.at([0.0] * self.subspace.dimensions), self._normalizing():
             yield
 
     @contextmanager
@@ -152,34 +165,30 @@ class Evaluator:
         if statistics is not None:
             write_statistics(self.model.root, statistics)
         elif self.bn == "warmup":
-            warm_up(self.fast, self.warmup_data, self.metrics.values(), once=self.form.compiled)
+            warm_up(self.fast, self.warmup_data, once=self.form.compiled)
         with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
             yield
 
     @contextmanager
-    def _at(self, coordinates: Sequence[float]) -> Iterator[None]:
+    def at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model at this point, whatever was done at the one before."""
         self._seed()
-        thoroughly = not self._adds_up
-        self.subspace.settle(thoroughly)
-        if thoroughly:
-            random.seed(self.seed)
-            np.random.seed(self.seed % 2**32)
+        self.subspace.settle(self._thoroughly)
         self.subspace.place(coordinates)
         with self._arithmetic():
             yield
 
     def _seed(self) -> None:
-        """Start torch's generators anew; ``torch.manual_seed`` takes ten times as long where there is no GPU."""
-        torch.default_generator.manual_seed(self.seed)
-        if any(device.type != "cpu" for device in self._devices):
-            torch.manual_seed(self.seed)
+        """All random numbers begin anew, and no cast of another point's weights is left."""
+        self._generators.seed(self.seed)
+        torch.clear_autocast_cache()
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if not self.form.autocast:
             return nullcontext()
         kind = next(iter(self._devices)).type
-        return torch.autocast(kind, torch.bfloat16, cache_enabled=not self.form.graph)  # a graph casts at every point
+        alone = self.form.points == 1 and not self.form.graph  # a cast is of one point's weights
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=alone)
 
     @property
     def _adds_up(self) -> bool:
@@ -189,9 +198,13 @@ class Evaluator:
         )
 
     @property
-    def _generators(self) -> list[torch.Generator]:
-        gpus = [torch.cuda.default_generators[d.index or 0] for d in self._devices if d.type == "cuda"]
-        return [torch.default_generator, *gpus]
+    def _thoroughly(self) -> bool:
+        """Whether more than buffers and modes has to be put back before each point."""
+        return self.careful or not self._adds_up
+
+    @cached_property
+    def _generators(self) -> Generators:
+        return Generators(self._devices)
 
     @cached_property
     def _devices(self) -> set[torch.device]:
@@ -223,35 +236,3 @@ def stack(values: list[Any], shape: tuple[int, ...]) -> Any:
 def _ragged(value: Any) -> bool:
     """Whether it is a tuple of unlike shapes, or holds one."""
     return isinstance(value, tuple) and (any(map(_ragged, value)) or len({as_array(part).shape for part in value}) > 1)
-
-
-@contextmanager
-def _own_random_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
-    """What is drawn meanwhile leaves the user's generators as they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    """TF32 where it is asked for, and nowhere else."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    allow = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise UserError where the device has no such arithmetic."""
-    if precision == "fp64" and device.type == "mps":
-        raise UserError("--precision fp64: mps has no float64; use --device cpu")
-    if precision == "tf32" and device.type != "cuda":
-        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, the device is {device.type}; use fp32")

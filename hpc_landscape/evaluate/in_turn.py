@@ -5,39 +5,44 @@ Each point computes what it would compute alone, in the same order, so that its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..metrics.data import Data, samples
+from ..metrics.data import Data, fresh, samples
 from ..metrics.metric import BatchMetric, Sums
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
+from ..parallel.generators import Generators
 from .passes import output
 
 
 class InTurn:
     """A model at the points that a subspace holds. Use while it is attached ``in_turn``, and without gradients.
 
-    points: how many of the rows are in use. generators: their states are each point's own.
+    points: how many of the rows are in use. generators: their states, as they are now at first, are each point's own.
     """
 
-    def __init__(self, model: ModelWrapper, subspace: Subspace, points: int, generators: Iterable[torch.Generator]):
-        self.model, self.subspace = model, subspace
-        self.generators = list(generators)
-        self.states: list[list[Tensor]] = [[g.get_state() for g in self.generators] for _ in range(points)]
+    def __init__(self, model: ModelWrapper, subspace: Subspace, points: int, generators: Generators):
+        self.model, self.subspace, self.generators = model, subspace, generators
+        self.first = generators.read()
+        self.states = [self.first] * points
         self.at = 0
         subspace.select(0)
 
+    def start(self) -> None:
+        """Before each pass: every point's random numbers begin anew."""
+        self.states = [self.first] * len(self.states)
+        self.generators.write(self.first)
+
     def _select(self, row: int) -> None:
         if row != self.at:
-            self.states[self.at] = [g.get_state() for g in self.generators]
-            for generator, state in zip(self.generators, self.states[row], strict=True):
-                generator.set_state(state)
+            self.states[self.at] = self.generators.read()
+            self.generators.write(self.states[row])
             self.subspace.select(row)
+            torch.clear_autocast_cache()  # the casts that user code has made are of another point's weights
             self.at = row
 
     def _rows(self) -> Iterator[int]:
@@ -49,7 +54,7 @@ class InTurn:
         """Every batch at every point."""
         for batch in data.on(self.model):
             for row in self._rows():
-                yield batch, row
+                yield fresh(batch), row
 
     def warm_up(self, data: Data, once: bool) -> None:
         """Re-estimate every point's batch normalization statistics. once: as in ``passes.warm_up``."""

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import torch
 
 from ..errors import UserError
 from ..metrics.data import Data, samples
 from ..metrics.metric import BatchMetric, Metric, measure
+from ..metrics.without import no_gradients
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
 
 
-def no_gradients(metrics: Iterable[Metric]) -> AbstractContextManager[Any]:
-    """Inference mode; where a metric may differentiate, only no_grad: a model may keep what a pass has made."""
-    return torch.inference_mode() if all(isinstance(m, BatchMetric) for m in metrics) else torch.no_grad()
-
-
-def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] = (), once: bool = False) -> None:
+def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None:
     """Re-estimate the model's batch normalization statistics on data, or on what a metric passes through the model.
 
-    metrics: what is to be measured afterwards. once: each layer is known to be used once in a pass, which is then
-    the same for every batch, as compilation wants it.
+    once: each layer is known to be used once in a pass, which is then the same for every batch, as compilation wants
+    it.
     """
     if once:
-        with no_gradients(metrics), batchnorm.last_batch(model.root):
+        with no_gradients(), batchnorm.last_batch(model.root):
             average = batchnorm.Average(batchnorm.statistics(model.root))
             for batch in run.on(model):
                 run.output(model, batch)
@@ -36,7 +29,7 @@ def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] =
         return
     with batchnorm.warm_up(model.root) as statistics:
         if isinstance(run, Data):
-            with no_gradients(metrics):
+            with no_gradients():
                 _pass(model, run, statistics)
         else:
             run(model)
@@ -67,11 +60,24 @@ def passes(metrics: Mapping[str, Metric]) -> dict[Data, dict[str, BatchMetric]]:
     return shared
 
 
-def measure_all(model: ModelWrapper, metrics: Mapping[str, Metric], fast: ModelWrapper | None = None) -> dict[str, Any]:
-    """Every metric's value; fast: how the model is called in passes over data, where that is another way."""
+def measure_all(
+    model: ModelWrapper,
+    metrics: Mapping[str, Metric],
+    fast: ModelWrapper | None = None,
+    start: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Every metric's value; fast: how the model is called in passes over data; start: called before each of them.
+
+    So no metric's random numbers depend on which others there are.
+    """
     values: dict[str, Any] = {}
     for data, group in passes(metrics).items():
-        with no_gradients(metrics.values()):
+        start()
+        with no_gradients():
             means = measure(fast or model, data, list(group.values()))
         values.update(zip(group, means, strict=True))
-    return {name: values[name] if name in values else metric(model) for name, metric in metrics.items()}
+    for name, metric in metrics.items():
+        if name not in values:
+            start()
+            values[name] = metric(model)
+    return {name: values[name] for name in metrics}

@@ -85,6 +85,7 @@ def _eigenvectors(
         raise UserError("--directions hessian: the problem has no data")
     maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
     evaluator, data = maker.make(PLAIN)
+    evaluator.careful = True  # nothing is known yet of what the loss writes into
     with evaluator.at_origin():
         return hessian_eigenvectors(problem.wrapper, maker.loss, next(iter(data.values())), count)
 

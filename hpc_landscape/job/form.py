@@ -79,6 +79,7 @@ class Maker:
         self.settings, self.problem, self.sets = settings, problem, sets
         self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
         self.dtype = DTYPES.get(settings.precision)
+        self.careful = False
         self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
         if self.bn == "warmup" and sets.warmup is None:
             self.bn = "running"
@@ -95,6 +96,7 @@ class Maker:
             here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
         evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
+        evaluator.careful = self.careful
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
 
     def _subspace(self, form: Form) -> Subspace:
@@ -167,10 +169,12 @@ class Maker:
             trial = self._evaluator(form, subspace, {"loss": Loss(self.loss, data)}, data)
             if form.exact:
                 trial.bn = "running" if self.bn == "warmup" else self.bn
+            trial.careful = True  # nothing is known of it yet
             with trial.attached():
                 if self.bn == "warmup" and not form.exact:
                     _check_uses(trial, data)
                 trial([0.0] * subspace.dimensions)
+                self.careful |= subspace.left_behind()
 
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import metrics as built_in
 from ..errors import UserError
 from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.form import PLAIN
+from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, Metric
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
@@ -160,7 +160,7 @@ def choose_metrics(
     with comm.together():
         if comm.is_root:
             unfit = _try_first_batch(evaluator, chooser, chosen, default)
-    unfit = comm.bcast(unfit)
+    unfit, evaluator.careful = comm.bcast((unfit, evaluator.careful))
     for name in unfit:
         say(f"{name} is left out: the targets are no class indices")
         del chosen[name]
@@ -177,17 +177,17 @@ def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, M
     """One forward pass on each set tells early whether model, data and loss fit; which accuracies do not apply."""
     unfit = []
     for data in chooser.sets.values():
+        passes = any(isinstance(metric, BatchMetric) and metric.data is data for metric in chosen.values())
         try:
-            with evaluator.at_origin(normalizing=False), torch.inference_mode():
-                batch = next(data.on(evaluator.model))
-                output, target = data.output(evaluator.model, batch), data.target(batch)
-                Loss(chooser.loss, data).batch_mean(output, target)
+            tried = try_batch(evaluator, data, {"loss": Loss(chooser.loss, data)}, gradients=not passes)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
+        if line := not_finite(tried):
+            raise UserError(line)
         for name, metric in chosen.items():
-            if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(output, target):
+            if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(*tried[:2]):
                 if not default:
                     raise UserError(
                         f"--metrics {name}: needs class scores (n, classes, ...) and class indices (n, ...)"

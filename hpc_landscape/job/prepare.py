@@ -6,6 +6,8 @@ import os
 import time
 from contextlib import ExitStack
 
+import torch
+
 from ..errors import UserError
 from ..model_interface import state
 from ..parallel.comm import Comm
@@ -80,7 +82,7 @@ def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, s
         say(f"weights      as trained before, from {settings.output}")
         return
     start = time.monotonic()
-    with one_thread():
+    with one_thread(), torch.enable_grad():
         problem.train(problem.model)
     score = f": {problem.score(problem.model)}" if problem.score else ""
     say(f"weights      trained in {duration(time.monotonic() - start)}{score}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
+from ..parallel.generators import apart
 
 
 class Data:
@@ -35,12 +36,13 @@ class Data:
     def on(self, model: ModelWrapper) -> Iterator[Any]:
         """The batches, on the model's device where it has but one."""
         home = next((parameter.device for parameter in model.root.parameters()), None)
-        for batch in self.batches:
+        kept = isinstance(self.batches, (list, tuple)) or not getattr(self.batches, "streamed", True)
+        for batch in self.batches if kept else apart(self.batches):
             if type(batch) in (tuple, list) and all(isinstance(t, Tensor) and t.device == home for t in batch):
-                yield batch
+                yield fresh(batch)
             else:
                 others = {parameter.device for parameter in model.root.parameters()} - {home}
-                yield move(batch, None if others else home)
+                yield fresh(move(batch, None if others else home))
 
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch."""
@@ -64,6 +66,21 @@ class Data:
         return 1.0 if self.single else samples(batch)
 
 
+def fresh(batch: Any) -> Any:
+    """The batch as tensors of this use: gradients that user code asks of its inputs stay with them."""
+
+    def own(tensor: Tensor) -> Tensor:
+        if tensor.is_inference():  # made inside of a caller's inference mode: cannot be differentiated
+            return tensor.clone()
+        return tensor.detach().requires_grad_() if tensor.requires_grad else tensor.detach()
+
+    return type(batch)(map(own, batch)) if _plain(batch) else each_tensor(batch, own)
+
+
+def _plain(batch: Any) -> bool:
+    return type(batch) in (tuple, list) and all(isinstance(t, Tensor) for t in batch)
+
+
 def samples(batch: Any) -> int:
     """How many samples a batch holds: the length of the first tensor in it."""
     tensor = _first_tensor(batch)
@@ -84,9 +101,11 @@ def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = No
 
     def moved(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor.to(device, non_blocking=True)
+            return tensor.to(device, non_blocking=ahead)
         order = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
-        return tensor.to(device, dtype, non_blocking=True, memory_format=order)
+        return tensor.to(device, dtype, non_blocking=ahead, memory_format=order)
+
+    ahead = device is not None and device.type != "cpu"  # what comes to the host is read there without a wait
 
     return each_tensor(batch, moved, device)
 

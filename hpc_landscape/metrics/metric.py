@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..model_interface.model_wrapper import ModelWrapper
 from .data import Data
+from .without import no_gradients
 
 
 class Metric(abc.ABC):
@@ -56,7 +57,7 @@ class BatchMetric(DataMetric):
         """The mean over this batch, a 0-d tensor. Means are weighted by the batch's items and added up in float64."""
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
-        with torch.no_grad():
+        with no_gradients():
             return measure(model_wrapper, self.data, [self])[0]
 
 
@@ -95,7 +96,7 @@ class Sums:
     def on_device(self) -> Tensor:
         """Each metric's mean over all batches, float64, without a wait for the device."""
         if not self.items:
-            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64)
+            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64, device="cpu")
         home = self.totals[0].device
         return torch.stack([total.to(home) for total in self.totals]) / self.items
 

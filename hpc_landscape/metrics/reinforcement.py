@@ -115,7 +115,7 @@ def _tensor(observation: Any, device: torch.device | None, dtype: torch.dtype) -
     if array.dtype.kind not in "fiub":
         raise UserError(f"expected_return: an observation is a {type(observation).__name__}, not numbers")
     discrete = array.ndim == 0 and array.dtype.kind in "iu"
-    return torch.tensor(array, dtype=torch.int64 if discrete else dtype).to(device)
+    return torch.tensor(array, dtype=torch.int64 if discrete else dtype, device=device)
 
 
 def _action(output: Any, space: Any) -> Any:

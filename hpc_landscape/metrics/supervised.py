@@ -16,7 +16,7 @@ def loss_of(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> Ten
     """The loss of a batch as a 0-d tensor; UserError where it is not one number."""
     loss = loss_fn(output, target)
     if not isinstance(loss, Tensor):
-        return torch.as_tensor(float(loss), dtype=torch.float64)
+        return torch.as_tensor(float(loss), dtype=torch.float64, device="cpu")
     if loss.numel() != 1:
         raise UserError(
             f"the loss returned a tensor of shape {tuple(loss.shape)}: it must be one number, the mean over the "

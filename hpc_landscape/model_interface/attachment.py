@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
+
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
+KEPT = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
 
 
 @dataclass
@@ -33,6 +36,11 @@ class Attachment:
     def __init__(self, model: nn.Module):
         self.model = model
         self.parameters = list(model.named_parameters())
+        if made := [name for name, p in self.parameters if p.is_inference()]:
+            raise UserError(
+                f"the model was made inside of torch.inference_mode(), and {made[0]} can take no other values: make it "
+                "outside, or give copy.deepcopy(model)"
+            )
         self.data = [(p.data, p.grad, p.requires_grad) for _, p in self.parameters]
         self.buffers = [
             (module, key, value, f"{prefix}.{key}" if prefix else key)
@@ -59,6 +67,7 @@ class Attachment:
         self.placed = [p.data for _, p in self.parameters]
         self.lent = dictionaries(self.model)
         self.model.eval()
+        self.evaluated = [(module, module.training) for module, _ in self.modes]  # a part may refuse to change
 
     def _copies(self, buffer: Replace) -> _Copies:
         copies: dict[int, Tensor] = {}
@@ -79,23 +88,40 @@ class Attachment:
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:
-        """Before each point: buffers as they were; thoroughly: also statistics, flags, modes, gradients and caches.
+        """Before each point: buffers, modes, flags and gradients as they were; thoroughly: also statistics and caches.
 
-        Passes alone leave only buffers behind; batch normalization's are re-estimated, or not touched in eval mode.
+        Mere passes leave no more behind; batch normalization's are re-estimated, or not touched in eval mode.
         """
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
         for copy, value in self.now.pristine + (self.now.kept + self.guarded if thoroughly else []):
             copy.copy_(value)
-        if not thoroughly:
-            return
-        for (_, p), (_, _, requires_grad), placed in zip(self.parameters, self.data, self.placed, strict=True):
-            p.grad = None
-            p.data = placed
-            p.requires_grad_(requires_grad)
-        self._tidy(self.lent)
-        self.model.eval()
+        for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
+            if p.grad is not None:
+                p.grad = None
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+        if thoroughly:
+            for (_, p), placed in zip(self.parameters, self.placed, strict=True):
+                p.data = placed
+            self._tidy(self.lent)
+        for module, training in self.evaluated:
+            if module.training != training:
+                module.training = training
+
+    def left_behind(self) -> bool:
+        """Whether a pass has left anything but buffers behind, or written into parameters that do not move."""
+        flags = [p.requires_grad for _, p in self.parameters] == [flag for _, _, flag in self.data]
+        where = [p.data_ptr() for _, p in self.parameters] == [placed.data_ptr() for placed in self.placed]
+        clean = flags and where and all(module.training == training for module, training in self.evaluated)
+        return not (
+            clean
+            and all(p.grad is None for _, p in self.parameters)
+            and all(now.keys() == then.keys() and not changed(now, then) for now, then in self.attributes)
+            and not any(map(other, *zip(*self.lent, strict=True)))
+            and all(torch.equal(copy, still) for copy, still in self.guarded)
+        )
 
     def detach(self) -> None:
         for (_, p), (data, grad, requires_grad) in zip(self.parameters, self.data, strict=True):
@@ -111,9 +137,9 @@ class Attachment:
     def _tidy(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
         """Undo what was kept in the modules, or put in place of their parts: a pruned weight, a hook that stayed."""
         for now, before in self.attributes:
-            forget_tensors(now, before)
+            forget(now, before)
         for held, own in contents:
-            if (held or own) and (held.keys() != own.keys() or not all(map(is_, held.values(), own.values()))):
+            if other(held, own):
                 held.clear()
                 held.update(own)
 
@@ -123,10 +149,21 @@ def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]
     return [(held, dict(held)) for m in model.modules() for held in vars(m).values() if isinstance(held, dict)]
 
 
-def forget_tensors(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+def other(held: Mapping[Any, Any], own: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary holds other things than it did."""
+    return bool(held or own) and (held.keys() != own.keys() or not all(map(is_, held.values(), own.values())))
+
+
+def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """The plain attributes that are others than before, and may hold something of a point."""
+    others = [name for name, value in now.items() if name not in before or value is not before[name]]
+    return [name for name in others if isinstance(now[name], KEPT) or isinstance(before.get(name), KEPT)]
+
+
+def forget(now: dict[str, Any], before: Mapping[str, Any]) -> None:
     """Undo what a forward pass has kept as a plain attribute: it is of another point, perhaps without gradients."""
-    for name in [name for name, value in now.items() if isinstance(value, Tensor)]:
+    for name in changed(now, before):
         if name not in before:
             del now[name]
-        elif now[name] is not before[name]:
+        else:
             now[name] = before[name]

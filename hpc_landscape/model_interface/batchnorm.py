@@ -158,7 +158,7 @@ def statistics(model: nn.Module) -> list[Tensor]:
 def read_statistics(model: nn.Module) -> Tensor:
     """All running means and variances, one after the other, on the CPU."""
     parts = [b.detach().cpu().reshape(-1) for b in statistics(model)]
-    return torch.cat(parts) if parts else torch.empty(0)
+    return torch.cat(parts) if parts else torch.empty(0, device="cpu")
 
 
 @torch.no_grad()
@@ -177,9 +177,9 @@ def given_statistics(model: nn.Module, given: Any) -> Tensor:
         names = {id(b): name for name, b in model.named_buffers()}
         if unknown := set(given) - set(dict(model.named_buffers())):
             raise UserError(f"running_stats: the model has no buffer {sorted(unknown)[0]}")
-        parts = [torch.as_tensor(given.get(names[id(b)], b)) for b in own]
+        parts = [torch.as_tensor(given.get(names[id(b)], b), device="cpu") for b in own]
     else:
-        parts = [torch.as_tensor(b) for pair in given for b in pair]
+        parts = [torch.as_tensor(b, device="cpu") for pair in given for b in pair]
     if [part.numel() for part in parts] != [b.numel() for b in own]:
         raise UserError("running_stats: expected a mean and a variance of each batch normalization layer's size")
     return torch.cat([part.detach().cpu().reshape(-1) for part in parts])

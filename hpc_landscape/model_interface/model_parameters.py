@@ -98,7 +98,8 @@ class ModelParameters:
     def model_norm(self, order: float = 2) -> float:
         """The norm of the whole vector."""
         norms = [float(torch.linalg.vector_norm(_double(p), order)) for p in self if p.numel()]
-        return float(torch.linalg.vector_norm(torch.tensor(norms, dtype=torch.float64), order)) if norms else 0.0
+        parts = torch.tensor(norms, dtype=torch.float64, device="cpu")
+        return float(torch.linalg.vector_norm(parts, order)) if norms else 0.0
 
     def layer_norm(self, index: int, order: float = 2) -> float:
         """The norm of one tensor."""

@@ -159,6 +159,10 @@ class Subspace:
         """Undo what was left behind at the point before; thoroughly: whatever a metric may have done."""
         self._lent.settle(thoroughly)
 
+    def left_behind(self) -> bool:
+        """Whether more is left behind than is undone without asking for it ``thoroughly``."""
+        return self._lent.left_behind()
+
     def _move(self, tensor: Tensor, name: str) -> Tensor:
         tensor = self.fixed.get(name, tensor)
         dtype = self.shown.get(name, self.dtype) if tensor.is_floating_point() else None

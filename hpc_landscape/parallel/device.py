@@ -13,6 +13,8 @@ import torch
 from ..errors import UserError
 from .comm import Comm
 
+AMPERE = (8, 0)  # the first compute capability with bfloat16 and TF32
+
 
 def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device:
     """The rank's device: GPU number local_rank modulo those visible; raises UserError where there is none.
@@ -34,6 +36,35 @@ def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device:
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device cpu")
     return torch.device(wanted)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise UserError where the device has no such arithmetic: nothing is recorded as what it is not."""
+    if precision == "fp64" and device.type == "mps":
+        raise UserError("--precision fp64: mps has no float64; use --device cpu")
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"--precision tf32: only NVIDIA GPUs have it, the device is {device.type}; use fp32")
+    nvidia = device.type == "cuda" and torch.cuda.is_available() and not torch.version.hip
+    if precision in ("tf32", "bf16") and nvidia and torch.cuda.get_device_capability(device) < AMPERE:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision {precision}: {name} has none (NVIDIA GPUs have it from Ampere on); use fp32")
+    if precision == "bf16" and device.type == "mps":
+        try:
+            torch.ones(1, dtype=torch.bfloat16, device=device)
+        except (TypeError, RuntimeError):
+            raise UserError("--precision bf16: this macOS has none on mps; use fp32") from None
+
+
+def emulated(precision: str, device: torch.device) -> str:
+    """What is to be said where the device computes so, but has no instructions for it; where that can be told."""
+    if precision != "bf16" or device.type != "cpu":
+        return ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "bf16")
+    except OSError:  # another system
+        return ""
+    return "" if "bf16" in flags else "note: this CPU has no bf16 instructions: they are emulated, and slower than fp32"
 
 
 def name_rank(comm: Comm) -> str:

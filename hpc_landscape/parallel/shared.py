@@ -38,7 +38,7 @@ def pool(mine: Mapping[Hashable, Tensor], comm: Comm) -> dict[Hashable, Tensor] 
     if comm.local_rank == 0:
         os.unlink(path)
     views = {
-        key: torch.empty(0, dtype=dtype).set_(whole, start, shape, stride)
+        key: torch.empty(0, dtype=dtype, device="cpu").set_(whole, start, shape, stride)
         for key, (start, dtype, shape, stride) in where.items()
     }
     for key, tensor in mine.items():

@@ -229,7 +229,7 @@ def _resident(dataset: Any) -> tuple[Tensor, ...] | None:
     if type(dataset) is TensorDataset:
         return dataset.tensors
     if type(dataset) is Subset and (tensors := _resident(dataset.dataset)) is not None:
-        rows = torch.as_tensor(dataset.indices, dtype=torch.long)
+        rows = torch.as_tensor(dataset.indices, dtype=torch.long, device="cpu")
         return tuple(t[rows] for t in tensors)
     return None
 

@@ -124,7 +124,7 @@ def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
 
 def _take(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], tensor: Tensor) -> Tensor:
     tensors[batch, next(number)] = tensor
-    return torch.empty(0)  # its place in the nest
+    return torch.empty(0, device="cpu")  # its place in the nest
 
 
 def _give(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], place: Tensor) -> Tensor:
