@@ -103,7 +103,7 @@ class LinearLossLandscape(Landscape):
 def point(model: nn.Module | ModelWrapper, metric: Metric) -> Any:
     """The metric at the model itself, in eval mode."""
     wrapper = wrap_model(model)
-    parameters = {name: p.data for name, p in wrapper.named_parameters() if p.is_floating_point()}
+    parameters = {name: p.data for name, p in wrapper.named_moving()}
     evaluator = Evaluator(wrapper, Subspace(parameters, []), {"": metric})
     with evaluator.attached():
         return evaluator(())[""]

@@ -56,7 +56,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Make the problem: model and data on every rank, weights from rank 0
         with comm.together():
             problem = load_problem(settings.problem, settings.problem_arguments)
-            problem.wrapper.restrict(settings.include, settings.exclude)
+            problem.wrapper.restrict(settings.include, settings.exclude, settings.trainable)
             adds_up = check_metrics(settings, problem)
         share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
