@@ -30,7 +30,7 @@ from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.numbers import count, double, numbers_of, reals, wide
-from .model_interface.rest import rest, share_rest, told
+from .model_interface.rest import rest, share_rest, told, unmoved
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .problems.checkpoint import find_checkpoints, read_parameters
@@ -215,6 +215,10 @@ class Landscape:
     ) -> Any:
         """Take rank 0's directions; what was warmed up before is gone. others: what else the ends have."""
         weights = self._weights()
+        if not weights:
+            raise UserError(
+                "the model has no parameter that can move: none is of real or complex floating-point numbers"
+            )
         state.broadcast(weights.values(), self.comm)
         moves = vectors if ends is None else ends
         moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
@@ -223,7 +227,7 @@ class Landscape:
         self._warn_of_zeros(weights, scaled=notes.get("normalization") in ("filter", "layer"))
         fixed = self._fixed(weights)
         along, stays = share_rest(self.model_wrapper, others, self.comm)
-        for note in told(self.model_wrapper, along, stays):
+        for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
             warnings.warn(note, stacklevel=4)
         own = state.state(self.model_wrapper.root)
         here = {**own, **fixed, **weights}

@@ -17,6 +17,9 @@ from .model_wrapper import ModelWrapper
 from .numbers import can_move
 from .state import broadcast
 
+FLOATS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+SMALL = [torch.int8, torch.uint8, *FLOATS]
+
 
 def rest(model: ModelWrapper) -> dict[str, Tensor]:
     """It, by name; but for batch normalization's statistics, which each point has its own of."""
@@ -66,6 +69,13 @@ def told(model: ModelWrapper, along: Sequence[Mapping[str, Tensor]], stays: Sequ
             yield f"as the other models have it, {how}: {few(names)}"
     if stays:
         yield f"other models have it otherwise, but it stays, as parameters beside it do: {few(stays)}"
+
+
+def unmoved(model: ModelWrapper) -> Iterator[str]:
+    """What a person is to know of weights that have no direction: whole numbers of more bits are no weights."""
+    for kind in (*SMALL, torch.complex32):
+        if names := [name for name, p in model.named_parameters() if p.dtype == kind]:
+            yield f"stays as it is, being of {str(kind).removeprefix('torch.')}: {few(names)}"
 
 
 def _same(tensor: Tensor, other: Tensor, name: str) -> bool:
