@@ -44,7 +44,9 @@ Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its s
 class Landscape:
     """A metric over a line or a plane of parameter space; use PlanarLossLandscape or LinearLossLandscape.
 
-    model: a module, or a wrapper that says what of it moves. steps: points along each axis, or a number for each.
+    model: a module, or a wrapper that says what of it moves; frozen parameters (requires_grad=False) move like the
+    others, ``wrap_model(model).restrict(trainable=True)`` leaves them. What is of 16 bits is computed in float32, and
+    rounded once for the model. steps: points along each axis, or a number for each.
     deepcopy_model: work on a copy, so that the model can be used meanwhile. comm: an MPI communicator: every rank calls
     the same methods, computes every size-th point, and gets the whole result; None: this process computes all.
     """

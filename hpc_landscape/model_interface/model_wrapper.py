@@ -68,17 +68,18 @@ class ModelWrapper(abc.ABC):
 
         trainable: only those that are trained, ``requires_grad``; without it frozen ones are perturbed like the others.
         """
-        names = [name for name, p in self.named_parameters() if p.requires_grad or not trainable]
-        if not names:
+        there = {name: p for name, p in self.named_parameters() if p.requires_grad or not trainable}
+        if not there:
             raise UserError(
                 "--trainable: every parameter is frozen (requires_grad=False), none would move: leave it out"
             )
-        self.only = set(select(names, include, exclude))
-        if not any(True for _ in self.named_moving()):
-            kinds = [f"{name} ({str(p.dtype).removeprefix('torch.')})" for name, p in self.named_parameters()]
+        chosen = select(list(there), include, exclude)
+        if not any(can_move(there[name]) for name in chosen):
+            kinds = [f"{name} ({str(there[name].dtype).removeprefix('torch.')})" for name in chosen]
             given = {"include": include, "exclude": exclude}
             options = " ".join(f"--{option} {text}" for option, text in given.items() if text) or "--trainable"
             raise UserError(f"{options}: none of the parameters that are left can move: {few(kinds)}")
+        self.only = set(chosen)
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
