@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -39,6 +40,11 @@ def memory_is_out(error: BaseException) -> bool:
 def printable(text: str, keep: str = "") -> str:
     """The text with what would break a line, or steer a terminal, escaped; but for the characters in keep."""
     return "".join(c.encode("unicode_escape").decode() if _steers(c) and c not in keep else c for c in text)
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are, on one line."""
+    return printable(", ".join(names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _steers(c: str) -> bool:

@@ -48,7 +48,8 @@ class PlanarLossLandscape(Landscape):
     def interpolation(self, end_one: Point, end_two: Point, low: float = 0.0, high: float = 1.0) -> PlanarLossLandscape:
         """The plane through three models: this one at (0, 0), the others, bitwise, at (1, 0) and (0, 1).
 
-        Their parameters, that is: batch normalization has this model's statistics everywhere, until ``warm_up``.
+        Buffers in which they differ go along: floating-point ones in proportion, others as a whole from 1 on, with a
+        warning that names them. Batch normalization has this model's statistics everywhere, until ``warm_up``.
         """
         return self._interpolation([end_one, end_two], low, high)
 
@@ -85,7 +86,8 @@ class LinearLossLandscape(Landscape):
     def interpolation(self, end_one: Point, low: float = 0.0, high: float = 1.0) -> LinearLossLandscape:
         """The line from this model, at 0, to another, bitwise, at 1.
 
-        Their parameters, that is: batch normalization has this model's statistics everywhere, until ``warm_up``.
+        Buffers in which they differ go along: floating-point ones in proportion, others as a whole from 1 on, with a
+        warning that names them. Batch normalization has this model's statistics everywhere, until ``warm_up``.
         """
         return self._interpolation([end_one], low, high)
 
@@ -105,7 +107,7 @@ class LinearLossLandscape(Landscape):
 def point(model: nn.Module | ModelWrapper, metric: Metric) -> Any:
     """The metric at the model itself, in eval mode."""
     wrapper = wrap_model(model)
-    parameters = {name: p.data for name, p in wrapper.named_parameters() if p.is_floating_point()}
+    parameters = {name: p.data for name, p in wrapper.named_moving()}
     evaluator = Evaluator(wrapper, Subspace(parameters, []), {"": metric})
     with evaluator.attached():
         return evaluator(())[""]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import __version__
 from .directions.file import read_directions
 from .directions.interpolation import differences
-from .directions.normalize import norm, normalize
+from .directions.normalize import norm, normalize, standing
 from .directions.pca import principal_directions
 from .directions.projection import project
 from .directions.random import random_directions
@@ -25,11 +25,13 @@ from .directions.recipes import around
 from .errors import UserError
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.trial import not_finite, try_batch
-from .grid import Axis, Grid, strided
+from .grid import NAMES, Axis, Grid, strided
 from .metrics import BatchMetric, Data, DataMetric, Metric
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
+from .model_interface.numbers import count, double, numbers_of, reals, wide
+from .model_interface.rest import rest, share_rest, told, unmoved
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .parallel.torch_state import LOCK, one_at_a_time
@@ -44,7 +46,9 @@ Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its s
 class Landscape:
     """A metric over a line or a plane of parameter space; use PlanarLossLandscape or LinearLossLandscape.
 
-    model: a module, or a wrapper that says what of it moves. steps: points along each axis, or a number for each.
+    model: a module, or a wrapper that says what of it moves; frozen parameters (requires_grad=False) move like the
+    others, ``wrap_model(model).restrict(trainable=True)`` leaves them. What is of 16 bits is computed in float32, and
+    rounded once for the model. steps: points along each axis, or a number for each.
     deepcopy_model: work on a copy, so that the model can be used meanwhile. comm: an MPI communicator: every rank calls
     the same methods, computes every size-th point, and gets the whole result; None: this process computes all.
     """
@@ -124,8 +128,10 @@ class Landscape:
     @one_at_a_time
     def _interpolation(self, ends: Sequence[Point], low: float, high: float) -> Any:
         weights = self._weights()
-        models = [dict(self._read(end)()) for end in ends]
-        return self._define("interpolation", differences(weights, models), [(low, high)] * self.dimensions, models)
+        models = [{name: t.to(weights[name].dtype) for name, t in self._read(end)().items()} for end in ends]
+        others = [self._rest_of(end) for end in ends]
+        sides = [(low, high)] * self.dimensions
+        return self._define("interpolation", differences(weights, models), sides, models, others)
 
     @one_at_a_time
     def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25) -> Any:
@@ -241,19 +247,33 @@ class Landscape:
         vectors: list[dict[str, Tensor]],
         sides: Sequence[tuple[float, float]],
         ends: list[dict[str, Tensor]] | None = None,
+        others: Sequence[Mapping[str, Tensor]] = (),
         **notes: Any,
     ) -> Any:
-        """Take rank 0's directions; what was warmed up before is gone."""
+        """Take rank 0's directions; what was warmed up before is gone. others: what else the ends have."""
         weights = self._weights()
+        if not weights:
+            raise UserError(
+                "the model has no parameter that can move: none is of real or complex floating-point numbers"
+            )
         state.broadcast(weights.values(), self.comm)
         moves = vectors if ends is None else ends
         moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
         state.broadcast((d for move in moves for d in move.values()), self.comm)
         self._vectors = moves if ends is None else differences(weights, moves)
+        self._warn_of_zeros(weights, scaled=notes.get("normalization") in ("filter", "layer"))
+        fixed = self._fixed(weights)
+        along, stays = share_rest(self.model_wrapper, others, self.comm)
+        for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
+            warnings.warn(note, stacklevel=4)
+        own = state.state(self.model_wrapper.root)
+        here = {**own, **fixed, **weights}
+        origin = {
+            name: here[name].detach().cpu().to(own[name].dtype) for name in {**weights, **(along[0] if along else {})}
+        }
+        moves = [{**move, **other} for move, other in zip(moves, along, strict=True)] if along else moves
         self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
-        self._make: Callable[..., Subspace] = partial(
-            Subspace, weights, moves, ends=ends is not None, fixed=self._fixed(weights)
-        )
+        self._make: Callable[..., Subspace] = partial(Subspace, origin, moves, ends=ends is not None, fixed=fixed)
         self._subspaces: dict[Any, Subspace] = {}
         self._statistics: dict[int, Tensor] = {}
         self._common: Tensor | None = None
@@ -268,9 +288,14 @@ class Landscape:
         return self._grid
 
     def _weights(self) -> dict[str, Tensor]:
-        """The parameters that move, as they are now, on the CPU."""
-        named = self.model_wrapper.named_parameters()
-        return {name: p.detach().cpu().clone() for name, p in named if p.is_floating_point()}
+        """The parameters that move, as they are now, on the CPU; those of 16 bits in 32, as directions are."""
+        named = self.model_wrapper.named_moving()
+        return {name: p.detach().cpu().to(wide(p.dtype), copy=True) for name, p in named}
+
+    def _warn_of_zeros(self, weights: Mapping[str, Tensor], scaled: bool) -> None:
+        """Say what does not move since its direction is zero."""
+        if text := standing(self._vectors, weights, NAMES, scaled):
+            warnings.warn(f"{text}; normalization=None does not scale" if scaled else text, stacklevel=5)
 
     def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Buffers as they are now; on several ranks rank 0's, and its parameters that do not move."""
@@ -301,7 +326,7 @@ class Landscape:
         moved = {name: weights[name] for name, d in direction.items() if bool(d.any())}
         length = norm(direction)
         factor = norm(moved) / length if length > 0 else torch.zeros((), dtype=torch.float64, device="cpu")
-        return {name: (d.double() * factor).to(d.dtype) for name, d in direction.items()}
+        return {name: (double(d) * factor).to(d.dtype) for name, d in direction.items()}
 
     def _direction(self, given: Any) -> dict[str, Tensor]:
         """A direction by name: from a mapping (what is missing does not move), tensors in order, or one flat array."""
@@ -309,10 +334,11 @@ class Landscape:
         if not isinstance(given, Mapping):
             if isinstance(given, (Tensor, np.ndarray)):
                 flat = torch.as_tensor(given, device="cpu").reshape(-1)
-                sizes = [w.numel() for w in weights.values()]
+                sizes = [count(w) for w in weights.values()]
                 if flat.numel() != sum(sizes):
                     raise UserError(f"a direction of {flat.numel()} numbers for {sum(sizes)} parameters")
-                given = [part.reshape(w.shape) for part, w in zip(flat.split(sizes), weights.values(), strict=True)]
+                parts = zip(flat.split(sizes), weights.values(), strict=True)
+                given = [numbers_of(part.reshape(reals(w).shape), w) for part, w in parts]
             given = list(given)
             if len(given) != len(weights):
                 raise UserError(f"a direction of {len(given)} tensors for {len(weights)} parameters")
@@ -320,6 +346,10 @@ class Landscape:
         for name, d in given.items():
             if name not in weights or d.shape != weights[name].shape:
                 raise UserError(f"a direction's {name} {tuple(d.shape)} is no parameter that moves, or another shape")
+        if odd := [
+            name for name, d in given.items() if torch.as_tensor(d).is_complex() and not weights[name].is_complex()
+        ]:
+            raise UserError(f"a direction's {odd[0]} is complex, and the parameter is not")
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         return zeros | {
             name: torch.as_tensor(d, device="cpu").detach().to(weights[name].dtype) for name, d in given.items()
@@ -350,6 +380,15 @@ class Landscape:
                 "same architecture"
             )
         return lambda: {name: point[name].detach().cpu() for name in names}
+
+    def _rest_of(self, point: Point) -> dict[str, Tensor]:
+        """The buffers of another model, and what else has no direction, by name."""
+        root, wanted = self.model_wrapper.root, rest(self.model_wrapper)
+        if isinstance(point, Path):
+            names = [name for name in wanted if name in root.state_dict()]
+            return dict(read_parameters(os.fspath(point), root, names, True, "checkpoint"))
+        given = state.state(wrap_model(point).root) if isinstance(point, (nn.Module, ModelWrapper)) else point
+        return {name: given[name].detach().cpu() for name in wanted if name in given}
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)

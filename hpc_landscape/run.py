@@ -59,7 +59,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Make the problem: model and data on every rank, weights from rank 0
         with comm.together():
             problem = load_problem(settings.problem, settings.problem_arguments)
-            problem.wrapper.restrict(settings.include, settings.exclude)
+            problem.wrapper.restrict(settings.include, settings.exclude, settings.trainable)
             adds_up = check_metrics(settings, problem)
         threads = torch.get_num_threads()  # the factory may have set it
         share_weights(settings, problem, stored, comm, say)

@@ -78,9 +78,10 @@ def _read_npz(path: str, where: str) -> dict[str, Tensor]:
 
 
 def _from_numpy(arrays: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    if bad := [f"{name} {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "fiu"]:
+    if bad := [f"{name} {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "fiuc"]:
         raise UserError(f"{where}: holds arrays that are not of real numbers: {first_few(bad)}")
-    return {name: torch.from_numpy(np.array(array, np.float64)) for name, array in arrays.items()}
+    kinds = {name: np.complex128 if array.dtype.kind == "c" else np.float64 for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.array(array, kinds[name])) for name, array in arrays.items()}
 
 
 def _fitted(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -94,7 +95,9 @@ def _fitted(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where:
         if t.shape != weights[name].shape
     ]:
         raise UserError(f"{where}: other shapes than the model's: {first_few(shapes)}")
-    if odd := [name for name, t in tensors.items() if t.is_complex() or t.layout != torch.strided or t.is_meta]:
+    if odd := [name for name, t in tensors.items() if t.is_complex() and not weights[name].is_complex()]:
+        raise UserError(f"{where}: holds arrays that are not of real numbers: {first_few(odd)}; the model's are")
+    if odd := [name for name, t in tensors.items() if t.layout != torch.strided or t.is_meta]:
         raise UserError(f"{where}: holds tensors that are not dense ones of real numbers: {first_few(odd)}")
     direction = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for name, tensor in tensors.items():

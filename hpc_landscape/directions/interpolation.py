@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model_interface.numbers import double
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def differences(origin: Mapping[str, Tensor], ends: Sequence[Mapping[str, Tensor
     """
     made = []
     for i, end in enumerate(ends, start=1):
-        direction = {name: (end[name] - start).to(start.dtype) for name, start in origin.items()}
+        direction = {name: (double(end[name]) - double(start)).to(start.dtype) for name, start in origin.items()}
         which = f"model {i} of the {len(ends)} to go to"
         if not any(bool(d.any()) for d in direction.values()):
             raise UserError(f"{which} equals the model at the origin: no direction leads to it; give another one")

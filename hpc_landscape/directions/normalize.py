@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import few
 from ..model_interface.model_parameters import EPSILON, match_norm
+from ..model_interface.numbers import double, inner
 
 
 def normalize(
@@ -17,15 +19,15 @@ def normalize(
 
     A part is, for ``filter``, each slice over dimension 0 of a parameter with 2 or more dimensions; for ``layer`` a
     whole parameter; for ``model`` the whole vector. Parameters with fewer dimensions are zero (``biasbn``), or one
-    filter each (``none``; also where there are no others). Norms are taken in float64; the result has the weights'
-    dtype. Zero weights give zeros.
+    filter each (``none``; also where there are no others). Norms are taken in float64, of complex numbers by their
+    modulus; the result has the weights' dtype. Zero weights give zeros.
     """
     if all(weights[name].ndim < 2 for name in direction):
         ignore = "none"  # or nothing would move
     kept = {}
     for name, d in direction.items():
         zero = ignore == "biasbn" and weights[name].ndim < 2
-        kept[name] = torch.zeros_like(d, dtype=torch.float64) if zero else d.double()
+        kept[name] = torch.zeros_like(double(d)) if zero else double(d)
     if how == "model":
         scale = norm({name: weights[name] for name in kept}) / (norm(kept) + EPSILON)
         kept = {name: d * scale for name, d in kept.items()}
@@ -34,16 +36,38 @@ def normalize(
     return {name: d.to(weights[name].dtype) for name, d in kept.items()}
 
 
+def standing(
+    vectors: Sequence[Mapping[str, Tensor]], weights: Mapping[str, Tensor], axes: Sequence[str], scaled: bool
+) -> str:
+    """What a person is to know of directions that are zero, all of them or, where each part was scaled, some; or ''."""
+    named = [name for name, w in weights.items() if w.numel() and not bool(w.any())]
+    if still := [axis for axis, vector in zip(axes, vectors, strict=False) if not any(map(_any, vector.values()))]:
+        why = f", since the weights it is scaled to are ({few(named)})" if named else ""
+        return f"zero everywhere, so that nothing changes along it: direction {' and '.join(still)}{why}"
+    several = any(w.ndim > 1 for w in weights.values())  # else those of one dimension move
+    found = [n for n in named if not _any(vectors[0].get(n)) and (weights[n].ndim > 1 or not several)] if scaled else []
+    if not found:
+        return ""
+    return (
+        f"{len(found)} of {len(weights)} tensors do not move, since a direction is scaled to the weights and these are "
+        f"zero, as a fresh adapter's are: {few(found)}"
+    )
+
+
+def _any(tensor: Tensor | None) -> bool:
+    return tensor is not None and bool(tensor.any())
+
+
 def orthogonalize(direction: Mapping[str, Tensor], against: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of the direction that is orthogonal to another; the direction itself where the other is zero."""
     length = dot(against, against)
     factor = dot(direction, against) / length if length > 0 else torch.zeros((), dtype=torch.float64, device="cpu")
-    return {name: (d.double() - factor * against[name].double()).to(d.dtype) for name, d in direction.items()}
+    return {name: (double(d) - factor * double(against[name])).to(d.dtype) for name, d in direction.items()}
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """The inner product of two directions, float64."""
-    products = [(a[name].double() * b[name].double()).sum() for name in a]
+    """The inner product of two directions, float64; of complex numbers as pairs of real ones."""
+    products = [inner(a[name], b[name]) for name in a]
     return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64, device="cpu")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model_interface.numbers import double, like, numbers_of, reals
 from ..model_interface.state import nbytes
 from .normalize import norm, orthogonalize
 
@@ -26,8 +27,9 @@ def principal_directions(
 
     The principal components of n checkpoints about their mean (Li et al. 2018, section 7.2, have the same: there,
     differences to the final model). The origin gives names, shapes and dtypes, and should be near the checkpoints:
-    inner products are of differences to it. Directions are orthonormal in float64, before they take its dtypes. A
-    component's sign: of the checkpoints farthest out along it, the first has a negative coordinate.
+    inner products are of differences to it; complex numbers are pairs of real ones. Directions are orthonormal in
+    float64, before they take its dtypes. A component's sign: of the checkpoints farthest out along it, the first has a
+    negative coordinate.
 
     Checkpoints, on the CPU, are called one at a time, and as many are held as fit in ``memory`` bytes, at least 2;
     where not all do, each is called again for every block of half as many before it. Then all are called once more for
@@ -42,8 +44,7 @@ def principal_directions(
         raise UserError(f"{needed}, and the {n} given span a space of dimension {len(variances)}: give others")
     directions = _combine(checkpoints, origin, vectors[:, :count])
     directions = [
-        {name: d.view(origin[name].shape).to(origin[name].dtype) for name, d in direction.items()}
-        for direction in _orthonormal(directions)
+        {name: _shaped(d, origin[name]) for name, d in direction.items()} for direction in _orthonormal(directions)
     ]
     return directions, variances / variances.sum()
 
@@ -86,7 +87,7 @@ def _block_products(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]], orig
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device="cpu")
     step = max(1, PIECE // (len(a) + len(b)))
     for name, start in origin.items():
-        start = start.reshape(-1)
+        start = reals(start).reshape(-1)
         for i in range(0, start.numel(), step):
             piece = slice(i, i + step)
             left, right = (
@@ -101,13 +102,13 @@ def _combine(checkpoints: Checkpoints, origin: Mapping[str, Tensor], vectors: np
     """sum_i vectors[i, k] * (checkpoint i - mean) for every k, flat, float64."""
     shares = vectors - vectors.mean(axis=0)  # they sum to zero, so that the mean drops out
     sums = [
-        {name: torch.zeros(t.numel(), dtype=torch.float64, device="cpu") for name, t in origin.items()}
+        {name: torch.zeros(reals(t).numel(), dtype=torch.float64, device="cpu") for name, t in origin.items()}
         for _ in shares.T
     ]
     for i in range(len(checkpoints)):
         tensors = _load(checkpoints, i, origin)
         for name, start in origin.items():
-            difference = tensors[name].double() - start.reshape(-1).double()
+            difference = tensors[name].double() - reals(double(start)).reshape(-1)
             for k, direction in enumerate(sums):
                 direction[name].add_(difference, alpha=float(shares[i, k]))
     return sums
@@ -124,10 +125,16 @@ def _orthonormal(directions: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]
     return made
 
 
+def _shaped(flat: Tensor, start: Tensor) -> Tensor:
+    """A flat part of a direction as the parameter is: its shape and dtype."""
+    return numbers_of(flat.view(reals(start).shape), start).to(start.dtype)
+
+
 def _load(checkpoints: Checkpoints, i: int, origin: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Checkpoint i's tensors of the origin's names, flat."""
+    """Checkpoint i's tensors of the origin's names, flat, complex ones as pairs."""
     given = checkpoints[i]()
-    tensors = {name: given[name].reshape(-1) for name in origin}
+    found = {name: given[name].to(like(given[name].dtype, start)) for name, start in origin.items()}
+    tensors = {name: reals(t).reshape(-1) for name, t in found.items()}
     if bad := next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None):
         raise UserError(
             f"checkpoint {i + 1} of {len(checkpoints)} has values in {bad} that are not finite: leave it out"

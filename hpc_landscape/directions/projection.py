@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model_interface.numbers import double
 from .normalize import dot, norm
 
 DEPENDENT = 1e-12  # a squared sine: directions at an angle below 1e-6 span one dimension
@@ -39,11 +40,11 @@ def project(
 def _project_one(
     point: Mapping[str, Tensor], origin: Mapping[str, Tensor], directions: list[dict[str, Tensor]], solver: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    rest = {name: point[name].double() - start.double() for name, start in origin.items()}
+    rest = {name: double(point[name]) - double(start) for name, start in origin.items()}
     coordinates = solver @ np.array([float(dot(direction, rest)) for direction in directions])
     for c, direction in zip(coordinates, directions, strict=True):
         for name, d in direction.items():
-            rest[name].sub_(d.double(), alpha=float(c))
+            rest[name].sub_(double(d), alpha=float(c))
     return coordinates, float(norm(rest))
 
 

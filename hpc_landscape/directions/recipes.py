@@ -31,7 +31,8 @@ STEPS = 40  # at most about so many along an axis that is made for it
 class Directions:
     """What coordinates mean. vectors: a mapping by parameter name for each axis, on the CPU.
 
-    ends: the models that the vectors lead to, where they do. axes: a MIN:MAX:N for each axis, where the kind of
+    ends: the models that the vectors lead to, where they do. rest: what else they have otherwise, and what of it goes
+    along, by name, for each. stays: names of what does not. axes: a MIN:MAX:N for each axis, where the kind of
     direction knows better than the problem. notes: what else the file is to say.
     """
 
@@ -39,11 +40,15 @@ class Directions:
     ends: list[dict[str, Tensor]] | None = None
     axes: list[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    rest: list[dict[str, Tensor]] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
 
     @property
     def moves(self) -> list[dict[str, Tensor]]:
         """What a Subspace takes: the ends where there are some."""
-        return self.vectors if self.ends is None else self.ends
+        if self.ends is None:
+            return self.vectors
+        return [{**end, **rest} for end, rest in zip(self.ends, self.rest or [{}] * len(self.ends), strict=True)]
 
 
 def make_directions(
@@ -83,10 +88,12 @@ def _interpolation(settings: Settings, weights: Mapping[str, Tensor], read: Read
     """From the model to one, two or three others."""
     if settings.normalized != "none" or settings.orthogonalize:
         raise UserError("--directions interpolation leads to other models: no --normalization, no --orthogonalize")
-    ends = [dict(read(path, "--to")) for path in split(settings.to)]
+    models = [dict(read(path, "--to")) for path in split(settings.to)]
+    ends = [{name: model[name].to(w.dtype) for name, w in weights.items()} for model in models]
     with _said_of(f"--to {settings.to}"):
         vectors = differences(weights, ends)
-    return Directions(vectors, ends, ["-0.5:1.5:41"] * len(ends))
+    rest = [{name: t for name, t in model.items() if name not in weights} for model in models]
+    return Directions(vectors, ends, ["-0.5:1.5:41"] * len(ends), rest=rest)
 
 
 def _pca(
@@ -107,6 +114,7 @@ def _hessian(
 ) -> Directions:
     """The directions of largest curvature, of unit length unless normalized."""
     vectors, values = eigenvectors(settings.dimensions)
+    vectors = [{name: d.to(weights[name].dtype) for name, d in vector.items()} for vector in vectors]
     return Directions(_normalized(settings, weights, vectors), notes={"hessian_eigenvalues": values})
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..metrics.data import each_tensor, full_precision
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import can_move, like
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.d
     }
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: low for name, t in tensors.items() if t.dtype == torch.float32 and name not in kept}
+
+
+def compute_dtype(model: nn.Module, form: Form, dtype: torch.dtype | None = None) -> str:
+    """What the parameters are when the model computes: dtype for all of them, else their own, or as the form has it."""
+    shown = shown_dtypes(model, form.low)
+    kinds = {
+        like(dtype, p) if dtype is not None and can_move(p) else shown.get(name, p.dtype)
+        for name, p in model.named_parameters()
+    }
+    words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return words + " by autocast in bfloat16" * form.autocast
 
 
 class Recast(ModelWrapper):

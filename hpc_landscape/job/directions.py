@@ -18,6 +18,8 @@ from ..evaluate.form import PLAIN
 from ..grid import NAMES, Grid
 from ..metrics import hessian_eigenvectors
 from ..model_interface import state
+from ..model_interface.numbers import wide
+from ..model_interface.rest import rest, share_rest
 from ..parallel.comm import Comm
 from ..problems.checkpoint import find_checkpoints, read_parameters
 from ..problems.problem import Problem
@@ -42,8 +44,8 @@ def locate(settings: Settings, comm: Comm) -> tuple[Settings, list[str]]:
 
 
 def moving(problem: Problem) -> dict[str, Tensor]:
-    """The parameters that move, by name, on the CPU."""
-    return {name: p.data.cpu() for name, p in problem.wrapper.named_parameters() if p.is_floating_point()}
+    """The parameters that move, by name, on the CPU, as directions are computed with: those of 16 bits in 32."""
+    return {name: p.data.cpu().to(wide(p.dtype)) for name, p in problem.wrapper.named_moving()}
 
 
 def share_directions(
@@ -57,9 +59,10 @@ def share_directions(
 ) -> Directions:
     """Rank 0's directions, made or read from the file that is gone on with, for every rank."""
     weights = moving(problem)
-    read = reader(settings, problem, list(weights))
     blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(settings.dimensions)]
     ends = settings.directions == "interpolation"
+    own = rest(problem.wrapper) if ends else {}
+    read = reader(settings, problem, [*weights, *(name for name in own if name in problem.root.state_dict())])
     made = Directions(blank, blank if ends else None)
     with comm.together():
         if comm.is_root and stored is not None and stored.has_directions and not ends:
@@ -67,7 +70,9 @@ def share_directions(
         elif comm.is_root:
             eigenvectors = partial(_eigenvectors, settings, problem, sets, weights, device)
             made = make_directions(settings, weights, read, trajectory, eigenvectors)
-    state.broadcast((d for vector in made.moves for d in vector.values()), comm)
+    vectors = made.vectors if made.ends is None else made.ends
+    state.broadcast((d for vector in vectors for d in vector.values()), comm)
+    made.rest, made.stays = share_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
     return made
 

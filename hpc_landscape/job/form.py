@@ -100,13 +100,16 @@ class Maker:
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
 
     def _subspace(self, form: Form) -> Subspace:
-        weights = state.parameters(self.problem.root)
+        tensors, directions = state.state(self.problem.root), self.directions
         return Subspace(
-            {name: weights[name] for name in self.directions.vectors[0]},
-            self.directions.moves,
+            {
+                name: tensors[name]
+                for name in (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
+            },
+            directions.moves,
             self.device,
             self.dtype,
-            ends=self.directions.ends is not None,
+            ends=directions.ends is not None,
             shown=shown_dtypes(self.problem.root, form.low),
             channels_last=form.channels_last,
             rows=form.points,

@@ -16,7 +16,8 @@ from .. import __version__
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
 from ..errors import UserError, printable, reason
-from ..evaluate.evaluator import Evaluator
+from ..evaluate.evaluator import DTYPES, Evaluator
+from ..evaluate.form import compute_dtype
 from ..grid import Grid
 from ..model_interface import state
 from ..parallel.comm import Comm
@@ -83,13 +84,19 @@ class Plan:
         for option in ("to", "direction_files", "include", "exclude"):
             if (value := getattr(settings, option)) is not None:
                 words += [option, value]
-        return " ".join(words) + " orthogonalized" * settings.orthogonalize
+        return " ".join(words) + " trainable" * settings.trainable + " orthogonalized" * settings.orthogonalize
+
+    @property
+    def compute_dtype(self) -> str:
+        """In what the model computes."""
+        return compute_dtype(self.problem.root, self.evaluator.form, DTYPES.get(self.settings.precision))
 
     def identity(self) -> dict[str, Any]:
         """What the values depend on: a run goes on with a file only where all of it is equal."""
         settings, loss = self.settings, self.problem.loss
         vectors = enumerate(self.directions.vectors)
         directions = {f"{i}/{name}": d for i, vector in vectors for name, d in vector.items()}
+        directions |= {f"{i}/{name}": t for i, other in enumerate(self.directions.rest) for name, t in other.items()}
         sizes = {f"batch_size_{name}" if name else "batch_size": b for name, b in self.sets.evaluation.items()}
         sizes["warmup_batch_size"] = self.sets.warmup
         return {
@@ -130,6 +137,9 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "parameters": sum(t.numel() for t in state.parameters(plan.problem.root).values()),
         "directions": settings.directions,
         "normalization": settings.normalized,
+        **({"trainable": 1} if settings.trainable else {}),
+        "compute_dtype": plan.compute_dtype,
+        **({"interpolated": ",".join(plan.directions.rest[0])} if any(plan.directions.rest) else {}),
         **plan.directions.notes,
         **{name: int(getattr(settings, name) or 0) for name in CHOICES},
         **({"tuned": plan.tuned} if plan.tuned else {}),

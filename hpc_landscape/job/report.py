@@ -9,20 +9,24 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from ..directions.normalize import cosine
+from ..directions.normalize import cosine, standing
 from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
 from ..grid import strided
 from ..model_interface import state
+from ..model_interface.numbers import can_move
+from ..model_interface.rest import told
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
 from ..progress import duration, size
 from ..settings import Settings
 from ..store import layout
 from ..store.writer import Writer, time_to_finish
+from .directions import moving
 from .failures import place
 from .plan import Plan
 from .room import bytes_of, free
@@ -51,6 +55,9 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     angle = f", cosine {cosine(*vectors[:2]):.4f}" if comm.is_root and len(vectors) > 1 else ""
     seed = f", seed {settings.seed}" if settings.directions == "random" else ""
     say(f"directions   {len(vectors)} {plan.recipe}{seed}{angle}")
+    if comm.is_root:
+        for note in _notes(plan):
+            say(f"note         {note}")
     say(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
     say(f"metrics      {', '.join(q.name for q in plan.quantities)}")
     if not plan.evaluator.form.exact and not plan.stored:
@@ -59,7 +66,7 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     where = ", ".join(sorted({name for _, name in devices})[:8])
     say(
         f"ranks        {comm.size} on {nodes} node{'s' * (nodes > 1)}, {where}, "
-        f"{threads} thread{'s' * (threads > 1)} each, {settings.precision}"
+        f"{threads} thread{'s' * (threads > 1)} each, {_precision_text(plan)}"
     )
     say(f"writer       {writer.__name__} -> {settings.output}" + (" (going on)" if stored else ""))
     if shared > 1:
@@ -83,7 +90,35 @@ def _data_text(plan: Plan) -> str:
 def _parameter_text(plan: Plan) -> str:
     model = state.parameters(plan.problem.root)
     total, moved = (sum(t.numel() for t in tensors.values()) for tensors in (model, plan.directions.vectors[0]))
-    return f"{total:,} in {len(model)} tensors" + (f", of which {moved:,} can move" if moved < total else "")
+    chosen = dict(plan.problem.wrapper.named_parameters())
+    frozen = sum(chosen[name].numel() for name in plan.directions.vectors[0] if not chosen[name].requires_grad)
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in chosen.values() if not can_move(p)})
+    words = [
+        f"{moved:,} can move" + (f" ({', '.join(kinds)} cannot)" if kinds else "") if moved < total else "",
+        f"{frozen:,} are frozen (requires_grad=False) and move all the same; --trainable leaves them" if frozen else "",
+    ]
+    text = " and ".join(filter(None, words))
+    return f"{total:,} in {len(model)} tensors" + (f", of which {text}" if text else "")
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """What is to be known of the directions."""
+    settings, directions = plan.settings, plan.directions
+    scaled = settings.normalized in ("filter", "layer")
+    if text := standing(directions.vectors, moving(plan.problem), plan.grid.names, scaled):
+        remedy = "; --normalization none does not scale" if settings.normalized != "none" else ""
+        biases = " (--ignore none lets biases move)" if settings.ignore == "biasbn" and not scaled else ""
+        yield text + remedy + biases
+    yield from told(plan.problem.wrapper, directions.rest, directions.stays)
+    if directions.ends is not None and plan.evaluator.bn == "running":
+        yield "batch normalization has the statistics of the model at the origin everywhere (--bn running)"
+
+
+def _precision_text(plan: Plan) -> str:
+    """The precision asked for; where the model is not of 32 bits by itself, what it is."""
+    own = plan.compute_dtype
+    usual = set(own.split(", ")) <= {"float32", "complex64"} or plan.settings.precision not in ("fp32", "tf32")
+    return plan.settings.precision if usual else f"{own}, as the model is"
 
 
 def _warm_text(plan: Plan) -> str:

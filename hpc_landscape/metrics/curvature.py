@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import can_move, count, inner, wide
 from .data import Data
-from .gradient import LossFunction, Parts, batch_gradients, differentiable, double, unflatten, weighted_mean
+from .gradient import LossFunction, Parts, batch_gradients, differentiable, unflatten, weighted_mean
 from .metric import DataMetric
 from .statistics import mean_and_error
 
@@ -38,7 +39,7 @@ class Hessian:
 
     def __init__(self, model: ModelWrapper, parameters: Sequence[Tensor], loss_fn: LossFunction, data: Data):
         self.model, self.parameters, self.loss_fn, self.data = model, parameters, loss_fn, data
-        self.size = sum(p.numel() for p in parameters)
+        self.size = sum(map(count, parameters))  # complex numbers are pairs of real ones
         self._kept = list(self._compute()) if data.single else None  # one graph is kept; of many one at a time
 
     def gradients(self) -> Iterator[tuple[Parts, float]]:
@@ -200,10 +201,11 @@ def hessian_eigenvectors(
 ) -> tuple[list[dict[str, Tensor]], np.ndarray]:
     """Eigenvectors of the Hessian's largest eigenvalues, and those, descending; at the parameters as they are.
 
-    A vector is a mapping by parameter name, of unit length, in the parameters' dtype, on the CPU; of its two signs it
-    has the one that makes its largest component positive. UserError where there are none, or none are found.
+    A vector is a mapping by parameter name, of unit length, in the parameters' dtype, at least float32, on the CPU; of
+    its two signs it has the one that makes its largest component positive. UserError where there
+    are none, or none are found.
     """
-    names = [name for name, parameter in model_wrapper.named_parameters() if parameter.is_floating_point()]
+    names = [name for name, parameter in model_wrapper.named_parameters() if can_move(parameter)]
     with twice_differentiable(model_wrapper) as parameters:
         hessian = Hessian(model_wrapper, parameters, loss_fn, data)
         if hessian.size < count:
@@ -214,7 +216,7 @@ def hessian_eigenvectors(
             raise UserError("hessian: the loss has no finite second derivatives at the model") from None
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(count)])
     made = [unflatten(np.ascontiguousarray(vector), parameters) for vector in vectors.T]
-    dtypes = [parameter.dtype for parameter in parameters]
+    dtypes = [wide(parameter.dtype) for parameter in parameters]
     return [
         {name: part.to(dtype) for name, part, dtype in zip(names, vector, dtypes, strict=True)} for vector in made
     ], values
@@ -269,5 +271,4 @@ class HessianTrace(DataMetric):
 
 def _dot(vector: ModelParameters, product: Parts) -> float:
     """The inner product in float64, on the product's device."""
-    pairs = [(v, double(p)) for v, p in zip(vector, product, strict=True) if p is not None]
-    return sum(float((v.to(p.device) * p).sum()) for v, p in pairs)
+    return sum(float(inner(p, v)) for v, p in zip(vector, product, strict=True) if p is not None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import is_dataclass
+from operator import is_
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import HALVES
 from ..parallel.generators import apart
 
 
@@ -45,19 +50,19 @@ class Data:
                 yield fresh(move(batch, None if others else home))
 
     def output(self, model: ModelWrapper, batch: Any) -> Any:
-        """What the model says to a batch."""
+        """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
         if self.forward:
-            return self.forward(model.get_model(), batch)
+            return full_precision(self.forward(model.get_model(), batch))
         if isinstance(batch, (Mapping, Tensor)):
             raise UserError(
                 f"a batch is a {type(batch).__name__}, not (input, target): give Problem, or Data, a "
                 "forward=lambda model, batch: ..., and a loss(output, batch)"
             )
-        return model.forward(batch[0])
+        return full_precision(model.forward(batch[0]))
 
     def target(self, batch: Any) -> Any:
         """What the loss compares the output with."""
-        return batch if self.forward else batch[1]
+        return batch if self.forward else full_precision(batch[1])
 
     def items(self, batch: Any) -> float:
         """By how much the batch's mean weighs."""
@@ -100,6 +105,8 @@ def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = No
     """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype, images in that order."""
 
     def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_complex() and dtype == torch.float64:
+            return tensor.to(device, torch.complex128, non_blocking=True)
         if not tensor.is_floating_point():
             return tensor.to(device, non_blocking=ahead)
         order = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
@@ -123,6 +130,31 @@ def each_tensor(thing: Any, change: Callable[[Tensor], Tensor], device: torch.de
     return thing.to(device) if device is not None and hasattr(thing, "to") else thing
 
 
-def full_precision(output: Any) -> Any:
-    """What a model says in 16 bits, in 32: losses are computed in no less."""
-    return each_tensor(output, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)
+def full_precision(thing: Any) -> Any:
+    """The same nest with what is of 16 bits in 32, each part of the type that it had; a single number stays.
+
+    A number that is the loss already was rounded when it was computed: ``loss_of`` says so.
+    """
+    if isinstance(thing, Tensor):
+        return thing.float() if thing.dtype in HALVES and thing.ndim else thing
+    if isinstance(thing, (tuple, list)):
+        parts = [full_precision(part) for part in thing]
+        if all(map(is_, parts, thing)):
+            return thing
+        return type(thing)(*parts) if hasattr(thing, "_fields") else type(thing)(parts)
+    held = thing if isinstance(thing, MutableMapping) else vars(thing) if _is_record(thing) else {}
+    changed = {key: new for key, value in held.items() if (new := full_precision(value)) is not value}
+    if not changed:
+        return thing
+    thing = copy.copy(thing)
+    for key, value in changed.items():
+        if isinstance(thing, MutableMapping):
+            thing[key] = value
+        else:
+            object.__setattr__(thing, key, value)  # it may be frozen
+    return thing
+
+
+def _is_record(thing: Any) -> bool:
+    """Whether an object does nothing but hold values."""
+    return (is_dataclass(thing) and not isinstance(thing, type)) or isinstance(thing, SimpleNamespace)

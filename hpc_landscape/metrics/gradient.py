@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import can_move, count, double, numbers_of
 from .data import Data
 from .metric import DataMetric
 from .supervised import loss_of
@@ -23,19 +24,20 @@ Parts = Sequence["Tensor | None"]  # one for each parameter; None where the loss
 
 def floating(model: ModelWrapper) -> list[nn.Parameter]:
     """The perturbed parameters that a gradient is of, in the order that they have in every vector."""
-    return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-
-
-def double(tensor: Tensor) -> Tensor:
-    """In float64; where the device has none (MPS), on the host."""
-    tensor = tensor.detach().to_dense()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return [parameter for parameter in model.parameters() if can_move(parameter)]
 
 
 def unflatten(vector: np.ndarray, parameters: Sequence[Tensor]) -> ModelParameters:
-    """A vector of all their numbers as tensors of the parameters' shapes, on the CPU."""
-    parts = torch.from_numpy(vector).split([p.numel() for p in parameters])
-    return ModelParameters(part.reshape(p.shape) for part, p in zip(parts, parameters, strict=True))
+    """A vector of all their real numbers as tensors of the parameters' shapes, on the CPU."""
+    parts = torch.from_numpy(vector).split([count(p) for p in parameters])
+    return ModelParameters(_shaped(part, p) for part, p in zip(parts, parameters, strict=True))
+
+
+def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
+    if not parameter.is_complex():
+        return part.reshape(parameter.shape)
+    part = part if part.is_floating_point() else part.float()  # signs
+    return numbers_of(part.reshape(*parameter.shape, 2), parameter)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import count
 from .gradient import LossFunction, floating, movable, unflatten
 from .metric import DataMetric
 from .supervised import Loss
@@ -54,6 +55,6 @@ class LossPerturbations(DataMetric):
         """(direction, its norm): a normal vector points anywhere with equal probability."""
         generator = np.random.default_rng(self.seed)
         for _ in range(self.n_directions):
-            vector = generator.standard_normal(sum(p.numel() for p in parameters), dtype=np.float32)
+            vector = generator.standard_normal(sum(map(count, parameters)), dtype=np.float32)
             direction = unflatten(vector, parameters)
             yield direction, direction.model_norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model_interface.numbers import HALVES
 from .metric import BatchMetric
 
 
@@ -21,6 +23,12 @@ def loss_of(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> Ten
         raise UserError(
             f"the loss returned a tensor of shape {tuple(loss.shape)}: it must be one number, the mean over the "
             "batch (reduction='mean')"
+        )
+    if loss.dtype in HALVES:
+        warnings.warn(
+            f"the loss is a {str(loss.dtype).removeprefix('torch.')}, of 2 or 3 digits: where it is computed, in the "
+            "model or in forward, take .float() of what it is computed of",
+            stacklevel=2,
         )
     return loss.reshape(())
 

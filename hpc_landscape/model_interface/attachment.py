@@ -24,6 +24,7 @@ class _Copies:
     own: list[tuple[nn.Module, str, Tensor | None]] = field(default_factory=list)
     pristine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the same of batch normalization
+    named: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Attachment:
@@ -77,6 +78,7 @@ class Attachment:
                 copies[id(value)] = buffer(value, name).clone()
                 pairs = made.kept if isinstance(module, _BatchNorm) else made.pristine
                 pairs.append((copies[id(value)], copies[id(value)].clone()))
+                made.named[name] = copies[id(value)]
             made.own.append((module, key, copies.get(id(value))))
         return made
 
@@ -85,6 +87,11 @@ class Attachment:
         self.now = self.points[point]
         for module, key, copy in self.now.own:
             module._buffers[key] = copy
+
+    def give(self, name: str, value: Tensor, point: int) -> None:
+        """A buffer as it is to be at this point; where none are held for it, as in a block, the block has it."""
+        if point < len(self.points):
+            self.points[point].named[name].copy_(value)
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .numbers import count, double, inner, numbers_of, reals, wide
+
 EPSILON = 1e-10
 
 
@@ -17,7 +19,8 @@ class ModelParameters:
     """A vector whose components are tensors, on whatever devices and in whatever dtypes they are.
 
     Operators make new tensors; methods that end in ``_`` change these in place, without a gradient. Operands have equal
-    shapes, tensor by tensor; scalars are numbers.
+    shapes, tensor by tensor; scalars are numbers. A complex number is a pair of real ones: it counts as two, the inner
+    product is that of the pairs, and norms are of its modulus.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -28,8 +31,8 @@ class ModelParameters:
         return len(self.parameters)
 
     def numel(self) -> int:
-        """How many numbers there are in all."""
-        return sum(p.numel() for p in self.parameters)
+        """How many real numbers there are in all."""
+        return sum(count(p) for p in self.parameters)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.parameters[index]
@@ -93,22 +96,22 @@ class ModelParameters:
 
     def dot(self, other: ModelParameters) -> float:
         """The inner product, added up in float64."""
-        return sum((_double(a) * _double(b).to(a.device)).sum().item() for a, b in self._pairs(other))
+        return sum(inner(a, b).item() for a, b in self._pairs(other))
 
     def model_norm(self, order: float = 2) -> float:
         """The norm of the whole vector."""
-        norms = [float(torch.linalg.vector_norm(_double(p), order)) for p in self if p.numel()]
+        norms = [float(torch.linalg.vector_norm(double(p), order)) for p in self if p.numel()]
         parts = torch.tensor(norms, dtype=torch.float64, device="cpu")
         return float(torch.linalg.vector_norm(parts, order)) if norms else 0.0
 
     def layer_norm(self, index: int, order: float = 2) -> float:
         """The norm of one tensor."""
-        return float(torch.linalg.vector_norm(_double(self[index]), order))
+        return float(torch.linalg.vector_norm(double(self[index]), order))
 
     def filter_norm(self, index: tuple[int, int], order: float = 2) -> float:
         """The norm of one filter: of the slice index[1], over dimension 0, of the tensor index[0]."""
         layer, filter_ = index
-        return float(torch.linalg.vector_norm(_double(self[layer][filter_]), order))
+        return float(torch.linalg.vector_norm(double(self[layer][filter_]), order))
 
     def model_normalize_(self, reference: ModelParameters, order: float = 2) -> ModelParameters:
         """Scale to the norm of the reference; to zero where that is zero (Li et al. 2018, section 4)."""
@@ -124,8 +127,8 @@ class ModelParameters:
         return self._set(ModelParameters(match_norm(d, w, order, True) for d, w in self._pairs(reference)))
 
     def as_numpy(self) -> np.ndarray:
-        """All numbers, in order: shape (numel(),)."""
-        flat = [p.detach().reshape(-1).cpu() for p in self.parameters]
+        """All real numbers, in order, those of a pair side by side: shape (numel(),)."""
+        flat = [reals(p.detach()).reshape(-1).cpu() for p in self.parameters]
         flat = [p.float() if p.dtype == torch.bfloat16 else p for p in flat]  # NumPy has no bfloat16
         return np.concatenate([p.numpy() for p in flat]) if flat else np.empty(0)
 
@@ -155,20 +158,25 @@ def match_norm(direction: Tensor, weights: Tensor, order: float = 2, by_filter: 
 
     Weights that are zero give zeros, and nothing divides by zero: d * ||w|| / (||d|| + 1e-10).
     """
-    d, w = _double(direction), _double(weights).to(direction.device)
+    d, w = double(direction), double(weights).to(direction.device)
     dims = tuple(range(1, d.ndim)) if by_filter and d.ndim >= 2 else tuple(range(d.ndim))
     norms = [torch.linalg.vector_norm(t, order, dim=dims, keepdim=True) if t.numel() else t for t in (d, w)]
     return d * (norms[1] / (norms[0] + EPSILON))
 
 
 def rand_u_like(example: ModelParameters) -> ModelParameters:
-    """Independent numbers, uniform on [-1, 1], from torch's generator."""
-    return ModelParameters(2 * torch.rand_like(p.detach()) - 1 for p in example)
+    """Independent numbers, uniform on [-1, 1], from torch's generator; at least float32."""
+    return ModelParameters(numbers_of(2 * torch.rand_like(drawn) - 1, p) for p, drawn in _blanks(example))
 
 
 def rand_n_like(example: ModelParameters) -> ModelParameters:
-    """Independent standard normal numbers, from torch's generator."""
-    return ModelParameters(torch.randn_like(p.detach()) for p in example)
+    """Independent standard normal numbers, from torch's generator; at least float32."""
+    return ModelParameters(numbers_of(torch.randn_like(drawn), p) for p, drawn in _blanks(example))
+
+
+def _blanks(example: ModelParameters) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor, and one of the real numbers that are to be drawn for it."""
+    return ((p, torch.empty_like(reals(p.detach()), dtype=wide(reals(p.detach()).dtype))) for p in example)
 
 
 def orthogonal_to(vector: ModelParameters) -> ModelParameters:
@@ -176,9 +184,3 @@ def orthogonal_to(vector: ModelParameters) -> ModelParameters:
     random = rand_n_like(vector)
     length = vector.dot(vector)
     return random - vector * (random.dot(vector) / length) if length else random
-
-
-def _double(tensor: Tensor) -> Tensor:
-    """In float64; where the device has none (MPS), on the host."""
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, few
 from .model_parameters import ModelParameters
+from .numbers import can_move
 
 DEPTH = 3  # of lists, dicts and objects in which an agent may keep its modules
 LONG = 1000
@@ -58,9 +59,27 @@ class ModelWrapper(abc.ABC):
         named = ((name, p) for name, p in self.root.named_parameters() if id(p) in perturbed)
         return named if self.only is None else (pair for pair in named if pair[0] in self.only)
 
-    def restrict(self, include: str | None = None, exclude: str | None = None) -> ModelWrapper:
-        """Let only those parameters be perturbed that patterns choose; UserError where they choose none."""
-        self.only = set(select([name for name, _ in self.named_parameters()], include, exclude))
+    def named_moving(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of them that can move: real and complex numbers, no integers."""
+        return ((name, p) for name, p in self.named_parameters() if can_move(p))
+
+    def restrict(self, include: str | None = None, exclude: str | None = None, trainable: bool = False) -> ModelWrapper:
+        """Let only those parameters be perturbed that patterns choose; UserError where they choose none that can move.
+
+        trainable: only those that are trained, ``requires_grad``; without it frozen ones are perturbed like the others.
+        """
+        there = {name: p for name, p in self.named_parameters() if p.requires_grad or not trainable}
+        if not there:
+            raise UserError(
+                "--trainable: every parameter is frozen (requires_grad=False), none would move: leave it out"
+            )
+        chosen = select(list(there), include, exclude)
+        if not any(can_move(there[name]) for name in chosen):
+            kinds = [f"{name} ({str(there[name].dtype).removeprefix('torch.')})" for name in chosen]
+            given = {"include": include, "exclude": exclude}
+            options = " ".join(f"--{option} {text}" for option, text in given.items() if text) or "--trainable"
+            raise UserError(f"{options}: none of the parameters that are left can move: {few(kinds)}")
+        self.only = set(chosen)
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -32,9 +32,15 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """As NumPy arrays; bfloat16, which NumPy has not, as float32."""
-    wide = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
-    return {name: t.detach().cpu().numpy() for name, t in wide.items()}
+    """As NumPy arrays; what NumPy has not, bfloat16 and 8 bits, as float32, and complex halves as complex64."""
+    return {name: _numpys(t.detach().cpu()).numpy() for name, t in tensors.items()}
+
+
+def _numpys(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.resolve_conj().to(torch.complex64 if tensor.dtype == torch.complex32 else tensor.dtype)
+    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return tensor.resolve_neg() if known else tensor.float()
 
 
 @torch.no_grad()
@@ -45,6 +51,8 @@ def fill(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != arrays[name].shape:
             raise ValueError(f"{name}: shape {arrays[name].shape}, expected {tuple(tensor.shape)}")
+        if np.iscomplexobj(arrays[name]) and not tensor.is_complex():
+            raise ValueError(f"{name}: complex numbers, expected real ones")
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
 
 
@@ -70,4 +78,4 @@ def nbytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _bytes(tensor: Tensor) -> np.ndarray:
     """The tensor's bytes in C order: its own memory where it is contiguous on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()

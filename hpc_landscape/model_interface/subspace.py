@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from .attachment import Attachment
+from .numbers import REAL, can_move, count, like, numbers_of, reals, wide
 
 ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
 
 
 @dataclass
 class _Flat:
-    """The parameters of one device, dtype and shown dtype, in one buffer each: (numbers,), points (rows, numbers)."""
+    """The parameters of one device, dtype and shown dtype, in one buffer each: (numbers,), points (rows, numbers).
+
+    Complex ones are pairs of real numbers in it.
+    """
 
     origin: Tensor
     directions: list[Tensor]
@@ -27,9 +31,12 @@ class _Flat:
 class Subspace:
     """parameters(c) = origin + sum_k c[k] * direction[k], always computed from the origin: no drift.
 
-    origin: the parameters that move, by name. directions: one mapping by name each; what is missing does not move.
-    device, dtype: where and in what precision points are computed; None: as each parameter is.
+    origin: the parameters that move, by name, and with ends also buffers that do. directions: one mapping by name each;
+    what is missing does not move. device: where points are computed; None: where each parameter is. dtype: the real
+    dtype in which they are computed, and the model then computes; None: its own, but points of a parameter of 16 bits
+    are computed in float32, and rounded once.
     ends: the mappings are other models that the directions lead to: at coordinate 1 a point is that model, bitwise.
+    What has no numbers in between, integers, say, is the origin's up to there, and from there on the other model's.
     shown: by name of a parameter or buffer, the dtype that a point has for the model, after it has been computed.
     channels_last: weights of 4 dimensions in that order. rows: how many points are held at a time.
     fixed: other values for buffers, and for parameters that do not move, than the model has.
@@ -53,12 +60,15 @@ class Subspace:
         self.fixed = dict(fixed or {})
         self.dimensions = len(directions)
         self.stacked: dict[str, Tensor] = {}
+        self._lent: Attachment | None = None  # the model that it is attached to
         groups: dict[tuple[torch.device, torch.dtype, torch.dtype], list[str]] = {}
         for name, tensor in origin.items():
-            if tensor.is_floating_point():  # anything else has no directions and stays put
-                dtype = self.dtype or tensor.dtype
-                groups.setdefault((device or tensor.device, dtype, self.shown.get(name, dtype)), []).append(name)
+            if can_move(tensor):  # anything else has no directions and stays put
+                own = REAL.get(tensor.dtype, tensor.dtype)
+                shown_as = REAL.get(as_shown := self.shown.get(name, self.dtype or own), as_shown)
+                groups.setdefault((device or tensor.device, self.dtype or wide(own), shown_as), []).append(name)
         self._flats = [self._flatten(origin, directions, names, *kind) for kind, names in groups.items()]
+        self._switches = self._switched(origin, directions) if ends else {}
         self._rows = [{name: stacked[row] for name, stacked in self.stacked.items()} for row in range(rows)]
         self.views = self._rows[0]
 
@@ -75,12 +85,12 @@ class Subspace:
         offsets, end = {}, 0
         for name in names:
             offsets[name] = end
-            end += -(-origin[name].numel() // step) * step
+            end += -(-count(origin[name]) // step) * step
 
         def view(flat: Tensor, name: str) -> Tensor:
-            like = self._laid_out(origin[name].to("meta"))
+            like = reals(self._laid_out(origin[name].resolve_conj().to("meta")))
             shape, stride = flat.shape[:-1] + like.shape, flat.stride()[:-1] + like.stride()
-            return flat.as_strided(shape, stride, offsets[name])
+            return numbers_of(flat.as_strided(shape, stride, offsets[name]), origin[name])
 
         def fill(tensors: Mapping[str, Tensor]) -> Tensor:
             flat = torch.zeros(end, device=device, dtype=dtype)
@@ -96,6 +106,18 @@ class Subspace:
             flat = _Flat(start, moves, points, points if shown == dtype else points.to(shown))
         self.stacked.update((name, view(flat.shown, name)) for name in names)
         return flat
+
+    def _switched(
+        self, origin: Mapping[str, Tensor], ends: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, tuple[Tensor, list[Tensor]]]:
+        """What cannot move but differs in the other models: the origin's, and theirs."""
+        found = {}
+        for name, tensor in origin.items():
+            if name not in self.stacked:
+                own = tensor.to(self.device)
+                self.stacked[name] = own.repeat(self.rows, *[1] * own.ndim)
+                found[name] = own, [end.get(name, tensor).to(own.device, own.dtype) for end in ends]
+        return found
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         """The tensor as the model is to have it, in its own order or channels last."""
@@ -126,6 +148,11 @@ class Subspace:
                 point.copy_(source)
             if flat.shown is not flat.points:
                 flat.shown[row].copy_(point)
+        for name, (own, others) in self._switches.items():
+            reached = [other for c, other in zip(coordinates, others, strict=True) if c >= 1]
+            self._rows[row][name].copy_(reached[0] if reached else own)
+        for name in self._buffers if self._lent is not None else ():
+            self._lent.give(name, self._rows[row][name], row)
 
     @contextmanager
     def attached(self, model: nn.Module, in_turn: bool = False, guarded: bool = False) -> Iterator[None]:
@@ -135,7 +162,7 @@ class Subspace:
         in_turn: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do not
         move are copies, too, for a metric that writes into them.
         """
-        lent = self._lent = Attachment(model)
+        lent = Attachment(model)
 
         def parameter(tensor: Tensor, name: str) -> Tensor:
             return self.views[name] if name in self.views else self._move(tensor, name)
@@ -143,8 +170,11 @@ class Subspace:
         try:
             still = {name for name, _ in lent.parameters if name not in self.views} if guarded else set()
             lent.attach(parameter, self._move, self.rows if in_turn else 1, still)
+            self._lent = lent
+            self._buffers = [name for name in self.stacked if name not in dict(lent.parameters)]
             yield
         finally:
+            self._lent = None
             lent.detach()
 
     def select(self, row: int) -> None:
@@ -165,5 +195,5 @@ class Subspace:
 
     def _move(self, tensor: Tensor, name: str) -> Tensor:
         tensor = self.fixed.get(name, tensor)
-        dtype = self.shown.get(name, self.dtype) if tensor.is_floating_point() else None
-        return self._laid_out(tensor.to(self.device, dtype))
+        dtype = self.shown.get(name, self.dtype) if can_move(tensor) else None
+        return self._laid_out(tensor.to(self.device, dtype and like(dtype, tensor)))

@@ -21,6 +21,7 @@ from ..errors import Stopped, UserError, memory_is_out
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
+from ..model_interface.numbers import can_move
 
 OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
@@ -106,7 +107,7 @@ class Problem:
         parameters = list(self.root.parameters())
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
             raise UserError("the problem's model has lazy layers without a shape yet: call it once in the factory")
-        if not any(p.is_floating_point() for p in self.wrapper.parameters()):
+        if not any(map(can_move, self.wrapper.parameters())):
             raise UserError("the problem's model has no floating-point parameters: there is nothing to move")
 
 
