@@ -23,7 +23,7 @@ from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import agree, choose_device, keep_memory, name_rank, set_threads
-from .problems.problem import load_problem
+from .problems.problem import load_problem, script_alone
 from .progress import Progress
 from .settings import Settings
 from .store.store import choose_writer, fall_back
@@ -50,6 +50,7 @@ def run(settings: Settings, comm: Comm) -> int:
         agree(comm, device)
         settings, trajectory = locate(settings, comm)
         threads = set_threads(comm)
+        stack.enter_context(script_alone(settings.problem.rpartition(":")[0]))  # data-loading workers import it again
         if device.type == "cpu":
             keep_memory()
 

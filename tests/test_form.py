@@ -285,22 +285,6 @@ def test_compiled(program):
     np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
 
 
-# CUDA graphs
-
-
-def test_without_a_gpu_there_is_no_graph(program):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU: tests/test_gpu.py")
-    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", "--device=cpu")
-    assert done.code == 0 and "form         plain, since" in done.out and "need an NVIDIA GPU" in done.out, done
-
-
-@pytest.mark.parametrize("other", ["--block=2"])
-def test_a_graph_is_of_one_point(program, other):
-    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", other)
-    assert done.code == 2 and "--graph" in done.err and done.err.count("\n") == 1, done
-
-
 def test_the_error_of_tf32_is_against_float32(monkeypatch):
     """As where there is a GPU; on a CPU both are float32, and the difference 0."""
     seen = []

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric, total
+from ..metrics.metric import BatchMetric, Metric
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
 from .block import Block
 from .form import PLAIN, Form, compiled, lowered
-from .graph import Captured
 from .in_turn import InTurn
 from .passes import measure_all, no_gradients, passes, warm_up
 
@@ -61,32 +60,14 @@ class Evaluator:
             _own_random_numbers(self._devices),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
-            self._captured: Captured | None = None  # it is of these very tensors
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
         if self.form.block > 1 and self._adds_up:
             return self.block([coordinates])[0]
-        if self.form.graph and self._adds_up and statistics is None:
-            return self._replayed(coordinates)
         with self._at(coordinates), self._normalizing(statistics):
             return measure_all(self.model, self.metrics, self.fast)
-
-    def _replayed(self, coordinates: Sequence[float]) -> dict[str, Any]:
-        """Both passes as one graph, which is captured at the first point."""
-        groups = passes(self.metrics)
-
-        def run() -> Tensor:
-            with self._normalizing(), no_gradients(self.metrics.values()):
-                sums = [total(self.fast, data, list(group.values())) for data, group in groups.items()]
-                return torch.cat([found.on_device() for found in sums])
-
-        with self._at(coordinates):
-            self._captured = self._captured or Captured(run)
-            means = self._captured().tolist()
-        values = dict(zip((name for group in groups.values() for name in group), means, strict=True))
-        return {name: values[name] for name in self.metrics}
 
     def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """The same for several points, at most as many as the form evaluates together.
@@ -179,7 +160,7 @@ class Evaluator:
         if not self.form.autocast:
             return nullcontext()
         kind = next(iter(self._devices)).type
-        return torch.autocast(kind, torch.bfloat16, cache_enabled=not self.form.graph)  # a graph casts at every point
+        return torch.autocast(kind, torch.bfloat16)
 
     @property
     def _adds_up(self) -> bool:

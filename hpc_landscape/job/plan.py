@@ -24,7 +24,7 @@ from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
 from .data import Sets
-from .form import CHOICES
+from .form import CHOICES, FormErrors
 
 KEEP_DIRECTIONS = 2**30  # bytes
 JOB = "SLURM_JOB_ID"
@@ -44,7 +44,7 @@ class Plan:
     stored: layout.Stored | None
     tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
-    form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
+    form_errors: FormErrors = field(default_factory=FormErrors)
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -133,7 +133,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **{name: int(getattr(settings, name) or 0) for name in CHOICES},
         **({"tuned": plan.tuned} if plan.tuned else {}),
-        **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
+        **plan.form_errors.attributes(),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:

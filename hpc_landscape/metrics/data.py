@@ -45,7 +45,7 @@ class Data:
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch."""
         if self.forward:
-            return self.forward(model.get_model(), batch)
+            return model.called_by(self.forward, batch)
         if isinstance(batch, (Mapping, Tensor)):
             raise UserError(
                 f"a batch is a {type(batch).__name__}, not (input, target): give Problem, or Data, a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
@@ -9,11 +10,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -115,9 +117,12 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     factory = find_object(spec)
     arguments = type_arguments(factory, arguments, spec)
     try:
-        problem = factory(**arguments)
+        with script_alone(_file_of(spec)):
+            problem = factory(**arguments)
     except UserError:
         raise
+    except SystemExit as left:
+        raise UserError(f"--problem {spec}: the factory {_left(left)}") from None
     except Exception as error:
         raise UserError(f"--problem {spec}: the factory raised {user_traceback(error)}") from None
     if not isinstance(problem, Problem):
@@ -130,6 +135,44 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     return problem
 
 
+class _WantsArguments(SystemExit):
+    """Raised where a script's argparse would print its usage and leave."""
+
+
+@contextmanager
+def script_alone(name: str) -> Iterator[None]:
+    """A script that reads the command line meanwhile sees its own name alone: what is there is for this program."""
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise _WantsArguments(message)
+
+    words, said = sys.argv, argparse.ArgumentParser.error
+    sys.argv, argparse.ArgumentParser.error = [name], error
+    try:
+        yield
+    finally:
+        sys.argv, argparse.ArgumentParser.error = words, said
+
+
+def _file_of(spec: str) -> str:
+    """What a script that is named so is shown as its own name."""
+    return BUILT_IN.get(spec, spec).rpartition(":")[0]
+
+
+def _left(left: SystemExit) -> str:
+    """What a script did that ended the program, and what helps."""
+    said = " ".join(str(left).split())
+    if isinstance(left, _WantsArguments):
+        return (
+            f"wants a command line of its own ({said}); it is shown its name alone: give its arguments defaults, or "
+            'parse them under if __name__ == "__main__":'
+        )
+    return (
+        f"ended the program (SystemExit{f': {said}' if said else ''}): put what is to run as a script alone under if "
+        '__name__ == "__main__":'
+    )
+
+
 def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
     """The function or class that ``package.module:name``, ``path/file.py:name`` or a built-in problem's name means."""
     where, colon, name = BUILT_IN.get(spec, spec).rpartition(":")
@@ -138,14 +181,17 @@ def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
             f"{option} {spec}: expected package.module:factory, path/file.py:factory, or one of {', '.join(BUILT_IN)}"
         )
     try:
-        module = (
-            _import_file(where, f"{option} {spec}")
-            if where.endswith(".py")
-            else _import_module(where, f"{option} {spec}")
-        )
+        with script_alone(where):
+            module = (
+                _import_file(where, f"{option} {spec}")
+                if where.endswith(".py")
+                else _import_module(where, f"{option} {spec}")
+            )
     except (UserError, KeyboardInterrupt, Stopped):
         raise
-    except BaseException as error:  # an import may even call sys.exit
+    except SystemExit as left:
+        raise UserError(f"{option} {spec}: {where} {_left(left)}") from None
+    except BaseException as error:
         raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
     if not callable(factory):
