@@ -10,10 +10,12 @@ import numpy as np
 from .errors import COMPLETE
 from .evaluate.evaluator import check_precision
 from .grid import strided
+from .job.again import compute_again, environment
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
 from .job.failures import Failure, Reporter, evaluate, nothing
 from .job.form import Maker
+from .job.identity import made_of
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
@@ -60,6 +62,8 @@ def run(settings: Settings, comm: Comm) -> int:
             problem.wrapper.restrict(settings.include, settings.exclude)
             adds_up = check_metrics(settings, problem)
         share_weights(settings, problem, stored, comm, say)
+        with comm.together():
+            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called
         sets = read_data(settings, problem, comm, say)
 
         # Make the directions on rank 0, and broadcast them
@@ -72,7 +76,8 @@ def run(settings: Settings, comm: Comm) -> int:
         settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
+        there = environment(comm, device)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
         with comm.together():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
@@ -92,6 +97,9 @@ def run(settings: Settings, comm: Comm) -> int:
             say(f"{settings.output} is complete; --overwrite starts again")
             return COMPLETE
         plan.release()
+        with comm.together():
+            if comm.is_root:
+                compute_again(plan)
         writer = fall_back(writer, settings.output, comm, say)
 
         # Evaluate this rank's share

@@ -88,7 +88,10 @@ class Settings:
         "images channels last: faster; with batch normalization on a CPU inexact, as variances add up in float32 "
         "there: off by up to 1e-2 where batches are large",
     )
-    compile: bool = _setting(False, "compile the model, or the problem's forward (torch.compile); falls back, and says so, where it cannot be")
+    compile: bool = _setting(
+        False,
+        "compile the model, or the problem's forward (torch.compile); falls back, and says so, where it cannot be",
+    )
     block: int | None = _setting(
         None,
         "points at a time: of small models in one pass, their parameters stacked (vmap; default 1); of streamed data, "

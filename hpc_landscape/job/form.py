@@ -39,7 +39,7 @@ ROOM = 0.1  # of the free memory, for the parameters of these points
 
 @dataclass
 class FormErrors:
-    """How far a form's values are from the plain form's: flat indices of points, and by metric the differences there."""
+    """How far a form's values are from the plain form's: by metric, at points (flat indices)."""
 
     points: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     differences: dict[str, np.ndarray] = field(default_factory=dict)

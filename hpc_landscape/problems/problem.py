@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
 from typing import Any, NoReturn
@@ -57,6 +57,7 @@ class Problem:
     name: str = ""
     metrics: Sequence[Metric] = ()
     env: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # that the factory was given
 
     @cached_property
     def wrapper(self) -> ModelWrapper:
@@ -130,6 +131,7 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
             f"--problem {spec}: the factory returned a {type(problem).__name__}, "
             "not hpc_landscape.Problem(model, loss, data)"
         )
+    problem.arguments = _with_defaults(factory, arguments)
     problem.name = problem.name or spec.rpartition(":")[2]
     problem.check()
     return problem
@@ -160,17 +162,15 @@ def _file_of(spec: str) -> str:
 
 
 def _left(left: SystemExit) -> str:
-    """What a script did that ended the program, and what helps."""
+    """What ended the program, and what helps."""
     said = " ".join(str(left).split())
+    main = 'under if __name__ == "__main__":'
     if isinstance(left, _WantsArguments):
         return (
-            f"wants a command line of its own ({said}); it is shown its name alone: give its arguments defaults, or "
-            'parse them under if __name__ == "__main__":'
+            f"raised SystemExit: its argparse says '{said}'. It is shown its own name alone: give its arguments "
+            f"defaults, or parse them {main}"
         )
-    return (
-        f"ended the program (SystemExit{f': {said}' if said else ''}): put what is to run as a script alone under if "
-        '__name__ == "__main__":'
-    )
+    return f"raised SystemExit{f': {said}' if said else ''}, which ends a program: put what a script alone does {main}"
 
 
 def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
@@ -190,7 +190,7 @@ def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
     except (UserError, KeyboardInterrupt, Stopped):
         raise
     except SystemExit as left:
-        raise UserError(f"{option} {spec}: {where} {_left(left)}") from None
+        raise UserError(f"{option} {spec}: importing {where} {_left(left)}") from None
     except BaseException as error:
         raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
@@ -272,6 +272,14 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
     if missing:
         raise UserError(f"--problem {spec} needs {', '.join(f'--problem.{name} VALUE' for name in missing)}")
     return typed
+
+
+def _with_defaults(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, those that were not given among them: one that is given its default is no other run."""
+    bound = inspect.signature(factory).bind(**arguments)
+    bound.apply_defaults()
+    extra = {p.name for p in bound.signature.parameters.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {key: value for key, value in bound.arguments.items() if key not in extra} | dict(arguments)
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:

@@ -27,6 +27,7 @@ FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
+MIXED = "runs/mixed"  # 1 once runs on other processors, or by other kernels, have written points
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
 PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
@@ -51,7 +52,7 @@ class Trajectory:
 
 
 # What is in every file: no metric, and none of its dimensions, can be called so.
-RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF"}
+RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF", "runs"}
 
 
 def create(
@@ -118,6 +119,8 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     done.attrs["long_name"] = "1 once every metric of the point is written"
     failed = _allocate(file, FAILED, grid.shape, np.uint8, 0)
     failed.attrs["long_name"] = "1 where a metric raised an error, and the values are NaN (--on_error record)"
+    file.create_group("runs")
+    _allocate(file, MIXED, (1,), np.uint8, 0)
     for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
     _add_vtk(file, grid, [q.name for q in quantities if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
