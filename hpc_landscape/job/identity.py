@@ -23,7 +23,8 @@ def made_of(settings: Settings, problem: Problem) -> dict[str, str]:
         METRIC + parse_call(spec)[0].rpartition(":")[2]: chooser.own.get(parse_call(spec)[0]) or chooser.find(spec)[0]
         for spec in settings.metric_names or chooser.default
     }
-    arguments = {key: _argument(value, known) for key, value in sorted(problem.arguments.items())}
+    counted = [(k, v) for k, v in sorted(problem.arguments.items()) if k not in problem.neutral]
+    arguments = {key: _argument(value, known) for key, value in counted}
     return {
         "problem_name": os.path.basename(where) + colon + name,
         "problem_arguments": ", ".join(f"{key}={value}" for key, value in arguments.items()) or "none",

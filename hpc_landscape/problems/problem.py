@@ -43,6 +43,7 @@ class Problem:
     score: says how good the trained model is, in a few words, on data that it was not trained on.
     axis: the default axis, MIN:MAX:N. name: for titles.
     metrics: metrics of its own, asked for by their names. env: of an agent, a Gymnasium environment, or its name.
+    neutral: arguments of the factory that no value depends on, the name of a log, say: a run goes on with others.
     """
 
     model: nn.Module | ModelWrapper
@@ -57,6 +58,7 @@ class Problem:
     name: str = ""
     metrics: Sequence[Metric] = ()
     env: Any = None
+    neutral: Sequence[str] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # that the factory was given
 
     @cached_property
