@@ -14,8 +14,6 @@ for precision in fp32 tf32 bf16 fp64; do
     "$python" -m hpc_landscape --device cuda --precision "$precision" --output "$results/$precision.h5"
     "$python" -m hpc_landscape info "$results/$precision.h5"
 done
-echo "=== as a graph"
-"$python" -m hpc_landscape --device cuda --graph --output "$results/graph.h5"
 echo "=== benchmarks"
 "$python" -m benchmarks machine gpu --turns 3 --json "$results/gpu.json"
 cat "$results/gpu.json"

@@ -58,23 +58,9 @@ class Bare:
         self.parameters = list(model.parameters())
         self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if form.compiled else model
         model.eval()
-        self.run = self._captured() if form.graph else self._eager
-
-    def _captured(self) -> Callable[[], Tensor]:
-        with torch.inference_mode():
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self._eager()
-                self._eager()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                total = self._eager()
-        return lambda: (graph.replay(), total)[1]
 
     def __call__(self) -> float:
-        return float(self.run())
+        return float(self._eager())
 
     @torch.inference_mode()
     def _eager(self) -> Tensor:

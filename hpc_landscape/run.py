@@ -10,10 +10,12 @@ import torch
 
 from .errors import COMPLETE
 from .grid import strided
+from .job.again import compute_again, environment
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
 from .job.failures import Failure, Reporter, evaluate, nothing
 from .job.form import Maker
+from .job.identity import made_of
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
@@ -24,7 +26,7 @@ from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
 from .parallel.torch_state import as_before
-from .problems.problem import load_problem
+from .problems.problem import load_problem, script_alone
 from .progress import Progress
 from .settings import Settings
 from .store.store import choose_writer, fall_back
@@ -53,6 +55,7 @@ def run(settings: Settings, comm: Comm) -> int:
         set_threads(comm)
         if note := emulated(settings.precision, device):
             say(note)
+        stack.enter_context(script_alone(settings.problem.rpartition(":")[0]))  # data-loading workers import it again
         if device.type == "cpu":
             keep_memory()
 
@@ -63,6 +66,8 @@ def run(settings: Settings, comm: Comm) -> int:
             adds_up = check_metrics(settings, problem)
         threads = torch.get_num_threads()  # the factory may have set it
         share_weights(settings, problem, stored, comm, say)
+        with comm.together():
+            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called
         sets = read_data(settings, problem, comm, say)
 
         # Make the directions on rank 0, and broadcast them
@@ -75,7 +80,8 @@ def run(settings: Settings, comm: Comm) -> int:
         settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, tuned)
+        there = environment(comm, device)
+        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
         with comm.together():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
@@ -95,6 +101,9 @@ def run(settings: Settings, comm: Comm) -> int:
             say(f"{settings.output} is complete; --overwrite starts again")
             return COMPLETE
         plan.release()
+        with comm.together():
+            if comm.is_root:
+                compute_again(plan)
         writer = fall_back(writer, settings.output, comm, say)
 
         # Evaluate this rank's share

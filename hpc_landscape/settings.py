@@ -83,19 +83,25 @@ class Settings:
     )
     batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
-    channels_last: bool = _setting(False, "images channels last: faster, and on a CPU less exact (1e-5)")
-    compile: bool = _setting(False, "compile the model (torch.compile); falls back where it cannot be")
+    channels_last: bool = _setting(
+        False,
+        "images channels last: faster; with batch normalization on a CPU inexact, as variances add up in float32 "
+        "there: off by up to 1e-2 where batches are large",
+    )
+    compile: bool = _setting(
+        False,
+        "compile the model, or the problem's forward (torch.compile); falls back, and says so, where it cannot be",
+    )
     block: int | None = _setting(
         None,
         "points at a time: of small models in one pass, their parameters stacked (vmap; default 1); of streamed data, "
         "in turn on each batch (default 8)",
         "K",
     )
-    graph: bool = _setting(
-        False, "experimental, not yet run on a GPU: replay the passes of a point as a CUDA graph; falls back"
-    )
     tune: bool = _setting(
-        False, "measure which of channels_last, compile and block is fastest, in under a minute, and use it"
+        False,
+        "measure which of channels_last, compile and block is fastest, in under a minute, and use it; channels_last "
+        "is left out where it is inexact: on a CPU with --bn warmup",
     )
     resident: float = _setting(
         0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"

@@ -168,11 +168,12 @@ def test_16_bits_are_near(program):
     exact, near = read("fp32.h5", "loss"), read("bf16.h5", "loss")
     assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
     with h5py.File("bf16.h5") as file:
-        assert file.attrs["form"] == "channels last, weights in bfloat16"
-        errors = file.attrs["form_error_loss"]
-        assert errors.shape == (3,)
-        expected = [near[1, 1] - exact[1, 1], near[0, 0] - exact[0, 0]]
-        np.testing.assert_allclose(errors[:2], expected, rtol=1e-2, atol=1e-6)
+        assert file.attrs["form"] == "weights in bfloat16"  # channels last is inexact with warm-up on a CPU
+        points, errors = file.attrs["form_error_points"], file.attrs["form_error_differences_loss"]
+        assert len(set(points)) == len(points) == len(errors) == 8
+        np.testing.assert_allclose(errors, (near - exact).flat[points], rtol=1e-2, atol=1e-6)
+        assert file.attrs["form_error_loss"] == pytest.approx(4 * np.sqrt(np.mean(errors**2)))
+        assert np.abs(near - exact).max() < file.attrs["form_error_loss"]
 
 
 # Blocks
@@ -281,24 +282,8 @@ def test_compiled(program):
     assert program(*command, "--compile", "--output=compiled.h5").code == 0
     assert program(*command, "--output=plain.h5").code == 0
     with h5py.File("compiled.h5") as file:
-        assert file.attrs["form"] == "channels last, compiled" and np.abs(file.attrs["form_error_loss"]).max() < 1e-4
+        assert file.attrs["form"] == "compiled" and file.attrs["form_error_loss"] < 1e-4
     np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
-
-
-# CUDA graphs
-
-
-def test_without_a_gpu_there_is_no_graph(program):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU: tests/test_gpu.py")
-    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", "--device=cpu")
-    assert done.code == 0 and "form         plain, since" in done.out and "need an NVIDIA GPU" in done.out, done
-
-
-@pytest.mark.parametrize("other", ["--block=2"])
-def test_a_graph_is_of_one_point(program, other):
-    done = program("--problem", IMAGES, "--x=-1:1:2", "--y=none", "--graph", other)
-    assert done.code == 2 and "--graph" in done.err and done.err.count("\n") == 1, done
 
 
 def test_the_error_of_tf32_is_against_float32(monkeypatch):
@@ -315,4 +300,8 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
     seen.clear()
     errors = form_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), maker)
-    assert errors["loss"].tolist() == [0.0] * 3 and sorted(seen) == ["fp32", "tf32"]
+    assert (
+        errors.differences["loss"].tolist() == [0.0] * 8
+        and errors.estimates == {"loss": 0.0}
+        and sorted(seen) == ["fp32", "tf32"]
+    )

@@ -6,7 +6,7 @@ import torch
 
 from hpc_landscape.directions.recipes import make_directions
 from hpc_landscape.evaluate.evaluator import DTYPES, Evaluator
-from hpc_landscape.evaluate.form import PLAIN, Form
+from hpc_landscape.evaluate.form import PLAIN
 from hpc_landscape.metrics import Accuracy, Loss
 from hpc_landscape.model_interface import state
 from hpc_landscape.model_interface.subspace import Subspace
@@ -55,14 +55,6 @@ def test_the_model_comes_back_to_its_device_bitwise(problem, directions):
         assert tensor.device.type == "cpu"
         assert tensor.data_ptr() == before[name][0]
         assert torch.equal(tensor, before[name][1])
-
-
-def test_a_graph_gives_what_the_passes_give(problem, directions):
-    """Captured at the first point: the others have their own parameters and statistics."""
-    expected = landscape(problem, directions, "cuda", "fp32")
-    found = landscape(problem, directions, "cuda", "fp32", Form(graph=True))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert len(np.unique(expected[:, 0])) == len(POINTS)
 
 
 def test_data_that_does_not_fit_is_moved_in_every_pass(problem):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric, total
+from ..metrics.metric import BatchMetric, Metric
 from ..metrics.without import no_gradients
 from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
 from ..model_interface.model_wrapper import ModelWrapper
@@ -22,7 +22,6 @@ from ..parallel.generators import Generators
 from ..parallel.torch_state import LOCK, matmul, neutral
 from .block import Block
 from .form import PLAIN, Form, compiled, lowered
-from .graph import Captured
 from .in_turn import InTurn
 from .passes import measure_all, passes, warm_up
 
@@ -72,32 +71,14 @@ class Evaluator:
             self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=self._thoroughly),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
-            self._captured: Captured | None = None  # it is of these very tensors
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
         if self.form.block > 1 and self._adds_up:
             return self.block([coordinates])[0]
-        if self.form.graph and self._adds_up and statistics is None:
-            return self._replayed(coordinates)
         with self.at(coordinates), self._normalizing(statistics):
             return measure_all(self.model, self.metrics, self.fast, self._seed)
-
-    def _replayed(self, coordinates: Sequence[float]) -> dict[str, Any]:
-        """Both passes as one graph, which is captured at the first point."""
-        groups = passes(self.metrics)
-
-        def run() -> Tensor:
-            with self._normalizing(), no_gradients():
-                sums = [total(self.fast, data, list(group.values())) for data, group in groups.items()]
-                return torch.cat([found.on_device() for found in sums])
-
-        with self.at(coordinates):
-            self._captured = self._captured or Captured(run)
-            means = self._captured().tolist()
-        values = dict(zip((name for group in groups.values() for name in group), means, strict=True))
-        return {name: values[name] for name in self.metrics}
 
     def block(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """The same for several points, at most as many as the form evaluates together.
@@ -187,7 +168,7 @@ class Evaluator:
         if not self.form.autocast:
             return nullcontext()
         kind = next(iter(self._devices)).type
-        alone = self.form.points == 1 and not self.form.graph  # a cast is of one point's weights
+        alone = self.form.points == 1  # a cast is of one point's weights
         return torch.autocast(kind, torch.bfloat16, cache_enabled=alone)
 
     @property

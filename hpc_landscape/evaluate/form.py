@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ class Form:
     channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
     are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
     torch.compile. block: points at a time, under vmap. in_turn: points that share each batch of data that is streamed;
-    that alone changes no value. graph: passes captured and replayed as a CUDA graph.
+    that alone changes no value.
     """
 
     channels_last: bool = False
@@ -31,7 +32,6 @@ class Form:
     compiled: bool = False
     block: int = 1
     in_turn: int = 1
-    graph: bool = False
 
     def __str__(self) -> str:
         words = [
@@ -40,7 +40,6 @@ class Form:
             "autocast" * self.autocast,
             "compiled" * self.compiled,
             f"{self.block} points at a time" if self.block > 1 else "",
-            "CUDA graph" * self.graph,
         ]
         return ", ".join(filter(None, words)) or "plain"
 
@@ -106,6 +105,51 @@ def lowered(model: ModelWrapper, low: torch.dtype | None) -> ModelWrapper:
     return Recast(model, call)
 
 
+class Compiled(Recast):
+    """The model called through torch.compile, or what the problem calls it by; compiled at the first call of a shape.
+
+    What is compiled must be the function that runs: a model's own compiled call is not used by a forward that calls
+    its methods.
+    """
+
+    def __init__(self, inner: ModelWrapper):
+        super().__init__(inner, torch.compile(inner.forward, dynamic=False))
+        self.inner = inner
+        self.forwards: dict[Callable[..., Any], Callable[[Any], Any]] = {}
+
+    def called_by(self, forward: Callable[[Any, Any], Any], batch: Any) -> Any:
+        if forward not in self.forwards:
+            inner = self.inner
+            self.forwards[forward] = torch.compile(lambda batch: inner.called_by(forward, batch), dynamic=False)
+        return self.forwards[forward](batch)
+
+
 def compiled(model: ModelWrapper) -> ModelWrapper:
-    """The model called through torch.compile; compiled at the first call with a shape."""
-    return Recast(model, torch.compile(model.forward, dynamic=False))
+    """The model compiled."""
+    return Compiled(model)
+
+
+@contextmanager
+def compiling(form: Form) -> Iterator[None]:
+    """Something must be compiled meanwhile where the form says so; a failure leaves nothing behind for others.
+
+    Raises ValueError where PyTorch finds nothing that it can compile, and so runs all of it as it is.
+    """
+    if not form.compiled:
+        yield
+        return
+    before = _graphs()
+    try:
+        yield
+        if _graphs() == before:
+            raise ValueError("torch.compile finds nothing in it that it can compile")
+    except BaseException:
+        torch._dynamo.reset()
+        raise
+
+
+def _graphs() -> int:
+    """How many graphs have been compiled in this process."""
+    import torch._dynamo.utils
+
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

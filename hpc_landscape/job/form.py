@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from ..directions.recipes import Directions
 from ..errors import UserError
 from ..evaluate.evaluator import DTYPES, Evaluator
-from ..evaluate.form import Form, shown_dtypes
+from ..evaluate.form import Form, compiling, shown_dtypes
 from ..grid import Grid
 from ..metrics import Data, Loss
 from ..metrics.metric import Metric
@@ -30,9 +30,35 @@ from ..problems.resident import beginning, share
 from ..settings import Settings
 from .data import Sets
 
+SAMPLED = 8  # points at which a form's error is seen
+SPREAD = 4.0  # times their root mean square: the grid's worst, as an estimate
 CHOICES = ("channels_last", "compile", "block")  # the settings that form is chosen by
 IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
 ROOM = 0.1  # of the free memory, for the parameters of these points
+
+
+@dataclass
+class FormErrors:
+    """How far a form's values are from the plain form's: by metric, at points (flat indices)."""
+
+    points: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    differences: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """By metric, what to expect at the worst point of the grid."""
+        with np.errstate(over="ignore"):
+            return {name: SPREAD * float(np.sqrt(np.mean(d**2))) for name, d in self.differences.items()}
+
+    def attributes(self) -> dict[str, Any]:
+        """As a file keeps them."""
+        if not self.differences:
+            return {}
+        return {
+            "form_error_points": self.points,
+            **{f"form_error_{name}": estimate for name, estimate in self.estimates.items()},
+            **{f"form_error_differences_{name}": found for name, found in self.differences.items()},
+        }
 
 
 def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[Form]:
@@ -40,11 +66,11 @@ def forms(settings: Settings, problem: Problem, device: torch.device, streamed: 
 
     Points are stacked where data is at hand; where it is streamed they take turns on each batch.
 
-    In float32 channels are last only when asked for: on a CPU batch normalization then adds up less exactly, and
-    values differ by 1e-5 from one number of threads to another.
+    In float32 channels are last only when asked for, and so in every precision where that is inexact.
     """
     images = any(isinstance(m, nn.Conv2d) for m in problem.root.modules())
-    wanted = settings.channels_last or settings.compile or settings.precision == "bf16"
+    faster = (settings.compile or settings.precision == "bf16") and not inexact_last(settings, problem, device)
+    wanted = settings.channels_last or faster
     orders = [True, False] if images and wanted and device.type in ("cpu", "cuda") else [False]
     lows: list[dict[str, Any]] = [{}]
     if settings.precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
@@ -52,14 +78,18 @@ def forms(settings: Settings, problem: Problem, device: torch.device, streamed: 
     block = 1 if streamed else settings.block or 1
     if settings.compile and block > 1:
         raise UserError(f"--compile --block {block}: take one of the two; stacked points are not compiled")
-    if settings.graph and (block > 1 or streamed):
-        raise UserError("--graph: a graph is of one point at a time, on data that is kept on the GPU; leave it out")
     ways: list[dict[str, Any]] = [{}]
     if settings.compile or block > 1:
         ways = [{"compiled": settings.compile, "block": block}, {}]
-    if settings.graph:
-        ways = [{"graph": True, **ways[0]}, *ways]
     return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
+
+
+def inexact_last(settings: Settings, problem: Problem, device: torch.device) -> bool:
+    """Whether channels last would make values wrong by more than rounding: up to 1e-2.
+
+    PyTorch adds up batch normalization's variance in float32 there: off by 1e-4 to 8e-3 where batches are large.
+    """
+    return device.type == "cpu" and settings.bn != "running" and bool(batchnorm_layers(problem.root))
 
 
 class Maker:
@@ -150,7 +180,7 @@ class Maker:
         why = ""
         for number, form in enumerate(candidates):
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), compiling(form):
                     warnings.simplefilter("ignore")
                     self.try_first_batches(form)
                 return number, why
@@ -191,14 +221,18 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
         raise ValueError("a batch normalization layer is not used exactly once in a pass")
 
 
-def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> dict[str, np.ndarray]:
-    """How far values are from the plain form's: metric name -> (3,), at the centre, a corner and a random point."""
+def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> FormErrors:
+    """How far values are from the plain form's, at points drawn by the seed."""
     draw = np.random.default_rng([seed, 1])
-    points = [grid.point(i) for i in (grid.nearest((0.0,) * len(grid.axes)), 0, int(draw.integers(grid.size)))]
+    points = np.sort(draw.choice(grid.size, min(SAMPLED, grid.size), replace=False))
     values = []
     for one in (plain, evaluator):
         with one.attached():
-            values.append([one(point) for point in points])
-    return {
-        name: np.array([fast[name] - slow[name] for slow, fast in zip(*values, strict=True)]) for name in plain.metrics
-    }
+            values.append([one(grid.point(int(point))) for point in points])
+    found = {}
+    for name in plain.metrics:
+        slow, fast = (np.array([value[name] for value in which], dtype=np.float64) for which in values)
+        same = (slow == fast) | (np.isnan(slow) & np.isnan(fast))
+        with np.errstate(invalid="ignore"):
+            found[name] = np.where(same, 0.0, fast - slow)
+    return FormErrors(points, found)

@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import metrics as built_in
 from ..errors import UserError
 from ..evaluate.evaluator import Evaluator, as_array
@@ -20,7 +18,7 @@ from ..problems.data import TensorBatches
 from ..problems.problem import Problem, find_object, user_traceback
 from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
-from .form import Maker, errors_of_form
+from .form import FormErrors, Maker, errors_of_form
 from .plan import Plan
 
 BUILT_IN: dict[str, Callable[..., Metric]] = {
@@ -248,12 +246,12 @@ def store_array(value: Any, quantity: Quantity) -> Any:
     return array
 
 
-def form_errors(plan: Plan, maker: Maker) -> dict[str, np.ndarray]:
-    """How far the form in use is from the plain one in float32, by metric; nothing where it is as exact."""
+def form_errors(plan: Plan, maker: Maker) -> FormErrors:
+    """How far the form in use is from the plain one in float32; nothing where it is as exact."""
     settings, evaluator = plan.settings, plan.evaluator
     exact = evaluator.form.exact and settings.precision != "tf32"
     if exact or settings.dry_run:
-        return {}
+        return FormErrors()
     plain, data = maker.make(PLAIN)
     if settings.precision == "tf32":
         plain.precision = "fp32"

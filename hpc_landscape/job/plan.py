@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from .. import __version__
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
-from ..errors import UserError, printable, reason
+from ..errors import UserError, reason
 from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.form import compute_dtype
 from ..grid import Grid
@@ -25,7 +24,8 @@ from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
 from .data import Sets
-from .form import CHOICES
+from .form import CHOICES, FormErrors
+from .stored import check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
 JOB = "SLURM_JOB_ID"
@@ -43,9 +43,11 @@ class Plan:
     quantities: list[layout.Quantity]
     sets: Sets
     stored: layout.Stored | None
+    made_of: dict[str, str] = field(default_factory=dict)  # checksums of what users bring
+    environment: dict[str, str] = field(default_factory=dict)  # in which values are the same to the bit
     tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
-    form_errors: dict[str, np.ndarray] = field(default_factory=dict)  # by metric, at three points
+    form_errors: FormErrors = field(default_factory=FormErrors)
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -112,7 +114,8 @@ class Plan:
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
             "form": str(self.evaluator.form),
-            "trained_here": _one_line(settings.problem_arguments) if self.trained_here else "no",
+            "device_kind": next(iter(self.evaluator.subspace.views.values())).device.type,
+            **self.made_of,
         }
 
 
@@ -120,7 +123,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     """A new file; or, where there is one to go on with, UserError that names what differs."""
     identity, settings = plan.identity(), plan.settings
     if plan.stored is not None:
-        _check_same(plan.stored, identity, plan.grid, settings.output)
+        check_same(plan.stored, identity, plan.grid, settings.output)
         if settings.on_error == "record" and plan.stored.failed is None:
             raise UserError(
                 f"--on_error record: {settings.output} was made by an older version, and has no place to record errors"
@@ -129,6 +132,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         return
     attributes = {
         **identity,
+        **plan.environment,
         **_provenance(comm),
         "settings": settings.to_yaml(),
         "command": settings.to_command(),
@@ -143,7 +147,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **{name: int(getattr(settings, name) or 0) for name in CHOICES},
         **({"tuned": plan.tuned} if plan.tuned else {}),
-        **{f"form_error_{name}": errors for name, errors in plan.form_errors.items()},
+        **plan.form_errors.attributes(),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:
@@ -163,27 +167,9 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         raise UserError(f"--output {settings.output}: cannot be written: {reason(error)}") from None
 
 
-def _check_same(stored: layout.Stored, identity: dict[str, Any], grid: Grid, path: str) -> None:
-    differs = []
-    if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
-        differs.append(f"grid ({stored.grid} there, {grid} here)")
-    for name, value in identity.items():
-        there = stored.attributes.get(name, "none")
-        if not isinstance(there, (str, int, float)) or there != value:
-            there = printable(str(there))
-            shown = "" if name.startswith("sha256") else f" ({textwrap.shorten(there, 200)} there, {value} here)"
-            differs.append(name.removeprefix("sha256_").replace("_", " ") + shown)
-    if differs:
-        raise UserError(
-            f"{path} is of another run: {', '.join(differs)} differ{'s' if len(differs) == 1 else ''}; nothing is "
-            "touched. Give the settings it was made with, choose another --output, or --overwrite"
-        )
-
-
 def _provenance(comm: Comm) -> dict[str, Any]:
     return {
         "program_version": __version__,
-        "torch_version": str(torch.__version__),
         "numpy_version": np.__version__,
         "h5py_version": h5py.__version__,
         "hdf5_version": h5py.version.hdf5_version,
@@ -198,7 +184,3 @@ def began_here(stored: layout.Stored) -> bool:
     """Whether this very job began the file, before it was put back in the queue: --overwrite has done its work then."""
     restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     return restarted and stored.attributes.get("slurm_job") == os.environ.get(JOB)
-
-
-def _one_line(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(values.items())) or "defaults"

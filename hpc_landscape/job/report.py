@@ -74,8 +74,8 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
 
 
 def _form_text(plan: Plan) -> str:
-    errors = [f"{name} off by {np.abs(e).max():.2g}" for name, e in plan.form_errors.items() if len(e)]
-    return f": {', '.join(errors)} at most at 3 points" if errors else ""
+    errors = [f"{name} off by about {error:.2g}" for name, error in plan.form_errors.estimates.items()]
+    return f": {', '.join(errors)} (estimated at {len(plan.form_errors.points)} points)" if errors else ""
 
 
 def _data_text(plan: Plan) -> str:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..grid import Grid
 from ..model_interface import state
 from ..store import layout
+
+# What differs, in words; else an attribute's name says it.
+WORDS = {
+    "sha256_loss": "the loss (its code, or a number or tensor that it uses)",
+    "sha256_forward": "the problem's forward (its code, or what it uses)",
+    "sha256_count": "the problem's count (its code, or what it uses)",
+    "sha256_architecture": "the model's code",
+    "problem_arguments": "the problem's arguments",
+    "device_kind": "the kind of device",
+}
+METRIC = "sha256_metric_"
+NOT_THERE = "not recorded"
 
 
 def fill_from(output: str, group: str, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -20,3 +35,29 @@ def fill_from(output: str, group: str, tensors: Mapping[str, Tensor], what: str)
             f"{output} holds {what} ({error.args[0]}): give the settings it was made with, choose another --output, "
             "or --overwrite"
         ) from None
+
+
+def check_same(stored: layout.Stored, identity: Mapping[str, Any], grid: Grid, path: str) -> None:
+    """UserError where the file is of another run, which says what differs."""
+    differs = []
+    if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
+        differs.append(f"grid ({stored.grid} there, {grid} here)")
+    for name, value in identity.items():
+        there = stored.attributes.get(name, NOT_THERE)
+        if not isinstance(there, (str, int, float)) or there != value:
+            there = printable(str(there))
+            hashed = name.startswith("sha256")
+            shown = "" if hashed and there != NOT_THERE else f" ({textwrap.shorten(there, 200)} there"
+            shown += f", {value} here)" if shown and not hashed else ")" if shown else ""
+            differs.append(_words(name) + shown)
+    if differs:
+        raise UserError(
+            f"{path} is of another run: {', '.join(differs)} differ{'s' if len(differs) == 1 else ''}; nothing is "
+            "touched. Give the settings it was made with, choose another --output, or --overwrite"
+        )
+
+
+def _words(name: str) -> str:
+    if name.startswith(METRIC):
+        return f"the code of the metric {name.removeprefix(METRIC)}"
+    return WORDS.get(name, name.removeprefix("sha256_").replace("_", " "))

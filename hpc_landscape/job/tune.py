@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..evaluate.form import Form
+from ..evaluate.form import Form, compiling
 from ..metrics import Loss
 from ..parallel.comm import Comm
 from ..problems.resident import beginning
 from ..store import layout
-from .form import CHOICES, Maker, forms
+from .form import CHOICES, Maker, forms, inexact_last
 
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a form is
@@ -97,7 +97,8 @@ class _Tuner:
             n = min(max(counts), max(2 * n, int(n * ENOUGH / seconds)))
 
     def _candidates(self, plain: Form) -> Iterator[dict[str, Any]]:
-        yield {"channels_last": True}
+        if not inexact_last(self.whole.settings, self.whole.problem, self.whole.device):
+            yield {"channels_last": True}
         small = self.seconds.get(plain, math.inf) < SMALL
         if small and self.whole.adds_up and not self.whole.sets.streamed:
             before = math.inf  # not the plain form's: stacking costs something once, which many points share
@@ -115,7 +116,7 @@ class _Tuner:
     def _measure(self, form: Form) -> None:
         """Note how long a point takes; nothing where the model cannot be evaluated in this form, or not in time."""
         try:
-            with _until(self.end), warnings.catch_warnings():
+            with _until(self.end), warnings.catch_warnings(), compiling(form):
                 warnings.simplefilter("ignore")
                 seconds, once = self._time(form)
         except (Exception, _OutOfTime):

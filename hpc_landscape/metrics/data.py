@@ -52,7 +52,7 @@ class Data:
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
         if self.forward:
-            return full_precision(self.forward(model.get_model(), batch))
+            return full_precision(model.called_by(self.forward, batch))
         if isinstance(batch, (Mapping, Tensor)):
             raise UserError(
                 f"a batch is a {type(batch).__name__}, not (input, target): give Problem, or Data, a "

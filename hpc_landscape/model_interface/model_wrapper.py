@@ -41,6 +41,10 @@ class ModelWrapper(abc.ABC):
     def __call__(self, x: Any) -> Any:
         return self.forward(x)
 
+    def called_by(self, forward: Callable[[Any, Any], Any], batch: Any) -> Any:
+        """What another call of the model gives, ``forward(model, batch)``."""
+        return forward(self.get_model(), batch)
+
     def get_model(self) -> Any:
         """The model, or the agent, itself."""
         return self.root if self.model is None else self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
@@ -9,11 +10,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -42,6 +44,7 @@ class Problem:
     score: says how good the trained model is, in a few words, on data that it was not trained on.
     axis: the default axis, MIN:MAX:N. name: for titles.
     metrics: metrics of its own, asked for by their names. env: of an agent, a Gymnasium environment, or its name.
+    neutral: arguments of the factory that no value depends on, the name of a log, say: a run goes on with others.
     """
 
     model: nn.Module | ModelWrapper
@@ -56,6 +59,8 @@ class Problem:
     name: str = ""
     metrics: Sequence[Metric] = ()
     env: Any = None
+    neutral: Sequence[str] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # that the factory was given
 
     @cached_property
     def wrapper(self) -> ModelWrapper:
@@ -116,9 +121,12 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     factory = find_object(spec)
     arguments = type_arguments(factory, arguments, spec)
     try:
-        problem = factory(**arguments)
+        with script_alone(_file_of(spec)):
+            problem = factory(**arguments)
     except UserError:
         raise
+    except SystemExit as left:
+        raise UserError(f"--problem {spec}: the factory {_left(left)}") from None
     except Exception as error:
         raise UserError(f"--problem {spec}: the factory raised {user_traceback(error)}") from None
     if not isinstance(problem, Problem):
@@ -126,9 +134,46 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
             f"--problem {spec}: the factory returned a {type(problem).__name__}, "
             "not hpc_landscape.Problem(model, loss, data)"
         )
+    problem.arguments = _with_defaults(factory, arguments)
     problem.name = problem.name or spec.rpartition(":")[2]
     problem.check()
     return problem
+
+
+class _WantsArguments(SystemExit):
+    """Raised where a script's argparse would print its usage and leave."""
+
+
+@contextmanager
+def script_alone(name: str) -> Iterator[None]:
+    """A script that reads the command line meanwhile sees its own name alone: what is there is for this program."""
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise _WantsArguments(message)
+
+    words, said = sys.argv, argparse.ArgumentParser.error
+    sys.argv, argparse.ArgumentParser.error = [name], error
+    try:
+        yield
+    finally:
+        sys.argv, argparse.ArgumentParser.error = words, said
+
+
+def _file_of(spec: str) -> str:
+    """What a script that is named so is shown as its own name."""
+    return BUILT_IN.get(spec, spec).rpartition(":")[0]
+
+
+def _left(left: SystemExit) -> str:
+    """What ended the program, and what helps."""
+    said = " ".join(str(left).split())
+    main = 'under if __name__ == "__main__":'
+    if isinstance(left, _WantsArguments):
+        return (
+            f"raised SystemExit: its argparse says '{said}'. It is shown its own name alone: give its arguments "
+            f"defaults, or parse them {main}"
+        )
+    return f"raised SystemExit{f': {said}' if said else ''}, which ends a program: put what a script alone does {main}"
 
 
 def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
@@ -139,14 +184,17 @@ def find_object(spec: str, option: str = "--problem") -> Callable[..., Any]:
             f"{option} {spec}: expected package.module:factory, path/file.py:factory, or one of {', '.join(BUILT_IN)}"
         )
     try:
-        module = (
-            _import_file(where, f"{option} {spec}")
-            if where.endswith(".py")
-            else _import_module(where, f"{option} {spec}")
-        )
+        with script_alone(where):
+            module = (
+                _import_file(where, f"{option} {spec}")
+                if where.endswith(".py")
+                else _import_module(where, f"{option} {spec}")
+            )
     except (UserError, KeyboardInterrupt, Stopped):
         raise
-    except BaseException as error:  # an import may even call sys.exit
+    except SystemExit as left:
+        raise UserError(f"{option} {spec}: importing {where} {_left(left)}") from None
+    except BaseException as error:
         raise UserError(f"{option} {spec}: importing {where} raised {user_traceback(error)}") from None
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -227,6 +275,14 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
     if missing:
         raise UserError(f"--problem {spec} needs {', '.join(f'--problem.{name} VALUE' for name in missing)}")
     return typed
+
+
+def _with_defaults(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, those that were not given among them: one that is given its default is no other run."""
+    bound = inspect.signature(factory).bind(**arguments)
+    bound.apply_defaults()
+    extra = {p.name for p in bound.signature.parameters.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {key: value for key, value in bound.arguments.items() if key not in extra} | dict(arguments)
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:

@@ -27,6 +27,7 @@ FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
+MIXED = "runs/mixed"  # 1 once runs on other processors, or by other kernels, have written points
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
 PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
@@ -51,7 +52,7 @@ class Trajectory:
 
 
 # What is in every file: no metric, and none of its dimensions, can be called so.
-RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF"}
+RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF", "runs"}
 
 
 def create(
@@ -118,10 +119,11 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     done.attrs["long_name"] = "1 once every metric of the point is written"
     failed = _allocate(file, FAILED, grid.shape, np.uint8, 0)
     failed.attrs["long_name"] = "1 where a metric raised an error, and the values are NaN (--on_error record)"
+    file.create_group("runs")
+    _allocate(file, MIXED, (1,), np.uint8, 0)
     for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
-    if min(grid.shape) > 1:  # VTK counts an axis of one point as no dimension, and cannot read the array then
-        _add_vtk(file, grid, [q.name for q in quantities if not q.shape] + [WALL_TIME, DONE, FAILED])
+    _add_vtk(file, grid, [q.name for q in quantities if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
@@ -149,25 +151,27 @@ def _attach(file: h5py.Group, dataset: h5py.Dataset, dims: tuple[str, ...]) -> N
 
 
 def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
-    """The same datasets once more, by hard link, as VTK's ImageData.
+    """The same datasets once more, by hard link, as VTK's ImageData; one axis after the grid's are components.
 
-    C order makes the last axis VTK's fastest, so extents, spacing and direction come with the axes reversed.
+    C order makes the last axis VTK's fastest, so extents, spacing and direction come with the axes reversed. VTK counts
+    an axis of one point as no dimension, and cannot read the array then: of such a grid each point is a cell's centre.
     """
     n = [axis.n for axis in grid.axes][::-1]
-    origin = [values[0] for values in grid.coordinates]
-    spacing = [values[1] - values[0] if len(values) > 1 else 1.0 for values in grid.coordinates][::-1]
-    k = len(n)
+    k, cells = len(n), int(min(n) == 1)
+    spacing = np.array([values[1] - values[0] if len(values) > 1 else 1.0 for values in grid.coordinates])
+    origin = np.array([values[0] for values in grid.coordinates]) - cells * spacing / 2
     direction = np.zeros((3, 3))  # column i: where VTK's axis i points
     for i in range(3):
         direction[k - 1 - i if i < k else i, i] = 1
     group = file.create_group("VTKHDF")
     group.attrs["Version"] = np.array([1, 0], dtype="i8")
     group.attrs.create("Type", b"ImageData", dtype=h5py.string_dtype("ascii", 9))
-    group.attrs["WholeExtent"] = np.array([e for i in range(3) for e in (0, n[i] - 1 if i < k else 0)], dtype="i8")
-    group.attrs["Origin"] = np.array(origin + [0.0] * (3 - k))
-    group.attrs["Spacing"] = np.array(spacing + [1.0] * (3 - k))
+    ends = [n[i] - 1 + cells if i < k else 0 for i in range(3)]
+    group.attrs["WholeExtent"] = np.array([e for end in ends for e in (0, end)], dtype="i8")
+    group.attrs["Origin"] = np.array([*origin, *[0.0] * (3 - k)])
+    group.attrs["Spacing"] = np.array([*spacing[::-1], *[1.0] * (3 - k)])
     group.attrs["Direction"] = direction.reshape(-1)
-    data = group.create_group("PointData")
+    data = group.create_group("CellData" if cells else "PointData")
     for name in names:
         data[name] = file[name]
 

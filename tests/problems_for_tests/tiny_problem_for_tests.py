@@ -18,6 +18,10 @@ from hpc_landscape.parallel.comm import launched
 
 KEPT: list[tuple[nn.Module, list]] = []  # models made in this process, each as it was; the latest last
 
+# What of a problem's arguments no value depends on.
+NEUTRAL = ("log", "delay", "hold", "hold_rank", "hold_at", "fault", "fault_rank", "fault_at", "fault_when")
+NEUTRAL += ("workers", "differs")
+
 
 class Watch:
     """Called after each forward pass. A point is a warm-up pass, then one evaluation batch.
@@ -160,7 +164,7 @@ def tiny(
     model.first.weight.grad = torch.ones_like(model.first.weight)
     model.first.bias.requires_grad_(False)
     KEPT.append((model, fingerprint(model)))
-    return Problem(model, nn.CrossEntropyLoss(), data)
+    return Problem(model, nn.CrossEntropyLoss(), data, neutral=NEUTRAL)
 
 
 def fingerprint(model: nn.Module) -> list:

@@ -1,0 +1,99 @@
+"""One finished point of a file that is gone on with, computed again: what its attributes miss shows here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..metrics import Accuracy
+from ..parallel.comm import Comm
+from ..problems.problem import user_traceback
+from ..store import layout
+from ..store.mixed import is_mixed, set_mixed
+from .failures import place
+from .metrics import store_array
+from .plan import Plan
+
+# Relative: what threads, kernels and machines change. Of one accuracy a few samples may change sides.
+NEAR = {"fp64": 1e-5, "fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
+SIDES = 2e-3
+SEVERAL = "; "  # between what the ranks have not in common
+
+
+def compute_again(plan: Plan) -> None:
+    """UserError where the first point that the file holds has other values now; costs one point, or nothing.
+
+    Once a file has been gone on with in another environment, it is known no more which point is of which.
+    """
+    path, stored = plan.settings.output, plan.stored
+    if stored is None:
+        return
+    there = {name: stored.attributes.get(name) for name in plan.environment}
+    same = there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
+    good = stored.done if stored.failed is None else stored.done & ~stored.failed
+    if good.any():
+        alike = same and not is_mixed(path) and not plan.evaluator.form.compiled and not _on_gpu(plan)
+        _compare(plan, int(np.argmax(good.reshape(-1))), alike)
+    if not same:
+        set_mixed(path)
+
+
+def _compare(plan: Plan, point: int, alike: bool) -> None:
+    path, where = plan.settings.output, place(plan.grid, point)
+    try:
+        with plan.evaluator.attached():
+            found = plan.evaluator.block([plan.grid.point(point)])[0]
+        values = {quantity.name: store_array(found[quantity.name], quantity) for quantity in plan.quantities}
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} has a finished point at {where}, and computing it again raised {user_traceback(error)}"
+        ) from None
+    for name, now in values.items():
+        there = layout.read_values(path, name)[np.unravel_index(point, plan.grid.shape)]
+        if not _same(plan, name, np.asarray(there), now, alike):
+            raise UserError(
+                f"{path} is of another run: at {where} {name} is {_text(there)} there, and {_text(now)} computed again "
+                "now. Something that the values depend on has changed: undo that, choose another --output, or "
+                "--overwrite; nothing is touched"
+            )
+
+
+def environment(comm: Comm, device: torch.device) -> dict[str, str]:
+    """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    seen = comm.allgather((str(torch.get_num_threads()), name))
+    threads, processors = (SEVERAL.join(sorted(set(texts))) for texts in zip(*seen, strict=True))
+    return {"torch_version": str(torch.__version__), "threads": threads, "processor": processors}
+
+
+def _processor() -> str:
+    """The CPU's model, as Linux tells; libraries choose their kernels by it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part")))
+            return next(named, "unknown")
+    except OSError:
+        return "unknown"
+
+
+def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool) -> bool:
+    """To the bit where everything is alike."""
+    equal = (there == now) | (np.isnan(there) & np.isnan(now))
+    loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else 0.0
+    near = np.isclose(now, there, rtol=NEAR[plan.settings.precision], atol=loose)
+    return bool((equal if alike else equal | near).all())
+
+
+def _on_gpu(plan: Plan) -> bool:
+    """There sums may be added up in another order each time."""
+    return next(iter(plan.evaluator.subspace.views.values())).device.type != "cpu"
+
+
+def _text(value: Any) -> str:
+    flat = np.asarray(value).reshape(-1)
+    return ", ".join(f"{v:.9g}" for v in flat[:4]) + ", ..." * (flat.size > 4)

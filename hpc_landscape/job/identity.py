@@ -1,0 +1,45 @@
+"""What users bring that values depend on, but for data and weights, as checksums of what it is made of."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..errors import printable
+from ..problems.problem import Problem
+from ..settings import Settings
+from ..store.identity import architecture, checksum
+from .metrics import Chooser, parse_call
+from .stored import METRIC
+
+
+def made_of(settings: Settings, problem: Problem) -> dict[str, str]:
+    """What users bring, but for data and weights: before anything of it has been called."""
+    wrapper, chooser = problem.wrapper, Chooser(problem, dict.fromkeys(problem.sets))
+    known = [*problem.root.modules(), *problem.root.parameters(), *problem.root.buffers(), wrapper]
+    called = (problem.forward, type(wrapper), getattr(wrapper, "forward_fn", None))
+    where, colon, name = settings.problem.rpartition(":")
+    own = {
+        METRIC + parse_call(spec)[0].rpartition(":")[2]: chooser.own.get(parse_call(spec)[0]) or chooser.find(spec)[0]
+        for spec in settings.metric_names or chooser.default
+    }
+    counted = [(k, v) for k, v in sorted(problem.arguments.items()) if k not in problem.neutral]
+    arguments = {key: _argument(value, known) for key, value in counted}
+    return {
+        "problem_name": os.path.basename(where) + colon + name,
+        "problem_arguments": ", ".join(f"{key}={value}" for key, value in arguments.items()) or "none",
+        "problem_mode": str(getattr(problem, "mode", None) or "eval"),
+        "problem_reduction": str(getattr(problem, "reduction", None) or "mean"),
+        "sha256_architecture": architecture(problem.root),
+        "sha256_loss": checksum(problem.loss, known),
+        "sha256_forward": checksum(called, known),
+        "sha256_count": checksum(problem.count, known),
+        **{name: checksum(metric, known) for name, metric in own.items()},
+    }
+
+
+def _argument(value: Any, known: list[Any]) -> str:
+    """As text where it is short and plain."""
+    plain = isinstance(value, (str, int, float, bool, type(None), list, tuple, dict))
+    text = printable(str(value)) if plain else ""
+    return text if 0 < len(text) <= 200 else checksum(value, known)
