@@ -126,7 +126,8 @@ def movable(model: ModelWrapper) -> Iterator[Callable[[ModelParameters, float], 
 class LossGradient(DataMetric):
     """The gradient of the mean loss: float64, shape (P,), the floating-point parameters as one vector, in order.
 
-    Complex ones are pairs of real numbers. A parameter that the loss does not use has zeros; UserError where that is all of them.
+    Complex ones are pairs of real numbers. A parameter that the loss does not use has zeros; UserError where that is
+    all of them.
     """
 
     dims = ("parameter",)
