@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from hpc_landscape import LinearLossLandscape, PlanarLossLandscape
 from hpc_landscape.metrics import Data, Loss
-from hpc_landscape.metrics.data import full_precision
+from hpc_landscape.metrics.precise import full_precision
 from hpc_landscape.model_interface.model_wrapper import wrap_model
 
 LOW = torch.bfloat16
@@ -42,7 +43,7 @@ def data() -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def low(tmp_path, monkeypatch) -> list[str]:
     """The beginning of a command line."""
-    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     (tmp_path / "low_problem.py").write_text(PROBLEM)
     return ["--problem", "low_problem.py:low", "--plot", "false", "--output", "a.h5", "--y", "none"]
 
@@ -134,6 +135,7 @@ def test_what_the_file_says(low, program, kind):
         ("float64", "fp32", "float64, as the model is", "float64"),
         ("bfloat16", "fp64", "fp64", "float64"),
         ("float32", "bf16", "bf16", "bfloat16"),
+        ("float16", "bf16", "bf16", "bfloat16"),
     ],
 )
 def test_what_the_model_computed_in(low, program, dtype, precision, said, recorded):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..metrics.data import each_tensor, full_precision
+from ..metrics.data import each_tensor
+from ..metrics.precise import full_precision
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.numbers import can_move, like
 
@@ -55,10 +56,11 @@ class Form:
 
 
 PLAIN = Form()
+LOWERED = (torch.float32, torch.float16)
 
 
 def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.dtype]:
-    """The dtype that each float32 parameter and buffer is cast to: batch normalization keeps its own."""
+    """The dtype that each parameter and buffer of these is cast to: batch normalization keeps its own."""
     if low is None:
         return {}
     kept = {
@@ -68,7 +70,7 @@ def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.d
         for name in (*module._parameters, *module._buffers)
     }
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: low for name, t in tensors.items() if t.dtype == torch.float32 and name not in kept}
+    return {name: low for name, t in tensors.items() if t.dtype in LOWERED and name not in kept}
 
 
 def compute_dtype(model: nn.Module, form: Form, dtype: torch.dtype | None = None) -> str:
@@ -77,6 +79,7 @@ def compute_dtype(model: nn.Module, form: Form, dtype: torch.dtype | None = None
     kinds = {
         like(dtype, p) if dtype is not None and can_move(p) else shown.get(name, p.dtype)
         for name, p in model.named_parameters()
+        if p.is_floating_point() or p.is_complex()
     }
     words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
     return words + " by autocast in bfloat16" * form.autocast
@@ -99,7 +102,7 @@ def lowered(model: ModelWrapper, low: torch.dtype | None) -> ModelWrapper:
         return model
 
     def call(x: Any) -> Any:
-        cast = each_tensor(x, lambda t: t.to(low) if t.dtype == torch.float32 else t)
+        cast = each_tensor(x, lambda t: t.to(low) if t.dtype in LOWERED else t)
         return full_precision(model.forward(cast))
 
     return Recast(model, call)

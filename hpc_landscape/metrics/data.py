@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import is_dataclass
-from operator import is_
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +10,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import HALVES
 from ..parallel.generators import apart
+from .precise import full_precision
 
 
 class Data:
@@ -128,33 +124,3 @@ def each_tensor(thing: Any, change: Callable[[Tensor], Tensor], device: torch.de
     if isinstance(thing, (tuple, list)):
         return type(thing)(each_tensor(value, change, device) for value in thing)
     return thing.to(device) if device is not None and hasattr(thing, "to") else thing
-
-
-def full_precision(thing: Any) -> Any:
-    """The same nest with what is of 16 bits in 32, each part of the type that it had; a single number stays.
-
-    A number that is the loss already was rounded when it was computed: ``loss_of`` says so.
-    """
-    if isinstance(thing, Tensor):
-        return thing.float() if thing.dtype in HALVES and thing.ndim else thing
-    if isinstance(thing, (tuple, list)):
-        parts = [full_precision(part) for part in thing]
-        if all(map(is_, parts, thing)):
-            return thing
-        return type(thing)(*parts) if hasattr(thing, "_fields") else type(thing)(parts)
-    held = thing if isinstance(thing, MutableMapping) else vars(thing) if _is_record(thing) else {}
-    changed = {key: new for key, value in held.items() if (new := full_precision(value)) is not value}
-    if not changed:
-        return thing
-    thing = copy.copy(thing)
-    for key, value in changed.items():
-        if isinstance(thing, MutableMapping):
-            thing[key] = value
-        else:
-            object.__setattr__(thing, key, value)  # it may be frozen
-    return thing
-
-
-def _is_record(thing: Any) -> bool:
-    """Whether an object does nothing but hold values."""
-    return (is_dataclass(thing) and not isinstance(thing, type)) or isinstance(thing, SimpleNamespace)

@@ -92,7 +92,8 @@ def weighted_mean(parameters: Sequence[Tensor], batches: Iterable[tuple[Parts, f
 def gradient(model: ModelWrapper, loss_fn: LossFunction, data: Data) -> ModelParameters:
     """The gradient of the mean loss over the data, in float64, one tensor per floating-point parameter.
 
-    UserError where the loss has none.
+    Of a complex one it has the derivatives by the real and by the imaginary parts as a complex number. UserError where
+    the loss has none.
     """
     with differentiable(model) as parameters:
         return weighted_mean(parameters, batch_gradients(model, parameters, loss_fn, data))
@@ -125,7 +126,8 @@ def movable(model: ModelWrapper) -> Iterator[Callable[[ModelParameters, float], 
 class LossGradient(DataMetric):
     """The gradient of the mean loss: float64, shape (P,), the floating-point parameters as one vector, in order.
 
-    A parameter that the loss does not use has zeros; UserError where that is all of them.
+    Complex ones are pairs of real numbers. A parameter that the loss does not use has zeros; UserError where that is
+    all of them.
     """
 
     dims = ("parameter",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.numbers import HALVES
 from .metric import BatchMetric
+from .precise import precise
 
 
 def loss_of(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
@@ -24,13 +23,7 @@ def loss_of(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> Ten
             f"the loss returned a tensor of shape {tuple(loss.shape)}: it must be one number, the mean over the "
             "batch (reduction='mean')"
         )
-    if loss.dtype in HALVES:
-        warnings.warn(
-            f"the loss is a {str(loss.dtype).removeprefix('torch.')}, of 2 or 3 digits: where it is computed, in the "
-            "model or in forward, take .float() of what it is computed of",
-            stacklevel=2,
-        )
-    return loss.reshape(())
+    return precise(loss.reshape(()))
 
 
 class Loss(BatchMetric):

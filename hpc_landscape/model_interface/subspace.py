@@ -171,7 +171,8 @@ class Subspace:
             still = {name for name, _ in lent.parameters if name not in self.views} if guarded else set()
             lent.attach(parameter, self._move, self.rows if in_turn else 1, still)
             self._lent = lent
-            self._buffers = [name for name in self.stacked if name not in dict(lent.parameters)]
+            own = {name for name, _ in lent.parameters}
+            self._buffers = [name for name in self.stacked if name not in own]
             yield
         finally:
             self._lent = None

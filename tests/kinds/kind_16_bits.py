@@ -90,7 +90,10 @@ def outputs(form: str = "mapping") -> Problem:
     """An own forward, and a loss that takes the output's attributes."""
     forward = FORMS[form]
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=20)
-    loss = lambda output, batch: F.cross_entropy(output.logits, batch[1])  # noqa: E731
+
+    def loss(output: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(output.logits, batch[1])
+
     return Problem(
         net(), loss, loader, forward=lambda model, batch: forward(model(batch[0])), count=lambda b: len(b[1])
     )

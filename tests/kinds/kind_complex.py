@@ -121,6 +121,11 @@ def other(folder: Path) -> None:
     torch.save(Operator(5).state_dict(), folder / "other.pt")
 
 
+def path(folder: Path) -> None:
+    for epoch in range(4):
+        torch.save(Operator(10 + epoch).state_dict(), folder / f"epoch{epoch}.pt")
+
+
 class Counting(nn.Module):
     """Whole numbers as a parameter, which nothing can move."""
 
@@ -140,6 +145,8 @@ def counting() -> Problem:
 
 TO = ["--directions", "interpolation", "--to", "other.pt", "--x", "0:1:3"]
 
+PCA = ["--directions", "pca", "--trajectory", "epoch*.pt", "--x", "-1:1:2", "--y", "-1:1:2"]
+
 CASES = [
     Case("operator", right),
     Case("operator", right, options=["--normalization", "layer", "--distribution", "uniform", "--ignore", "none"]),
@@ -153,7 +160,8 @@ CASES = [
     Case("diagonal", right),
     Case("signals", right_signals),
     Case("signals", right_signals, options=["--precision", "fp64"], library=False),
-    Case("counting", right, said=["of which 272 can move .int64 cannot."]),
+    Case("operator", right, options=PCA, prepare=path, model=lambda: Operator(13), rtol=2e-5, library=False),
+    Case("counting", right, said=["of which 272 can move .int64 cannot.", "thread each, fp32\n"]),
     Case(
         "counting",
         refused="--include steps: none of the parameters that are left can move: steps .int64.",
