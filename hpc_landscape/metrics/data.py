@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
+from .nest import each_tensor, move
 
 
 class Data:
@@ -77,31 +78,6 @@ def _first_tensor(batch: Any) -> Tensor | None:
         return batch
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     return next((t for t in map(_first_tensor, parts) if t is not None), None)
-
-
-def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None, channels_last: bool = False) -> Any:
-    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype, images in that order."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor.to(device, non_blocking=True)
-        order = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
-        return tensor.to(device, dtype, non_blocking=True, memory_format=order)
-
-    return each_tensor(batch, moved, device)
-
-
-def each_tensor(thing: Any, change: Callable[[Tensor], Tensor], device: torch.device | None = None) -> Any:
-    """The same nest with every tensor changed; device: for what is no tensor but moves as one."""
-    if isinstance(thing, Tensor):
-        return change(thing)
-    if isinstance(thing, Mapping):
-        return {key: each_tensor(value, change, device) for key, value in thing.items()}
-    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return type(thing)(*(each_tensor(value, change, device) for value in thing))
-    if isinstance(thing, (tuple, list)):
-        return type(thing)(each_tensor(value, change, device) for value in thing)
-    return thing.to(device) if device is not None and hasattr(thing, "to") else thing
 
 
 def full_precision(output: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parallel.comm import Comm
+from .parts import is_plain, parts, shape_of
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -26,14 +27,15 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     """A checksum of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(memoryview(_bytes(tensor)))
+        digest.update(f"{name} {shape_of(tensor)} {tensor.dtype};".encode())
+        for part in parts(tensor):
+            digest.update(memoryview(_bytes(part)))
     return digest.hexdigest()
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """As NumPy arrays; bfloat16, which NumPy has not, as float32."""
-    wide = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
+    wide = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in _dense(tensors).items()}
     return {name: t.detach().cpu().numpy() for name, t in wide.items()}
 
 
@@ -53,7 +55,7 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
     """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
     if comm.size == 1:
         return
-    for tensor in tensors:
+    for tensor in (part for whole in tensors for part in parts(whole)):
         if not tensor.numel():
             continue  # torch views no bytes as another type where there are none
         data = _bytes(tensor)
@@ -66,6 +68,14 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that the tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as arrays can hold them: sparse ones dense, nested ones padded with zeros."""
+    return {
+        name: t if is_plain(t) else torch.nested.to_padded_tensor(t, 0.0) if t.is_nested else t.to_dense()
+        for name, t in tensors.items()
+    }
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
