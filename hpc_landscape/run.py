@@ -110,7 +110,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
     try:
         plan.sets.obey(lambda: writer.stop_code)
-        with stopping(writer, plan.settings.grace), plan.evaluator.attached(), writer:
+        with stopping(writer, plan.settings.grace, plan.sets.awaited), plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:

@@ -13,10 +13,11 @@ from ..errors import UserError
 from ..model_interface.batchnorm import batchnorm_layers
 from ..parallel.comm import Comm
 from ..parallel.memory import free_memory
+from ..problems import streams
 from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
 from ..problems.problem import Problem, user_traceback
 from ..problems.resident import MovedBatches, kept, share
-from ..problems.streams import PROBE, Seen, look
+from ..problems.streams import Seen, look
 from ..settings import Settings
 
 Say = Callable[[str], None]
@@ -60,11 +61,18 @@ class Sets:
         """Whether a pass loads any of it."""
         return any(batches.streamed for batches in self.all)
 
+    @property
+    def _streams(self) -> list[StreamBatches]:
+        return [batches for batches in self.all if isinstance(batches, StreamBatches)]
+
     def obey(self, stop: Callable[[], int]) -> None:
         """In a stream whose end is not in sight, let a stop, by its code, end the point in hand."""
-        for batches in self.all:
-            if isinstance(batches, StreamBatches):
-                batches.end.stop = stop
+        for batches in self._streams:
+            batches.end.stop = stop
+
+    def awaited(self) -> bool:
+        """Whether a batch of such a stream is being waited for."""
+        return any(batches.end.awaited for batches in self._streams)
 
 
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Sets:
@@ -132,7 +140,7 @@ def _look_at_streams(settings: Settings, problem: Problem, sets: Sets, comm: Com
                 batches.alone()
         if not seen.ended and not batches.bounded:
             say(
-                f"warning: {what}: the stream has not ended after {seen.batches} batches in {PROBE:g} s; where it has "
+                f"warning: {what}: the stream has not ended after {seen.batches} batches in {streams.PROBE:g} s; where it has "
                 f"no end give --batches N or --{option} N"
             )
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
 from .nest import each_tensor, move
+
+BATCH_SIZE = 512  # of a data set that no loader reads
 
 
 class Data:
@@ -31,6 +34,8 @@ class Data:
         self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
         if isinstance(self.batches, Iterator):
             self.batches = list(self.batches)  # to be read at every point
+        elif isinstance(self.batches, Dataset):  # gives samples
+            self.batches = DataLoader(self.batches, BATCH_SIZE)
         self.forward, self.count = forward, count
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
@@ -70,7 +75,7 @@ def samples(batch: Any) -> int:
     tensor = _first_tensor(batch)
     if tensor is None or tensor.ndim == 0:
         raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
-    return len(tensor)
+    return tensor.size(0)  # nested ones have no len()
 
 
 def _first_tensor(batch: Any) -> Tensor | None:

@@ -15,7 +15,17 @@ from ..errors import UserError
 from ..metrics.data import samples
 from ..metrics.nest import contents, tensors_in
 from .batches import ONCE, Batches, LoaderBatches, StoredBatches, TensorBatches, slices
-from .loaders import Wish, as_it_is, chosen, from_dataset, from_loader, reads_all_in_order, resident, rows_of
+from .loaders import (
+    Wish,
+    as_it_is,
+    chosen,
+    from_dataset,
+    from_loader,
+    makes_its_own,
+    reads_all_in_order,
+    resident,
+    rows_of,
+)
 from .streams import StreamBatches, first, size_of
 
 __all__ = [
@@ -84,14 +94,31 @@ def prepare(
 
 
 def as_batches(data: Any) -> Iterable[Any]:
-    """Batches to read again and again: a loader that reads in sequence and in full, a list, or prepared ones."""
-    pair = isinstance(data, (tuple, list)) and bool(data) and all(isinstance(t, Tensor) for t in data)
-    if isinstance(data, DataLoader):
+    """Batches to read again and again: a loader that reads in sequence and in full, a list, or prepared ones.
+
+    Raises UserError for what gives others at a second reading.
+    """
+    if isinstance(data, Iterator):
+        return list(data)
+    if type(data) in (list, tuple) and not all(isinstance(t, Tensor) for t in data):
+        if _may_hold_batches(data):
+            return data
+    elif isinstance(data, DataLoader) and not makes_its_own(data):
         if reads_all_in_order(data) and resident(data.dataset) is None:
             return data
-    elif not pair and not isinstance(data, Dataset) and isinstance(data, Iterable):
-        return list(data) if isinstance(data, Iterator) else data
-    return prepare(data, BATCH_SIZE, None, 0, "data", lambda text: warnings.warn(text, stacklevel=3))
+    elif isinstance(data, Batches):
+        return data
+    found = prepare(data, BATCH_SIZE, None, 0, "data", lambda text: warnings.warn(text, stacklevel=3))
+    if isinstance(found, StreamBatches):
+        found.check("data")
+    return found
+
+
+def _may_hold_batches(items: Any) -> bool:
+    try:
+        return holds_batches(items, "data")
+    except UserError:
+        return True  # a list is one of batches, unless it cannot be
 
 
 def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:
@@ -141,8 +168,8 @@ def holds_batches(items: tuple[Any, ...] | list[Any], what: str) -> bool:
 def _unclear(what: str, how: str) -> UserError:
     return UserError(
         f"the problem's {what} {how}, which may be samples or batches: give DataLoader(list, batch_size=None) where "
-        "each item is a whole batch (of one graph: DataLoader([graph], batch_size=None)), or DataLoader(list, batch_size=N) "
-        "where it is a sample"
+        "each item is a whole batch (of one graph: DataLoader([graph], batch_size=None)), or DataLoader(list, "
+        "batch_size=N) where it is a sample"
     )
 
 

@@ -154,8 +154,9 @@ def from_loader(loader: DataLoader, wish: Wish) -> Batches:
     rows, fault = named(loader.batch_sampler.sampler, len(dataset))
     faults = [fault] * bool(fault) + ["drops its last batch"] * bool(loader.batch_sampler.drop_last)
     if faults:
-        full = "in full" if rows is None else f"in full: the {len(rows)} samples that it names"
-        wish.say(f"the loader {' and '.join(faults)}; it is read in sequence and {full}")
+        part = "" if rows is None else f": the {len(rows)} samples that it names"
+        order = "in an order drawn from the seed" if wish.shuffle else "in sequence"
+        wish.say(f"the loader {' and '.join(faults)}; it is read {order} and in full{part}")
     own = Wish(**{**vars(wish), "batch_size": loader.batch_sampler.batch_size})
     return from_dataset(dataset, own, options, rows)
 
@@ -181,8 +182,8 @@ def _from_ready(loader: DataLoader, wish: Wish, options: Mapping[str, Any]) -> B
     wish.in_its_order()
     rows, fault = named(loader.sampler, len(loader.dataset))
     if fault:
-        full = "in full" if rows is None else f"in full: the {len(rows)} batches that it names"
-        wish.say(f"the loader {fault}; it is read in sequence and {full}")
+        part = "" if rows is None else f": the {len(rows)} batches that it names"
+        wish.say(f"the loader {fault}; it is read in sequence and in full{part}")
     order = range(len(loader.dataset)) if rows is None else rows
     if wish.samples is not None:
         again = DataLoader(loader.dataset, batch_size=None, sampler=order, **options)
@@ -204,8 +205,9 @@ def _from_batch_sampler(loader: DataLoader, wish: Wish, options: Mapping[str, An
     if twice is not None:
         rows = _subset(*([i for batch in reading for i in batch] for reading in twice), total)
     which = "data" if rows is None else f"{len(rows)} samples that it names"
+    order = "in an order drawn from the seed" if wish.shuffle else "in sequence"
     wish.say(
-        f"the loader's batch sampler is not used; the {which} {'is' if rows is None else 'are'} read in sequence, "
+        f"the loader's batch sampler is not used; the {which} {'is' if rows is None else 'are'} read {order}, "
         f"{wish.batch_size} at a time"
     )
     return from_dataset(dataset, wish, options, rows)
@@ -266,8 +268,6 @@ def _subset(first: list[Any], second: list[Any], total: int) -> list[int] | None
 
 def reads_all_in_order(loader: DataLoader) -> bool:
     """Whether its batches are those that would be made of it here."""
-    if makes_its_own(loader):
-        return True
     if isinstance(loader.dataset, IterableDataset):
         return not loader.drop_last
     batches = loader.batch_sampler

@@ -23,9 +23,13 @@ LOOKED_AT = 1000  # samples of a stream that are compared between workers
 
 @dataclass
 class End:
-    """What is known of a stream's end: whether one was seen, and the code of a stop that does not wait for it."""
+    """What is known of a stream's end: whether one was seen, and the code of a stop that does not wait for it.
+
+    awaited: whether the next batch is being waited for, and may never come.
+    """
 
     seen: bool = False
+    awaited: bool = False
     stop: Callable[[], int] = staticmethod(lambda: 0)
 
 
@@ -59,10 +63,18 @@ class StreamBatches(ReadBatches):
 
     def __iter__(self) -> Iterator[Any]:
         """Between batches of a stream without an end in sight a stop is obeyed: a point may never be finished."""
-        for batch in super().__iter__():
-            yield batch
+        batches = super().__iter__()
+        while True:
             if not self.end.seen and (code := self.end.stop()):
                 raise Stopped(code)
+            self.end.awaited = not self.end.seen
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            finally:
+                self.end.awaited = False
+            yield batch
         self.end.seen = True
 
     def quick_hash(self) -> str:
@@ -129,8 +141,9 @@ class Seen:
     repeated: int = 0
 
 
-def look(batches: StreamBatches, what: str, seconds: float = PROBE) -> Seen:
+def look(batches: StreamBatches, what: str) -> Seen:
     """Read a stream for a few seconds; UserError where a second reading, where there is time for it, differs."""
+    seconds = PROBE
     repeated = batches.workers if batches.workers > 1 and _workers_repeat(batches.source, seconds) else 0
     if repeated:
         batches.alone()
