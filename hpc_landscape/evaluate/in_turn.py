@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..metrics.data import Data, samples
 from ..metrics.metric import BatchMetric, Sums
+from ..metrics.nest import anew
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.subspace import Subspace
@@ -49,7 +50,7 @@ class InTurn:
         """Every batch at every point."""
         for batch in data.on(self.model):
             for row in self._rows():
-                yield batch, row
+                yield anew(batch), row
 
     def warm_up(self, data: Data, once: bool) -> None:
         """Re-estimate every point's batch normalization statistics. once: as in ``passes.warm_up``."""

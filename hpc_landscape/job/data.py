@@ -140,8 +140,8 @@ def _look_at_streams(settings: Settings, problem: Problem, sets: Sets, comm: Com
                 batches.alone()
         if not seen.ended and not batches.bounded:
             say(
-                f"warning: {what}: the stream has not ended after {seen.batches} batches in {streams.PROBE:g} s; where it has "
-                f"no end give --batches N or --{option} N"
+                f"warning: {what}: the stream has not ended after {seen.batches} batches in {streams.PROBE:g} s; where "
+                f"it has no end give --batches N or --{option} N"
             )
 
 

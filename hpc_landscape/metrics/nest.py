@@ -48,9 +48,15 @@ def each_tensor(thing: Any, change: Change, device: torch.device | None = None) 
         return {key: each_tensor(value, change, device) for key, value in thing.items()}
     if type(thing) in (tuple, list):
         return type(thing)([each_tensor(value, change, device) for value in thing])
-    if device is not None and _moves(thing) and not isinstance(thing, UserDict):
-        thing = _copied(thing).to(device)  # of a copy: some move themselves
+    if _moves(thing) and not isinstance(thing, UserDict):
+        thing = _copied(thing)  # some move themselves, in place
+        thing = thing if device is None else thing.to(device)
     return _rebuilt(thing, lambda value: each_tensor(value, change, device))
+
+
+def anew(batch: Any) -> Any:
+    """The same batch, the very tensors, for one more who may put something else in their place."""
+    return each_tensor(batch, lambda tensor: tensor)
 
 
 def _moves(thing: Any) -> bool:

@@ -81,7 +81,7 @@ def prepare(
         raise UserError(f"the problem's {what} holds NumPy arrays: give tensors (torch.from_numpy)")
     if isinstance(data, (tuple, list)) and holds_batches(data, what):
         return _from_list(list(data), wish)
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator) and not hasattr(data, "__len__"):
         raise UserError(f"the problem's {what} is a {type(data).__name__}, which can be read only once: {ONCE}")
     if not isinstance(data, (*WHOLE, type)):
         if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -98,7 +98,7 @@ def as_batches(data: Any) -> Iterable[Any]:
 
     Raises UserError for what gives others at a second reading.
     """
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator) and not hasattr(data, "__len__"):
         return list(data)
     if type(data) in (list, tuple) and not all(isinstance(t, Tensor) for t in data):
         if _may_hold_batches(data):
