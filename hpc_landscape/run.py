@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from .errors import COMPLETE
+from .errors import COMPLETE, Stopped
 from .grid import strided
 from .job.again import compute_again, environment
 from .job.data import read_data
@@ -122,13 +122,17 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear)
     writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
     try:
-        with stopping(writer, plan.settings.grace), plan.evaluator.attached(), writer:
+        plan.sets.obey(lambda: writer.stop_code)
+        with stopping(writer, plan.settings.grace, plan.sets.awaited), plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if writer.stop_code:
                     break
                 start = time.perf_counter()
-                found = evaluate(plan, writer, block)
+                try:
+                    found = evaluate(plan, writer, block)
+                except Stopped:  # in a stream that may have no end
+                    break
                 seconds = (time.perf_counter() - start) / len(block)
                 if block[0] == points[0]:
                     warn_if_long(plan.settings, seconds, len(block), say)

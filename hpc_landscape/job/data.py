@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..errors import UserError
+from ..model_interface.batchnorm import batchnorm_layers
 from ..parallel.comm import Comm
 from ..parallel.memory import free_memory
-from ..problems.data import Batches, LoaderBatches, TensorBatches, prepare
+from ..problems import streams
+from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
 from ..problems.problem import Problem, user_traceback
 from ..problems.resident import MovedBatches, kept, share
+from ..problems.streams import Seen, look
 from ..settings import Settings
 
 Say = Callable[[str], None]
@@ -48,36 +52,51 @@ class Sets:
         return self.each(moved, warmup)
 
     @property
+    def all(self) -> list[Batches]:
+        """Those for evaluation, and those for the warm-up."""
+        return [batches for batches in [*self.evaluation.values(), self.warmup] if batches is not None]
+
+    @property
     def streamed(self) -> bool:
         """Whether a pass loads any of it."""
-        return any(batches.streamed for batches in [*self.evaluation.values(), self.warmup] if batches is not None)
+        return any(batches.streamed for batches in self.all)
+
+    @property
+    def _streams(self) -> list[StreamBatches]:
+        return [batches for batches in self.all if isinstance(batches, StreamBatches)]
+
+    def obey(self, stop: Callable[[], int]) -> None:
+        """In a stream whose end is not in sight, let a stop, by its code, end the point in hand."""
+        for batches in self._streams:
+            batches.end.stop = stop
+
+    def awaited(self) -> bool:
+        """Whether a batch of such a stream is being waited for."""
+        return any(batches.end.awaited for batches in self._streams)
 
 
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Sets:
     """The problem's data, after every rank has been seen to hold the same."""
 
-    def prepared(given: Any, count: int | None, what: str) -> Batches:
-        try:
-            batches = prepare(given, settings.batch_size, count, settings.seed, what, say)
+    def prepared(given: Any, count: int | None, most: int | None, what: str) -> Batches:
+        with _telling(what):
+            batches = prepare(given, settings.batch_size, count, settings.seed, what, say, most, settings.shuffle_data)
             batches.check(what)
             return batches
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"reading the problem's {what} raised {user_traceback(error)}") from None
 
-    sets = problem.sets
+    sets, most, count = problem.sets, settings.batches, settings.warmup_samples
     trained_on = "train" if "train" in sets else next(iter(sets), None)
     given = problem.warmup_data
     with comm.together():
-        evaluation = {name: prepared(data, settings.samples, _called(name)) for name, data in sets.items()}
-        if given is None and trained_on is not None and settings.warmup_samples == settings.samples:
+        evaluation = {name: prepared(data, settings.samples, most, _called(name)) for name, data in sets.items()}
+        if given is None and trained_on is not None and count == settings.samples:
             warmup = evaluation[trained_on]
         elif given is not None or trained_on is not None:
             given = sets[trained_on] if given is None else given
-            warmup = prepared(given, settings.warmup_samples, "warm-up data")
+            warmup = prepared(given, count, most if count is None else None, "warm-up data")
         else:
             warmup = None
+    _look_at_streams(settings, problem, Sets(evaluation, warmup, {}), comm, say)
     hashes: dict[str, str] = {}
     for name, batches in evaluation.items():
         hashes["sha256_data" + f"_{name}" * bool(name)] = _agreed_hash(batches, _called(name), comm)
@@ -85,6 +104,45 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Set
         same = next((key for key, batches in zip(hashes, evaluation.values(), strict=True) if batches is warmup), None)
         hashes["sha256_warmup_data"] = hashes[same] if same else _agreed_hash(warmup, "warm-up data", comm)
     return _keep(Sets(evaluation, warmup, hashes, settings.resident), problem, comm)
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """What the user's code raises while data is read, as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"reading the problem's {what} raised {user_traceback(error)}") from None
+
+
+def _look_at_streams(settings: Settings, problem: Problem, sets: Sets, comm: Comm, say: Say) -> None:
+    """Tell of streams without an end in sight, and of workers that give everything several times, before any point."""
+    named = [(_called(name), "samples", batches) for name, batches in sets.evaluation.items()]
+    used = settings.bn == "warmup" and batchnorm_layers(problem.root)
+    if used and all(batches is not sets.warmup for _, _, batches in named):
+        named.append(("warm-up data", "warmup_samples", sets.warmup))
+    for what, option, batches in named:
+        if not isinstance(batches, StreamBatches):
+            continue
+        seen = Seen(0, True)
+        with comm.together(), _telling(what):
+            if comm.is_root:
+                seen = look(batches, what)
+        seen = comm.bcast(seen)
+        if seen.repeated:
+            say(
+                f"warning: {what}: each of the loader's {seen.repeated} workers gives all of the "
+                "samples (its data set does not share them out by get_worker_info()): it is read without workers"
+            )
+            if batches.workers:
+                batches.alone()
+        if not seen.ended and not batches.bounded:
+            say(
+                f"warning: {what}: the stream has not ended after {seen.batches} batches in {streams.PROBE:g} s; where "
+                f"it has no end give --batches N or --{option} N"
+            )
 
 
 def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..model_interface import state
+from ..model_interface.parts import shape_of
 from ..parallel.comm import Comm
 from ..parallel.device import one_thread
 from ..problems.checkpoint import load_checkpoint
@@ -70,7 +71,7 @@ def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | 
         elif comm.is_root and problem.train is not None:
             _train(problem, settings, stored, say)
     tensors = state.state(root)
-    shapes = comm.allgather([(name, tuple(t.shape), str(t.dtype)) for name, t in tensors.items()])
+    shapes = comm.allgather([(name, shape_of(t), str(t.dtype)) for name, t in tensors.items()])
     if any(other != shapes[0] for other in shapes):
         raise UserError("the problem's factory makes another model on another rank: it must make the same on all")
     state.broadcast(tensors.values(), comm)

@@ -44,11 +44,14 @@ def _handling(handlers: dict[int, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def stopping(writer: Writer, grace: float | None = None) -> Iterator[None]:
+def stopping(
+    writer: Writer, grace: float | None = None, hopeless: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """A signal lets every rank finish the point in hand; a second Ctrl-C does not wait for it.
 
     With a grace, in seconds, all leave shortly before it is over, finished or not. Where the writer has failed, there
-    is nothing to finish the point for.
+    is nothing to finish the point for. hopeless: whether the point in hand waits for what may never come: then a signal
+    raises Stopped.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -56,6 +59,8 @@ def stopping(writer: Writer, grace: float | None = None) -> Iterator[None]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         writer.stop_code = writer.stop_code or CODES[number]
+        if hopeless():
+            raise Stopped(writer.stop_code)
 
     writer.grace = math.inf if grace is None else grace
     with _hearing() as writer.hear_signals, _handling({number: stop for number in CODES}):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
 from ..parallel.generators import apart
+from .nest import each_tensor, move
 from .precise import full_precision
+
+BATCH_SIZE = 512  # of a data set that no loader reads
 
 
 class Data:
@@ -32,6 +35,8 @@ class Data:
         self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
         if isinstance(self.batches, Iterator):
             self.batches = list(self.batches)  # to be read at every point
+        elif isinstance(self.batches, Dataset):  # gives samples
+            self.batches = DataLoader(self.batches, BATCH_SIZE)
         self.forward, self.count = forward, count
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
@@ -87,7 +92,7 @@ def samples(batch: Any) -> int:
     tensor = _first_tensor(batch)
     if tensor is None or tensor.ndim == 0:
         raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
-    return len(tensor)
+    return tensor.size(0)  # nested ones have no len()
 
 
 def _first_tensor(batch: Any) -> Tensor | None:
@@ -95,32 +100,3 @@ def _first_tensor(batch: Any) -> Tensor | None:
         return batch
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     return next((t for t in map(_first_tensor, parts) if t is not None), None)
-
-
-def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None, channels_last: bool = False) -> Any:
-    """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype, images in that order."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        if tensor.is_complex() and dtype == torch.float64:
-            return tensor.to(device, torch.complex128, non_blocking=True)
-        if not tensor.is_floating_point():
-            return tensor.to(device, non_blocking=ahead)
-        order = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
-        return tensor.to(device, dtype, non_blocking=ahead, memory_format=order)
-
-    ahead = device is not None and device.type != "cpu"  # what comes to the host is read there without a wait
-
-    return each_tensor(batch, moved, device)
-
-
-def each_tensor(thing: Any, change: Callable[[Tensor], Tensor], device: torch.device | None = None) -> Any:
-    """The same nest with every tensor changed; device: for what is no tensor but moves as one."""
-    if isinstance(thing, Tensor):
-        return change(thing)
-    if isinstance(thing, Mapping):
-        return {key: each_tensor(value, change, device) for key, value in thing.items()}
-    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return type(thing)(*(each_tensor(value, change, device) for value in thing))
-    if isinstance(thing, (tuple, list)):
-        return type(thing)(each_tensor(value, change, device) for value in thing)
-    return thing.to(device) if device is not None and hasattr(thing, "to") else thing

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parallel.comm import Comm
+from .parts import is_plain, parts, shape_of
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -26,14 +27,15 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     """A checksum of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(memoryview(_bytes(tensor)))
+        digest.update(f"{name} {shape_of(tensor)} {tensor.dtype};".encode())
+        for part in parts(tensor):
+            digest.update(memoryview(_bytes(part)))
     return digest.hexdigest()
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """As NumPy arrays; what NumPy has not, bfloat16 and 8 bits, as float32, and complex halves as complex64."""
-    return {name: _numpys(t.detach().cpu()).numpy() for name, t in tensors.items()}
+    return {name: _numpys(t.detach().cpu()).numpy() for name, t in _dense(tensors).items()}
 
 
 def _numpys(tensor: Tensor) -> Tensor:
@@ -49,6 +51,8 @@ def fill(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
     if set(tensors) != set(arrays):
         raise KeyError(", ".join(sorted(set(tensors) ^ set(arrays))[:3]))
     for name, tensor in tensors.items():
+        if not is_plain(tensor):
+            continue  # sparse ones are as the factory makes them; the model's checksum tells where they differ
         if tuple(tensor.shape) != arrays[name].shape:
             raise ValueError(f"{name}: shape {arrays[name].shape}, expected {tuple(tensor.shape)}")
         if np.iscomplexobj(arrays[name]) and not tensor.is_complex():
@@ -61,7 +65,7 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
     """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
     if comm.size == 1:
         return
-    for tensor in tensors:
+    for tensor in (part for whole in tensors for part in parts(whole)):
         if not tensor.numel():
             continue  # torch views no bytes as another type where there are none
         data = _bytes(tensor)
@@ -74,6 +78,14 @@ def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that the tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as arrays can hold them: sparse ones dense, nested ones padded with zeros."""
+    return {
+        name: t if is_plain(t) else torch.nested.to_padded_tensor(t, 0.0) if t.is_nested else t.to_dense()
+        for name, t in tensors.items()
+    }
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

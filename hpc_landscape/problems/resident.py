@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from ..metrics.data import each_tensor, move
+from ..metrics.nest import each_tensor, move, tensors_in
+from ..model_interface.parts import is_plain
 from ..parallel.comm import Comm
 from ..parallel.shared import pool
-from .data import Batches, LoaderBatches, TensorBatches, nbytes
+from .batches import Batches, LoaderBatches, StoredBatches, TensorBatches, as_made, nbytes, start
 from .problem import user_traceback
-
-
-class StoredBatches(Batches):
-    """Batches, of whatever nesting, as a loader has given them."""
-
-    def __init__(self, batches: list[Any], size: int | None, batch_size: int | None):
-        self.batches, self.size, self.batch_size = batches, size, batch_size
-        self.bytes = sum(map(nbytes, batches))
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> StoredBatches:
-        moved = [move(batch, device, dtype, channels_last) for batch in self.batches]
-        return StoredBatches(moved, self.size, self.batch_size)
 
 
 class MovedBatches(Batches):
@@ -52,14 +39,14 @@ def beginning(batches: Batches, count: int) -> StoredBatches:
     return StoredBatches(list(itertools.islice(batches, count)), None, batches.batch_size)
 
 
-def kept(batches: LoaderBatches, budget: int, comm: Comm) -> Batches:
+def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
     """The loader's batches in memory; as they are where all of them would take more than budget bytes on this node.
 
     Every rank of the node calls it, and reads its share of them.
     """
-    loader = batches.loader
-    if isinstance(loader.dataset, IterableDataset):
+    if not isinstance(batches, LoaderBatches):
         return batches
+    loader = batches.loader
     needed = len(loader) * batches.first_bytes
     if any(comm.node_allgather(needed == 0 or needed > budget)):
         return batches
@@ -103,7 +90,7 @@ def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]
         how = {"batch_size": None, "sampler": order} if ready else {"batch_sampler": order}
         part = DataLoader(loader.dataset, **how, **options)
     try:
-        yield from zip(range(first, len(loader), step), part, strict=True)
+        yield from zip(range(first, len(loader), step), as_made(lambda: start(part), []), strict=True)
     except Exception as error:
         raise UserError(f"reading the problem's data raised {user_traceback(error)}") from None
 
@@ -112,6 +99,8 @@ def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
     """The batches of all ranks of this node, one copy for all of them; None where memory cannot be shared."""
     tensors: dict[Any, Tensor] = {}
     nests = {i: each_tensor(batch, partial(_take, tensors, i, itertools.count())) for i, batch in mine.items()}
+    if not all(comm.node_allgather(_can_be_shared(tensors, nests))):
+        return None
     found = pool(tensors, comm)
     if found is None:
         return None
@@ -122,9 +111,20 @@ def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
     }
 
 
+def _can_be_shared(tensors: dict[Any, Tensor], nests: dict[int, Any]) -> bool:
+    """Whether there is nothing but plain tensors, and around them what another process can be sent."""
+    hidden = any(not t.is_meta for nest in nests.values() for t in tensors_in(nest))
+    if hidden or not all(is_plain(t) for t in tensors.values()):
+        return False  # sparse ones, or in objects that are not looked into
+    try:
+        return bool(pickle.dumps(nests))
+    except Exception:
+        return False
+
+
 def _take(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], tensor: Tensor) -> Tensor:
-    tensors[batch, next(number)] = tensor
-    return torch.empty(0, device="cpu")  # its place in the nest
+    tensors[batch, next(number)] = tensor.detach()
+    return torch.empty(0, device="meta")  # its place in the nest
 
 
 def _give(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], place: Tensor) -> Tensor:
@@ -137,9 +137,7 @@ def share(batches: Batches, comm: Comm) -> Batches:
         return batches
     sliced = isinstance(batches, TensorBatches)
     mine = {0: batches.tensors} if sliced else dict(enumerate(batches.batches))
-    tensors: dict[Any, Tensor] = {}
-    each_tensor(list(mine.values()), partial(_take, tensors, 0, itertools.count()))
-    if comm.node_allgather(all(t.is_shared() for t in tensors.values()))[0]:
+    if comm.node_allgather(all(is_plain(t) and t.is_shared() for t in tensors_in(list(mine.values()))))[0]:
         return batches
     found = _shared(mine if comm.local_rank == 0 else {}, comm)
     if found is None:

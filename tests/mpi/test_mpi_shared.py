@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from hpc_landscape.parallel import shared
 from hpc_landscape.problems.data import TensorBatches, prepare
@@ -93,3 +93,22 @@ def test_tensors_become_those_of_the_first_rank(comm):
     assert found.size == batches.size and found.count() == batches.count()
     if comm.size > 1:
         assert all(t.is_shared() for t in found.tensors) and share(found, comm) is found
+
+
+class Sparse(Items):
+    """Gives whole batches, a part of which is no block of memory."""
+
+    def __getitem__(self, i: int):
+        self.reads.append(i)
+        return torch.full((LARGE // 4,), float(i)), torch.eye(4).to_sparse() * i
+
+
+@needs_shm
+def test_what_cannot_be_shared_is_read_by_each_rank(comm):
+    data = Sparse(5)
+    batches = prepare(DataLoader(data, batch_size=None), 1, None, 0, "data", print)
+    batches.check("data")
+    found = kept(batches, 2**40, comm)
+    assert isinstance(found, StoredBatches) and share(found, comm) is found
+    assert all((x == i).all() and torch.equal(s.to_dense(), torch.eye(4) * i) for i, (x, s) in enumerate(found))
+    assert len(set(comm.allgather(found.full_hash()))) == 1

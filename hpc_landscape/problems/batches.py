@@ -1,0 +1,229 @@
+"""Batches in a fixed order, the same at every point: what every kind of data becomes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import UserError
+from ..metrics.nest import move, tensors_in
+from ..model_interface.parts import length, parts, take_rows
+from .fingerprint import checksum, labels, spread
+
+
+class Batches:
+    """Data read in sequence and in full, batch by batch. ``size``: samples in all, None where it cannot be told."""
+
+    size: int | None
+    batch_size: int | None
+    bytes = 0  # resident in this process
+    streamed = False  # whether each pass has to load them
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def count(self) -> int:
+        """How many batches there are."""
+        return sum(1 for _ in self)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
+        """The same batches on a device, floating-point tensors in the dtype (None: as they are), images in order."""
+        raise NotImplementedError
+
+    def quick_hash(self) -> str:
+        """A fingerprint that reads a few items."""
+        raise NotImplementedError
+
+    def full_hash(self) -> str:
+        """A fingerprint of everything in memory; of larger data the quick one."""
+        return self.quick_hash()
+
+    def check(self, what: str) -> None:
+        """Raise UserError where the data is empty, or differs between two readings."""
+        if self.size == 0:
+            raise UserError(f"the problem's {what} is empty")
+
+
+class TensorBatches(Batches):
+    """Tensors in memory, sliced."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int):
+        self.tensors, self.batch_size = tensors, batch_size
+        self.size = length(tensors[0])
+        self.bytes = sum(map(nbytes, tensors))
+        bounds = slices(self.size, batch_size)
+        self._batches = [tuple(take_rows(t, slice(a, b)) for t in tensors) for a, b in bounds]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return iter(self._batches)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> TensorBatches:
+        return TensorBatches(move(self.tensors, device, dtype, channels_last), self.batch_size)
+
+    def quick_hash(self) -> str:
+        rows = spread(self.size)
+        return checksum([(tuple(t.shape) if not t.is_nested else self.size, take_rows(t, rows)) for t in self.tensors])
+
+    def full_hash(self) -> str:
+        return checksum(list(self.tensors))
+
+
+class StoredBatches(Batches):
+    """Batches, of whatever nesting, in memory."""
+
+    def __init__(self, batches: list[Any], size: int | None, batch_size: int | None):
+        self.batches, self.size, self.batch_size = batches, size, batch_size
+        self.bytes = sum(map(nbytes, batches))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def count(self) -> int:
+        return len(self.batches)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> StoredBatches:
+        moved = [move(batch, device, dtype, channels_last) for batch in self.batches]
+        return StoredBatches(moved, self.size, self.batch_size)
+
+    def quick_hash(self) -> str:
+        return checksum([len(self.batches), [self.batches[i] for i in spread(len(self.batches))]])
+
+    def full_hash(self) -> str:
+        return checksum(self.batches)
+
+
+class ReadBatches(Batches):
+    """Batches that are read anew in every pass, as ``read`` gives them."""
+
+    streamed = True
+
+    def __init__(self, size: int | None, batch_size: int | None):
+        self.size, self.batch_size = size, batch_size
+        self.where: tuple[Any, ...] = (None, None)
+        self.first_bytes = 0  # of the first batch, once it has been read
+        self.drawn: list[Tensor] = []  # where the random numbers are that reading draws
+
+    def read(self) -> Iterable[Any]:
+        """The batches of a new pass, where they are made."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in as_made(self.read, self.drawn):
+            yield move(batch, *self.where)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> ReadBatches:
+        there = copy.copy(self)  # the same loader, and its workers
+        there.where = (device, dtype, channels_last)
+        return there
+
+    def check(self, what: str) -> None:
+        super().check(what)
+        first, again = (next(self.hashes(), None) for _ in range(2))
+        if first is None:
+            raise UserError(f"the problem's {what} is empty")
+        if again is None:
+            raise UserError(f"the problem's {what} can be read only once: {ONCE}")
+        if first != again:
+            raise UserError(
+                f"the problem's {what} differs between two readings of its first batch: random augmentation, or a "
+                "shuffle? A point's value must depend on the point alone: use the transforms, and the order, that you "
+                "evaluate with"
+            )
+
+    def hashes(self) -> Iterator[str]:
+        """A checksum of each batch, as they are read."""
+        for batch in as_made(self.read, self.drawn):
+            self.first_bytes = self.first_bytes or nbytes(batch)
+            yield checksum(batch)
+
+
+ONCE = "give a DataLoader, or a list of its batches (list(...))"
+
+
+class LoaderBatches(ReadBatches):
+    """A DataLoader's batches, in an order of ours, read by its workers."""
+
+    def __init__(
+        self, loader: DataLoader, size: int | None, batch_size: int | None, order: Sequence[Any] | None = None
+    ):
+        """order: the samples that the batches are of, or the ready batches, where these are not all in sequence."""
+        super().__init__(size, batch_size)
+        self.loader, self.order = loader, order
+
+    def count(self) -> int:
+        return len(self.loader)
+
+    def read(self) -> Iterable[Any]:
+        return start(self.loader)
+
+    def quick_hash(self) -> str:
+        dataset = self.loader.dataset
+        keys = range(len(dataset)) if self.order is None else self.order
+        items = [dataset[keys[i]] for i in spread(len(keys))]
+        order = None if self.order is None else np.asarray(self.order)
+        return checksum([self.size, order, items, labels(dataset), next(self.hashes(), None)])
+
+
+def start(loader: DataLoader) -> Iterator[Any]:
+    """A pass over a loader; UserError where its workers do not start."""
+    try:
+        return iter(loader)
+    except Exception as error:  # workers that do not fork are sent the dataset pickled
+        if loader.num_workers == 0:
+            raise
+        raise UserError(
+            f"the data set cannot be sent to data-loading workers ({type(error).__name__}: {error}): use "
+            "num_workers=0, or DataLoader(..., multiprocessing_context='fork') where forking is safe"
+        ) from None
+
+
+def as_made(read: Callable[[], Iterable[Any]], drawn: list[Tensor]) -> Iterator[Any]:
+    """The batches of a pass, each made as the user's code makes it, wherever it is used.
+
+    Gradients are on, inference mode and autocast are off, and PyTorch's random numbers are the data's own, which go on
+    from those in ``drawn``: what a model or a loss draws does not depend on whether its data is read anew.
+    """
+    batches: Iterator[Any] | None = None
+    while True:
+        with _undisturbed(drawn):
+            try:
+                batches = iter(read()) if batches is None else batches
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch
+
+
+@contextmanager
+def _undisturbed(drawn: list[Tensor]) -> Iterator[None]:
+    outside = torch.get_rng_state()
+    if drawn:
+        torch.set_rng_state(drawn[0])
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        drawn[:] = [torch.get_rng_state()]
+        torch.set_rng_state(outside)
+
+
+def nbytes(batch: Any) -> int:
+    """Bytes of all tensors in a batch."""
+    return sum(p.numel() * p.element_size() for t in tensors_in(batch) for p in parts(t))
+
+
+def slices(size: int, batch_size: int) -> list[tuple[int, int]]:
+    """(start, end) of each batch. A last batch of one sample joins the one before: BN cannot normalize it."""
+    if size == 0:
+        return []
+    starts = list(range(0, size, batch_size))
+    if len(starts) > 1 and size - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], size], strict=True))
