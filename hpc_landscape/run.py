@@ -61,9 +61,9 @@ def run(settings: Settings, comm: Comm) -> int:
             problem = load_problem(settings.problem, settings.problem_arguments)
             problem.wrapper.restrict(settings.include, settings.exclude)
             adds_up = check_metrics(settings, problem)
-        share_weights(settings, problem, stored, comm, say)
         with comm.together():
-            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called
+            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
+        share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
 
         # Make the directions on rank 0, and broadcast them
