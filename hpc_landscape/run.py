@@ -65,9 +65,9 @@ def run(settings: Settings, comm: Comm) -> int:
             problem.wrapper.restrict(settings.include, settings.exclude, settings.trainable)
             adds_up = check_metrics(settings, problem)
         threads = torch.get_num_threads()  # the factory may have set it
-        share_weights(settings, problem, stored, comm, say)
         with comm.together():
-            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called
+            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
+        share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
 
         # Make the directions on rank 0, and broadcast them

@@ -62,9 +62,14 @@ def vtk_points(path: str, name: str) -> dict[tuple[float, float, float], tuple[f
     reader.Update()
     image = reader.GetOutput()
     array = image.GetPointData().GetArray(name)
-    count = image.GetNumberOfPoints()
-    assert array.GetNumberOfTuples() == count
-    return {tuple(np.round(image.GetPoint(i), 9) + 0.0): array.GetTuple(i) for i in range(count)}
+    if array is not None:
+        places = [image.GetPoint(i) for i in range(image.GetNumberOfPoints())]
+    else:
+        array = image.GetCellData().GetArray(name)
+        bounds = [np.reshape(image.GetCell(i).GetBounds(), (3, 2)) for i in range(image.GetNumberOfCells())]
+        places = [b.mean(axis=1) for b in bounds]
+    assert array.GetNumberOfTuples() == len(places)
+    return {tuple(np.round(place, 9) + 0.0): array.GetTuple(i) for i, place in enumerate(places)}
 
 
 def expected_points(axes: tuple[Axis, ...]) -> dict[tuple[float, float, float], tuple[float, ...]]:
@@ -83,6 +88,47 @@ def assert_same_points(found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
 def test_vtk_reads_every_value_of_the_file_at_its_own_place(tmp_path, axes):
     path = make(tmp_path / "a.h5", axes)
     assert_same_points(vtk_points(path, "loss"), expected_points(axes))
+
+
+ONE = {
+    "one, a line": (Axis(0.5, 0.5, 1),),
+    "one, first of two": (Axis(0.5, 0.5, 1), Axis(-1, 1, 4)),
+    "one, second of two": (Axis(-1, 1, 4), Axis(2, 2, 1)),
+    "all of two": (Axis(0, 0, 1), Axis(1, 1, 1)),
+    "one, middle of three": (Axis(-1, 1, 3), Axis(2, 2, 1), Axis(0, 3, 2)),
+    "two of three": (Axis(3, 3, 1), Axis(2, 2, 1), Axis(0, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("axes", ONE.values(), ids=ONE)
+def test_vtk_reads_axes_of_one_point(tmp_path, axes):
+    """There each point is the centre of a cell."""
+    path = make(tmp_path / "a.h5", axes)
+    assert_same_points(vtk_points(path, "loss"), expected_points(axes))
+    assert set(vtk_points(path, "done").values()) == {(1.0,)}
+
+
+@pytest.mark.parametrize("axes", [*AXES.values(), *ONE.values()])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_vtk_reads_components(tmp_path, axes, size):
+    """Of metrics with one axis of their own; those with more are left out, and the rest is read all the same."""
+    quantities = (
+        Quantity("loss"),
+        Quantity("eigenvalues", (size,), ("eigenvalue",)),
+        Quantity("matrix", (2, 2), ("row", "column")),
+    )
+    values = {
+        "loss": slanted,
+        "eigenvalues": lambda *c: np.stack([slanted(*c) * k for k in range(1, size + 1)], axis=-1),
+        "matrix": lambda *c: slanted(*c)[..., None, None] * np.ones((2, 2)),
+    }
+    path = make(tmp_path / "a.h5", axes, values, quantities)
+    wanted = {place: tuple(v * k for k in range(1, size + 1)) for place, (v,) in expected_points(axes).items()}
+    assert_same_points(vtk_points(path, "eigenvalues"), wanted)
+    assert_same_points(vtk_points(path, "loss"), expected_points(axes))
+    with h5py.File(path) as file:
+        group = file["VTKHDF"]["CellData" if "CellData" in file["VTKHDF"] else "PointData"]
+        assert "matrix" not in group and group["eigenvalues"] == file["eigenvalues"], "the same dataset, no copy"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -123,7 +123,7 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
     try:
         with script_alone(_file_of(spec)):
             problem = factory(**arguments)
-    except UserError:
+    except (UserError, Stopped):
         raise
     except SystemExit as left:
         raise UserError(f"--problem {spec}: the factory {_left(left)}") from None

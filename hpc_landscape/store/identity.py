@@ -161,7 +161,7 @@ class _Reader:
             yield str(getattr(thing, "code", ""))
         attributes = _attributes(thing)
         for name, value in sorted(attributes.items()):
-            if not isinstance(thing, nn.Module) or (name not in OF_MODULES and (value or not name.startswith("_"))):
+            if not isinstance(thing, nn.Module) or (name not in (*OF_MODULES, "training") and (value or _counts(name))):
                 yield from (name, self.read(value, depth))
         for group in OF_MODULES if isinstance(thing, nn.Module) else ():
             for key, value in getattr(thing, group).items():
@@ -172,9 +172,14 @@ def architecture(model: nn.Module) -> str:
     """What a model computes with its parameters: its modules' code, and the plain numbers and texts that they hold."""
     reader, parts = _Reader(), []
     for name, module in model.named_modules():
-        held = [f"{k}={v!r}" for k, v in sorted(vars(module).items()) if _is_plain(v) and not k.startswith("_")]
+        held = [f"{k}={v!r}" for k, v in sorted(vars(module).items()) if _is_plain(v) and _counts(k)]
         parts += [name, reader.read(type(module), DEPTH), *held]
     return _hash(*parts)
+
+
+def _counts(attribute: str) -> bool:
+    """Whether an attribute of a module is the user's: not whether it was last trained, nor PyTorch's own."""
+    return attribute != "training" and not attribute.startswith("_")
 
 
 def _is_plain(value: Any) -> bool:
