@@ -143,7 +143,7 @@ class Landscape:
         self._statistics = {}
         self._common = None
         if running_stats is not None:
-            self._common = given_statistics(self.model_wrapper.root, running_stats)
+            self._common = given_statistics(self.model_wrapper, running_stats)
 
     def warm_up(self, data: Any, device: torch.device | str | None = None) -> None:
         """Re-estimate batch normalization's statistics at every point, on a metric's data or on a loader.

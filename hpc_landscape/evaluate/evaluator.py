@@ -48,7 +48,7 @@ class Evaluator:
     ):
         self.model, self.subspace, self.metrics = lowered(model, form.low), subspace, dict(metrics)
         self.fast = compiled(self.model) if form.compiled else self.model
-        self.bn = bn if batchnorm_layers(model.root) else "none"
+        self.bn = bn if batchnorm_layers(model) else "none"
         self.warmup_data = warmup_data
         self.precision, self.seed, self.form = precision, seed % 2**63, form  # as far as torch counts
 
@@ -56,7 +56,9 @@ class Evaluator:
     def attached(self) -> Iterator[None]:
         """The model at the subspace's points meanwhile; afterwards it is bitwise what it was."""
         with (
-            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=not self._adds_up),
+            self.subspace.attached(
+                self.model.root, self.form.in_turn > 1, guarded=not self._adds_up, mode=self.model.mode
+            ),
             _matmul(self.precision),
             _own_random_numbers(self._devices),
         ):
@@ -106,7 +108,7 @@ class Evaluator:
             self.subspace.place(points[min(row, len(points) - 1)], row)
         if self.bn == "warmup":
             self._block.warm_up(self.warmup_data)
-        with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+        with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
             values = {}
             for data, group in passes(self.metrics).items():
                 values.update(zip(group, self._block.measure(data, list(group.values())), strict=True))
@@ -125,7 +127,7 @@ class Evaluator:
             with no_gradients(self.metrics.values()):
                 if self.bn == "warmup":
                     turns.warm_up(self.warmup_data, self.form.compiled)
-                with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+                with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
                     for data, group in passes(self.metrics).items():
                         for values, means in zip(found, turns.measure(data, list(group.values())), strict=True):
                             values.update(zip(group, means, strict=True))
@@ -137,7 +139,7 @@ class Evaluator:
         """The batch normalization statistics of a point, from the warm-up data."""
         with self._at(coordinates):
             warm_up(self.model, self.warmup_data)
-        return read_statistics(self.model.root)
+        return read_statistics(self.model)
 
     @contextmanager
     def at_origin(self, normalizing: bool = True) -> Iterator[None]:
@@ -150,10 +152,10 @@ class Evaluator:
     def _normalizing(self, statistics: Tensor | None = None) -> Iterator[None]:
         """Batch normalization as it is to be at the point that the model is at."""
         if statistics is not None:
-            write_statistics(self.model.root, statistics)
+            write_statistics(self.model, statistics)
         elif self.bn == "warmup":
             warm_up(self.fast, self.warmup_data, self.metrics.values(), once=self.form.compiled)
-        with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+        with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
             yield
 
     @contextmanager

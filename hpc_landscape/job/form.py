@@ -22,6 +22,7 @@ from ..metrics import Data, Loss
 from ..metrics.metric import Metric
 from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
+from ..model_interface.norms import is_norm
 from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
 from ..parallel.memory import free_memory
@@ -79,7 +80,7 @@ class Maker:
         self.settings, self.problem, self.sets = settings, problem, sets
         self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
         self.dtype = DTYPES.get(settings.precision)
-        self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
+        self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
         if self.bn == "warmup" and sets.warmup is None:
             self.bn = "running"
         loss = problem.loss  # may hold class weights, say
@@ -179,7 +180,9 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
         return
     model = evaluator.model
     with torch.no_grad():
-        once = used_once(model.root, lambda: [data.output(model, batch) for batch in data.on(model)])
+        once = used_once(model, lambda: [data.output(model, batch) for batch in data.on(model)])
+    if not all(map(is_norm, batchnorm_layers(model))):
+        raise ValueError("a normalization layer is none of torch's own")
     if not once:
         raise ValueError("a batch normalization layer is not used exactly once in a pass")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .modes import EVAL, set_mode
 
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
 
@@ -20,18 +21,17 @@ class _Copies:
 
     own: list[tuple[nn.Module, str, Tensor | None]] = field(default_factory=list)
     pristine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the same of batch normalization
 
 
 class Attachment:
-    """A model in eval mode whose parameters have other data, and whose buffers are copies: the originals stay.
+    """A model in eval mode (or another: mode) whose parameters have other data, and whose buffers are copies: the originals stay.
 
     ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
     are held, ``select()`` says whose buffers the model has.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, mode: str = EVAL):
+        self.model, self.mode = model, mode
         self.parameters = list(model.named_parameters())
         self.data = [(p.data, p.grad, p.requires_grad) for _, p in self.parameters]
         self.buffers = [
@@ -58,7 +58,7 @@ class Attachment:
         self.select(0)
         self.placed = [p.data for _, p in self.parameters]
         self.lent = dictionaries(self.model)
-        self.model.eval()
+        set_mode(self.model, self.mode)
 
     def _copies(self, buffer: Replace) -> _Copies:
         copies: dict[int, Tensor] = {}
@@ -66,8 +66,7 @@ class Attachment:
         for module, key, value, name in self.buffers:
             if value is not None and id(value) not in copies:
                 copies[id(value)] = buffer(value, name).clone()
-                pairs = made.kept if isinstance(module, _BatchNorm) else made.pristine
-                pairs.append((copies[id(value)], copies[id(value)].clone()))
+                made.pristine.append((copies[id(value)], copies[id(value)].clone()))
             made.own.append((module, key, copies.get(id(value))))
         return made
 
@@ -79,14 +78,13 @@ class Attachment:
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:
-        """Before each point: buffers as they were; thoroughly: also statistics, flags, modes, gradients and caches.
-
-        Passes alone leave only buffers behind; batch normalization's are re-estimated, or not touched in eval mode.
+        """Before each point: buffers as they were, batch normalization's too, since a user's forward may be in train mode;
+        thoroughly: also flags, modes, gradients and caches. Passes alone leave only buffers behind.
         """
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        for copy, value in self.now.pristine + (self.now.kept + self.guarded if thoroughly else []):
+        for copy, value in self.now.pristine + (self.guarded if thoroughly else []):
             copy.copy_(value)
         if not thoroughly:
             return
@@ -95,7 +93,7 @@ class Attachment:
             p.data = placed
             p.requires_grad_(requires_grad)
         self._tidy(self.lent)
-        self.model.eval()
+        set_mode(self.model, self.mode)
 
     def detach(self) -> None:
         for (_, p), (data, grad, requires_grad) in zip(self.parameters, self.data, strict=True):
