@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from operator import index
 from typing import Any
@@ -23,11 +25,13 @@ from .directions.random import random_directions
 from .directions.recipes import around
 from .errors import UserError
 from .evaluate.evaluator import Evaluator, stack
+from .evaluate.find_norms import find_norms
 from .grid import Axis, Grid, strided
 from .metrics import Data, DataMetric, Metric
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
+from .model_interface.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .problems.checkpoint import find_checkpoints, read_parameters
@@ -44,6 +48,7 @@ class Landscape:
     model: a module, or a wrapper that says what of it moves. steps: points along each axis, or a number for each.
     deepcopy_model: work on a copy, so that the model can be used meanwhile. comm: an MPI communicator: every rank calls
     the same methods, computes every size-th point, and gets the whole result; None: this process computes all.
+    mode: of the modules at points; ``train_without_dropout`` for a model whose loss exists in train mode only.
     """
 
     dimensions: int
@@ -54,8 +59,11 @@ class Landscape:
         steps: int | Sequence[int],
         deepcopy_model: bool = False,
         comm: Any = None,
+        mode: str | None = None,
     ):
         self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
+        if mode is not None:
+            self.model_wrapper = self.model_wrapper.in_mode(mode)
         self.steps = _counts(steps, self.dimensions)
         self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else ours_of(comm)
         self.seed: int | None = None
@@ -152,16 +160,45 @@ class Landscape:
         """
         grid = self._defined()
         self._statistics = {}
-        if not batchnorm_layers(self.model_wrapper.root):
-            return
         if isinstance(data, DataMetric):
             data = data.data
         elif isinstance(data, Iterable) or not callable(data):
             data = data if isinstance(data, Data) else Data(as_batches(data))
+        self._find_norms(data, device)
+        if not batchnorm_layers(self.model_wrapper):
+            return
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
         with self.comm.all_or_none(), evaluator.attached():
             statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
         self._statistics = statistics
+
+    def _find_norms(self, data: Data | Metric, device: torch.device | str | None) -> None:
+        """Which statistics are to be re-estimated, as rank 0 finds out on the first batch."""
+        where = None if device is None else torch.device(device)
+        self.model_wrapper = copy.copy(self.model_wrapper)  # the user's own stays as it is
+        found = None
+        with self.comm.all_or_none():
+            if self.comm.is_root:
+                found = find_norms(self.model_wrapper, data, where)
+        found = self.model_wrapper.norms = self.comm.bcast(found)
+        for text in found.notices:
+            warnings.warn(text, stacklevel=3)
+
+    @contextmanager
+    def _told_of_modes(self, evaluator: Evaluator) -> Iterator[None]:
+        """UserError where what fails in eval mode works in train mode."""
+        try:
+            yield
+        except Exception as error:
+            if self.model_wrapper.mode != EVAL:
+                raise
+            evaluator.model = evaluator.fast = self.model_wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
+            try:
+                with evaluator.attached():
+                    evaluator([0.0] * self.dimensions)
+            except Exception:
+                raise error from None  # that is not why
+            raise UserError(only_in_train_mode(error)) from error
 
     def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
         """The metric at every point: float64, the axes' shape and then the metric's own.
@@ -171,7 +208,7 @@ class Landscape:
         """
         grid = self._defined()
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
-        with self.comm.all_or_none(), evaluator.attached():
+        with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)

@@ -149,6 +149,12 @@ class Evaluator:
             yield
 
     @contextmanager
+    def at(self, coordinates: Sequence[float]) -> Iterator[None]:
+        """The model attached at one point meanwhile, its statistics as they are in the checkpoint."""
+        with self.attached(), self._at(coordinates):
+            yield
+
+    @contextmanager
     def _normalizing(self, statistics: Tensor | None = None) -> Iterator[None]:
         """Batch normalization as it is to be at the point that the model is at."""
         if statistics is not None:

@@ -22,6 +22,7 @@ from ..metrics import Data, Loss
 from ..metrics.metric import Metric
 from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
+from ..model_interface.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from ..model_interface.norms import is_norm
 from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
@@ -152,11 +153,26 @@ class Maker:
                 return number, why
             except Exception as error:
                 if number == len(candidates) - 1:
+                    self._try_train_mode(form, error)
                     if isinstance(error, UserError):
                         raise
                     raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
+
+    def _try_train_mode(self, form: Form, why: Exception) -> None:
+        """UserError that names the mode in which the model works, after it has failed in eval mode."""
+        wrapper = self.problem.wrapper
+        if wrapper.mode != EVAL:
+            return
+        self.problem.wrapper = wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
+        try:
+            self.try_first_batches(form)
+        except Exception:
+            return  # that is not why
+        finally:
+            self.problem.wrapper = wrapper
+        raise UserError(only_in_train_mode(why)) from None
 
     def try_first_batches(self, form: Form) -> None:
         """One batch of each set at the origin, in this form; raises what goes wrong."""

@@ -24,7 +24,7 @@ class _Copies:
 
 
 class Attachment:
-    """A model in eval mode (or another: mode) whose parameters have other data, and whose buffers are copies: the originals stay.
+    """A model in a mode whose parameters have other data, and whose buffers are copies: the originals stay.
 
     ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
     are held, ``select()`` says whose buffers the model has.
@@ -78,8 +78,9 @@ class Attachment:
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:
-        """Before each point: buffers as they were, batch normalization's too, since a user's forward may be in train mode;
-        thoroughly: also flags, modes, gradients and caches. Passes alone leave only buffers behind.
+        """Before each point: buffers as they were, batch normalization's too: a user's forward may be in train mode.
+
+        Thoroughly: also flags, modes, gradients and caches. Passes alone leave only buffers behind.
         """
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:

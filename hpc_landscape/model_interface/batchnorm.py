@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,8 @@ from ..errors import UserError
 from .model_wrapper import ModelWrapper
 from .norms import is_norm
 
-Model = Union[nn.Module, ModelWrapper]
 
-
-def batchnorm_layers(model: Model) -> list[nn.Module]:
+def batchnorm_layers(model: nn.Module | ModelWrapper) -> list[nn.Module]:
     """The layers whose running statistics are re-estimated: those that the wrapper has found, else all of torch's own.
 
     Layers without running statistics use their batch's at all times.
@@ -61,7 +59,7 @@ class WarmUp:
 
 
 @contextmanager
-def warm_up(model: Model, points: int = 0) -> Iterator[WarmUp]:
+def warm_up(model: nn.Module | ModelWrapper, points: int = 0) -> Iterator[WarmUp]:
     """Reset the running statistics, and let batches re-estimate them; only these layers are in train mode meanwhile.
 
     points: of how many points in turn; each one's ``reset`` is the caller's then.
@@ -93,7 +91,7 @@ def reset(layers: list[nn.Module]) -> None:
 
 
 @contextmanager
-def last_batch(model: Model) -> Iterator[None]:
+def last_batch(model: nn.Module | ModelWrapper) -> Iterator[None]:
     """After each batch the running statistics are that batch's alone: for an ``Average`` to add up.
 
     The same as a warm_up where each layer is used once in a pass, without anything that differs from batch to batch:
@@ -152,7 +150,7 @@ class Average:
             buffer.copy_(total / self.weight)
 
 
-def used_once(model: Model, run: Callable[[], Any]) -> bool:
+def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
     """Whether a pass uses each of the layers exactly once."""
     layers = batchnorm_layers(model)
     uses = dict.fromkeys(layers, 0)
@@ -170,7 +168,7 @@ def used_once(model: Model, run: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def batch_statistics(model: Model, layers: list[nn.Module] | None = None) -> Iterator[None]:
+def batch_statistics(model: nn.Module | ModelWrapper, layers: list[nn.Module] | None = None) -> Iterator[None]:
     """Normalize by each batch's own statistics. Dropout and the rest stay as they are."""
     layers = batchnorm_layers(model) if layers is None else layers
     before = [layer.training for layer in layers]
@@ -183,19 +181,19 @@ def batch_statistics(model: Model, layers: list[nn.Module] | None = None) -> Ite
             vars(layer)["training"] = training
 
 
-def statistics(model: Model) -> list[Tensor]:
+def statistics(model: nn.Module | ModelWrapper) -> list[Tensor]:
     """All running means and variances: the buffers themselves."""
     return [b for layer in batchnorm_layers(model) for b in (layer.running_mean, layer.running_var)]
 
 
-def read_statistics(model: Model) -> Tensor:
+def read_statistics(model: nn.Module | ModelWrapper) -> Tensor:
     """All running means and variances, one after the other, on the CPU."""
     parts = [b.detach().cpu().reshape(-1) for b in statistics(model)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
 @torch.no_grad()
-def write_statistics(model: Model, values: Tensor) -> None:
+def write_statistics(model: nn.Module | ModelWrapper, values: Tensor) -> None:
     """Set all running means and variances to what ``read_statistics`` has read."""
     start = 0
     for buffer in statistics(model):
@@ -203,7 +201,7 @@ def write_statistics(model: Model, values: Tensor) -> None:
         start += buffer.numel()
 
 
-def given_statistics(model: ModelWrapper, given: Any) -> Tensor:
+def given_statistics(model: nn.Module | ModelWrapperWrapper, given: Any) -> Tensor:
     """A user's statistics as ``read_statistics`` gives them: by buffer name, or a (mean, variance) for each layer."""
     own = statistics(model)
     if isinstance(given, Mapping):

@@ -26,8 +26,10 @@ class ModelWrapper(abc.ABC):
 
     modules: the perturbed ones. model: what they belong to, an ``nn.Module`` or any object, an agent, say, with modules
     in its attributes, or in lists, dicts and objects there; None: the modules are all there is. Subclasses say how it
-    is called: ``forward``. mode: how the modules are at points: ``eval``, or ``train_without_dropout`` for a model whose
-    loss exists in train mode only.
+    is called: ``forward``.
+
+    mode: how the modules are at points: ``eval``, or ``train_without_dropout`` for a model whose loss exists in train
+    mode only.
     """
 
     mode = EVAL

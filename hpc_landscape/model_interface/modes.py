@@ -23,6 +23,15 @@ def check_mode(mode: str) -> str:
     return mode
 
 
+def only_in_train_mode(error: Exception) -> str:
+    """What to say where the model fails in eval mode and works in the other."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return (
+        f"the model's loss exists in train mode only, in eval mode it fails on the first batch ({said}): give "
+        f'Problem, or the landscape, mode="{TRAIN_WITHOUT_DROPOUT}"'
+    )
+
+
 def set_mode(root: nn.Module, mode: str = EVAL) -> None:
     """Eval mode; or train mode, save for what drops at random and what keeps running statistics."""
     if mode == EVAL:

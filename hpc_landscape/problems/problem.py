@@ -21,6 +21,7 @@ from ..errors import Stopped, UserError, memory_is_out
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
+from ..model_interface.modes import EVAL, check_mode
 
 OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
@@ -41,6 +42,8 @@ class Problem:
     score: says how good the trained model is, in a few words, on data that it was not trained on.
     axis: the default axis, MIN:MAX:N. name: for titles.
     metrics: metrics of its own, asked for by their names. env: of an agent, a Gymnasium environment, or its name.
+    mode: how the modules are at points; ``train_without_dropout`` for a model whose loss exists in train mode only (a
+    detector): all in train mode but dropout and what keeps running statistics.
     """
 
     model: nn.Module | ModelWrapper
@@ -55,11 +58,13 @@ class Problem:
     name: str = ""
     metrics: Sequence[Metric] = ()
     env: Any = None
+    mode: str = EVAL
 
     @cached_property
     def wrapper(self) -> ModelWrapper:
         """How metrics see the model."""
-        return wrap_model(self.model)
+        wrapper = wrap_model(self.model)
+        return wrapper if self.mode == EVAL else wrapper.in_mode(self.mode)
 
     @property
     def root(self) -> nn.Module:
@@ -84,6 +89,7 @@ class Problem:
                 f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module (an agent is wrapped: "
                 "GeneralModelWrapper(agent, [agent.policy], lambda agent, x: agent.act(x)))"
             )
+        check_mode(self.mode)
         if self.loss is not None and not callable(self.loss):
             raise UserError(
                 f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)"
