@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import index
 from typing import Any
@@ -31,7 +31,7 @@ from .metrics import Data, DataMetric, Metric
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
-from .model_interface.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from .model_interface.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .problems.checkpoint import find_checkpoints, read_parameters
@@ -190,15 +190,15 @@ class Landscape:
         try:
             yield
         except Exception as error:
-            if self.model_wrapper.mode != EVAL:
-                raise
-            evaluator.model = evaluator.fast = self.model_wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
-            try:
-                with evaluator.attached():
+            works = []
+            for mode in MODES if self.model_wrapper.mode == EVAL else ():
+                evaluator.model = evaluator.fast = self.model_wrapper.in_mode(mode)
+                with suppress(Exception), evaluator.attached():
                     evaluator([0.0] * self.dimensions)
-            except Exception:
-                raise error from None  # that is not why
-            raise UserError(only_in_train_mode(error)) from error
+                    works.append(mode)
+            if works == [TRAIN_WITHOUT_DROPOUT]:
+                raise UserError(only_in_train_mode(error)) from error
+            raise
 
     def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
         """The metric at every point: float64, the axes' shape and then the metric's own.

@@ -1265,9 +1265,9 @@ def test_an_agent_of_which_some_modules_move(moving):
 
 def test_batch_normalization_of_parts_that_are_left_out_is_the_model_s_own():
     agent, x = Agent(), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    agent.encoder[1].running_mean.fill_(0.5)
     wrapper = GeneralModelWrapper(agent, [agent.q_function], lambda agent, x: agent.act(x))
     line = LinearLossLandscape(wrapper, 3).random_line(1, seed=0)
-    agent.encoder[1].running_mean.fill_(0.5)
     line.warm_up([(x, x)])
     seen = []
     line.compute(lambda w: (seen.append(agent.encoder[1].running_mean.clone()), 0.0)[1])

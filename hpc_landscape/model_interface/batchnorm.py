@@ -201,7 +201,7 @@ def write_statistics(model: nn.Module | ModelWrapper, values: Tensor) -> None:
         start += buffer.numel()
 
 
-def given_statistics(model: nn.Module | ModelWrapperWrapper, given: Any) -> Tensor:
+def given_statistics(model: ModelWrapper, given: Any) -> Tensor:
     """A user's statistics as ``read_statistics`` gives them: by buffer name, or a (mean, variance) for each layer."""
     own = statistics(model)
     if isinstance(given, Mapping):
