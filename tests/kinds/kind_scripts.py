@@ -62,8 +62,8 @@ def right(model: nn.Module) -> float:
     return nn.functional.cross_entropy(model.eval()(x), y)
 
 
-REFUSED = ("scripted", "traced", "exported", "unflattened", "part", "exported_part")
+REFUSED = ("scripted", "traced", "frozen", "exported", "unflattened", "part", "exported_part")
 CASES = [
     *(Case("problem", kwargs={"kind": kind}, name=kind, refused=EAGER) for kind in REFUSED),
-    *(Case("problem", right, kwargs={"kind": kind}, name=kind) for kind in ("fx", "fx_part", "parallel")),
+    *(Case("problem", right, kwargs={"kind": kind}, name=kind) for kind in ("fx", "fx_part", "parallel", "compiled")),
 ]

@@ -85,6 +85,19 @@ def plain() -> Problem:
     return Problem(Plain(), nn.CrossEntropyLoss(), data())
 
 
+def scaling() -> Problem:
+    """Nothing is left out, and a layer is the data's alone."""
+    model = nn.Sequential(nn.BatchNorm1d(4), *mlp(0, 8))
+    for _ in range(20):
+        model.train()(data()[0] * 3 + 1)
+    return Problem(model.eval(), nn.CrossEntropyLoss(), data())
+
+
+def scaled(model: nn.Module) -> float:
+    update_bn([data()[0]], model)
+    return F.cross_entropy(model.eval()(data()[0]), data()[1])
+
+
 def _except(part: str):
     """Re-estimated by update_bn, all but a part, which has what it had."""
 
@@ -114,6 +127,7 @@ def each_batch(model: nn.Module) -> float:
     return distance(model(data()[0]))
 
 
+NOTICE = ["the input of 0 is the same at every point, .* give --exclude"]
 SAID = [r"in 1 of 2 layers \(not: (teacher|backbone|a)\.1\)"]
 CASES = [
     Case("inside", all_of_it),
@@ -121,6 +135,7 @@ CASES = [
     Case("inside", _except("teacher"), options=["--include", "student"], said=SAID, library=False),
     Case("inside", each_batch, options=["--exclude", "teacher", "--bn", "batch"], library=False),
     Case("inside", _except("teacher"), options=["--exclude", "teacher", "--precision", "fp64"], library=False),
+    Case("scaling", scaled, said=NOTICE, library_said=NOTICE),
     Case("wrapped", _except("teacher"), said=SAID),
     Case("frozen", _except("backbone"), options=["--include", "neck,head"], said=SAID, library=False),
     Case("frozen", _except("backbone"), options=["--exclude", "backbone,after", "--block", "3"], library=False),
