@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import index
 from typing import Any
@@ -24,12 +25,14 @@ from .directions.random import random_directions
 from .directions.recipes import around
 from .errors import UserError
 from .evaluate.evaluator import Evaluator, stack
+from .evaluate.find_norms import find_norms
 from .evaluate.trial import not_finite, try_batch
 from .grid import NAMES, Axis, Grid, strided
 from .metrics import BatchMetric, Data, DataMetric, Metric
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
+from .model_interface.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from .model_interface.numbers import count, double, numbers_of, reals, wide
 from .model_interface.rest import rest, share_rest, told, unmoved
 from .model_interface.subspace import Subspace
@@ -51,6 +54,7 @@ class Landscape:
     rounded once for the model. steps: points along each axis, or a number for each.
     deepcopy_model: work on a copy, so that the model can be used meanwhile. comm: an MPI communicator: every rank calls
     the same methods, computes every size-th point, and gets the whole result; None: this process computes all.
+    mode: of the modules at points; ``train_without_dropout`` for a model whose loss exists in train mode only.
     """
 
     dimensions: int
@@ -61,9 +65,12 @@ class Landscape:
         steps: int | Sequence[int],
         deepcopy_model: bool = False,
         comm: Any = None,
+        mode: str | None = None,
     ):
         with LOCK:  # another thread may have the model at a point
             self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
+        if mode is not None:
+            self.model_wrapper = self.model_wrapper.in_mode(mode)
         self.steps = _counts(steps, self.dimensions)
         self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else ours_of(comm)
         self.seed: int | None = None
@@ -172,7 +179,7 @@ class Landscape:
         self._statistics = {}
         self._common = None
         if running_stats is not None:
-            self._common = given_statistics(self.model_wrapper.root, running_stats)
+            self._common = given_statistics(self.model_wrapper, running_stats)
 
     @one_at_a_time
     def warm_up(self, data: Any, device: torch.device | str | None = None) -> None:
@@ -182,18 +189,47 @@ class Landscape:
         """
         grid = self._defined()
         self._statistics = {}
-        if not batchnorm_layers(self.model_wrapper.root):
-            return
         if isinstance(data, DataMetric):
             data = data.data
         elif isinstance(data, Iterable) or not callable(data):
             data = data if isinstance(data, Data) else Data(as_batches(data))
+        self._find_norms(data, device)
+        if not batchnorm_layers(self.model_wrapper):
+            return
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
         with self.comm.all_or_none(), evaluator.attached():
             statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
         self._statistics = statistics
 
     @one_at_a_time
+    def _find_norms(self, data: Data | Metric, device: torch.device | str | None) -> None:
+        """Which statistics are to be re-estimated, as rank 0 finds out on the first batch."""
+        where = None if device is None else torch.device(device)
+        self.model_wrapper = copy.copy(self.model_wrapper)  # the user's own stays as it is
+        found = None
+        with self.comm.all_or_none():
+            if self.comm.is_root:
+                found = find_norms(self.model_wrapper, data, where)
+        found = self.model_wrapper.norms = self.comm.bcast(found)
+        for text in found.notices:
+            warnings.warn(text, stacklevel=3)
+
+    @contextmanager
+    def _told_of_modes(self, evaluator: Evaluator) -> Iterator[None]:
+        """UserError where what fails in eval mode works in train mode."""
+        try:
+            yield
+        except Exception as error:
+            works = []
+            for mode in MODES if self.model_wrapper.mode == EVAL else ():
+                evaluator.model = evaluator.fast = self.model_wrapper.in_mode(mode)
+                with suppress(Exception), evaluator.attached():
+                    evaluator([0.0] * self.dimensions)
+                    works.append(mode)
+            if works == [TRAIN_WITHOUT_DROPOUT]:
+                raise UserError(only_in_train_mode(error)) from error
+            raise
+
     def compute(self, metric: Metric | Callable[[ModelWrapper], Any], device: torch.device | str | None = None) -> Any:
         """The metric at every point: float64, the axes' shape and then the metric's own.
 
@@ -202,11 +238,11 @@ class Landscape:
         """
         grid = self._defined()
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
-        with self.comm.all_or_none():
+        with self.comm.all_or_none(), self._told_of_modes(evaluator):
             if self.comm.is_root:
                 self._try(evaluator, metric)
         evaluator.careful = self.comm.bcast(evaluator.careful)
-        with self.comm.all_or_none(), evaluator.attached():
+        with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)

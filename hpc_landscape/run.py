@@ -17,6 +17,7 @@ from .job.failures import Failure, Reporter, evaluate, nothing
 from .job.form import Maker
 from .job.identity import made_of
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
+from .job.norms import share_norms
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
 from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
@@ -69,6 +70,7 @@ def run(settings: Settings, comm: Comm) -> int:
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
         share_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say)
+        share_norms(settings, problem, sets, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
         directions = share_directions(settings, problem, sets, stored, trajectory, device, comm)

@@ -56,7 +56,7 @@ def test_the_library(case: Case, alone, tmp_path, monkeypatch):
 
 
 def _compute(case, problem):
-    line = hpc_landscape.LinearLossLandscape(problem.model, 3)
+    line = hpc_landscape.LinearLossLandscape(problem.model, 3, mode=problem.mode)
     line.random_line(distance=2, seed=0)
     metric = case.library(problem) if case.library else Loss(problem.loss, _data(problem))
     if case.warm_up:

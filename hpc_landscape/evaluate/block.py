@@ -34,13 +34,13 @@ class Block:
         rows = next(iter(parameters.values())).shape[0]
         self.parameters = {f"root.{name}": stacked for name, stacked in parameters.items()}
         names = {id(b): f"root.{name}" for name, b in model.root.named_buffers()}
-        own = {names[id(b)]: b.detach() for b in statistics(model.root)}
+        own = {names[id(b)]: b.detach() for b in statistics(model)}
         self.statistics = {name: b.repeat(rows, *[1] * b.ndim) for name, b in own.items()}
 
     @torch.no_grad()
     def warm_up(self, data: Data) -> None:
         """Re-estimate every point's batch normalization statistics on the batches."""
-        with last_batch(self.model.root):
+        with last_batch(self.model):
             average = Average(list(self.statistics.values()))
             for batch in data.on(self.model):
                 self._each(lambda batch=batch: (data.output(self.model, batch), torch.zeros((), device="cpu"))[1])

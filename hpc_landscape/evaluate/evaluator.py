@@ -53,7 +53,7 @@ class Evaluator:
     ):
         self.model, self.subspace, self.metrics = lowered(model, form.low), subspace, dict(metrics)
         self.fast = compiled(self.model) if form.compiled else self.model
-        self.bn = bn if batchnorm_layers(model.root) else "none"
+        self.bn = bn if batchnorm_layers(model) else "none"
         self.warmup_data = warmup_data
         self.precision, self.seed, self.form = precision, seed % 2**63, form  # as far as torch counts
 
@@ -68,7 +68,7 @@ class Evaluator:
             neutral(),
             matmul(self.precision),
             self._generators.kept(),
-            self.subspace.attached(self.model.root, self.form.in_turn > 1, guarded=self._thoroughly),
+            self.subspace.attached(self.model.root, self.form.in_turn > 1, self._thoroughly, self.model.mode),
         ):
             self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
             yield
@@ -99,7 +99,7 @@ class Evaluator:
             self.subspace.place(points[min(row, len(points) - 1)], row)
         if self.bn == "warmup":
             self._block.warm_up(self.warmup_data)
-        with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+        with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
             values = {}
             for data, group in passes(self.metrics).items():
                 self._seed()
@@ -119,7 +119,7 @@ class Evaluator:
             with no_gradients():
                 if self.bn == "warmup":
                     turns.warm_up(self.warmup_data, self.form.compiled)
-                with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+                with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
                     for data, group in passes(self.metrics).items():
                         turns.start()
                         for values, means in zip(found, turns.measure(data, list(group.values())), strict=True):
@@ -132,7 +132,7 @@ class Evaluator:
         """The batch normalization statistics of a point, from the warm-up data."""
         with self.at(coordinates):
             warm_up(self.model, self.warmup_data)
-        return read_statistics(self.model.root)
+        return read_statistics(self.model)
 
     @contextmanager
     def at_origin(self) -> Iterator[None]:
@@ -141,13 +141,19 @@ class Evaluator:
             yield
 
     @contextmanager
+    def at(self, coordinates: Sequence[float]) -> Iterator[None]:
+        """The model attached at one point meanwhile, its statistics as they are in the checkpoint."""
+        with self.attached(), self._at(coordinates):
+            yield
+
+    @contextmanager
     def _normalizing(self, statistics: Tensor | None = None) -> Iterator[None]:
         """Batch normalization as it is to be at the point that the model is at."""
         if statistics is not None:
-            write_statistics(self.model.root, statistics)
+            write_statistics(self.model, statistics)
         elif self.bn == "warmup":
             warm_up(self.fast, self.warmup_data, once=self.form.compiled)
-        with batch_statistics(self.model.root) if self.bn == "batch" else nullcontext():
+        with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
             yield
 
     @contextmanager

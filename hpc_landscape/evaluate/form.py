@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..metrics.data import each_tensor
 from ..metrics.precise import full_precision
@@ -66,7 +66,7 @@ def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.d
     kept = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
+        if isinstance(module, _NormBase)
         for name in (*module._parameters, *module._buffers)
     }
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -91,6 +91,7 @@ class Recast(ModelWrapper):
     def __init__(self, inner: ModelWrapper, call: Callable[[Any], Any]):
         super().__init__(inner.modules, inner.model)
         self.root, self.only, self.call = inner.root, inner.only, call
+        self.mode, self.norms = inner.mode, inner.norms
 
     def forward(self, x: Any) -> Any:
         return self.call(x)

@@ -58,19 +58,18 @@ class InTurn:
 
     def warm_up(self, data: Data, once: bool) -> None:
         """Re-estimate every point's batch normalization statistics. once: as in ``passes.warm_up``."""
-        root = self.model.root
         if once:
-            with batchnorm.last_batch(root):
-                averages = [batchnorm.Average(batchnorm.statistics(root)) for _ in self._rows()]
+            with batchnorm.last_batch(self.model):
+                averages = [batchnorm.Average(batchnorm.statistics(self.model)) for _ in self._rows()]
                 for batch, row in self._batches(data):
                     output(self.model, data, batch)
                     averages[row].add(samples(batch))
                 for average in averages:
                     average.close()
             return
-        with batchnorm.warm_up(root, len(self.states)) as statistics:
+        with batchnorm.warm_up(self.model, len(self.states)) as statistics:
             for _ in self._rows():
-                batchnorm.reset(batchnorm.batchnorm_layers(root))
+                batchnorm.reset(batchnorm.batchnorm_layers(self.model))
             for batch, row in self._batches(data):
                 statistics.weigh(samples(batch), row)
                 output(self.model, data, batch)

@@ -20,14 +20,14 @@ def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None
     it.
     """
     if once:
-        with no_gradients(), batchnorm.last_batch(model.root):
-            average = batchnorm.Average(batchnorm.statistics(model.root))
+        with no_gradients(), batchnorm.last_batch(model):
+            average = batchnorm.Average(batchnorm.statistics(model))
             for batch in run.on(model):
                 run.output(model, batch)
                 average.add(samples(batch))
             average.close()
         return
-    with batchnorm.warm_up(model.root) as statistics:
+    with batchnorm.warm_up(model) as statistics:
         if isinstance(run, Data):
             with no_gradients():
                 _pass(model, run, statistics)

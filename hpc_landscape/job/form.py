@@ -22,6 +22,8 @@ from ..metrics import Data, Loss
 from ..metrics.metric import Metric
 from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
+from ..model_interface.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from ..model_interface.norms import is_norm
 from ..model_interface.subspace import Subspace
 from ..parallel.comm import Comm
 from ..parallel.memory import free_memory
@@ -110,7 +112,7 @@ class Maker:
         self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
         self.dtype = DTYPES.get(settings.precision)
         self.careful = False
-        self.bn = settings.bn if batchnorm_layers(problem.root) else "none"
+        self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
         if self.bn == "warmup" and sets.warmup is None:
             self.bn = "running"
         loss = problem.loss  # may hold class weights, say
@@ -186,11 +188,26 @@ class Maker:
                 return number, why
             except Exception as error:
                 if number == len(candidates) - 1:
+                    self._try_train_mode(form, error)
                     if isinstance(error, UserError):
                         raise
                     raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
+
+    def _try_train_mode(self, form: Form, why: Exception) -> None:
+        """UserError that names the mode in which the model works, after it has failed in eval mode."""
+        wrapper = self.problem.wrapper
+        if wrapper.mode != EVAL:
+            return
+        self.problem.wrapper = wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
+        try:
+            self.try_first_batches(form)
+        except Exception:
+            return  # that is not why
+        finally:
+            self.problem.wrapper = wrapper
+        raise UserError(only_in_train_mode(why)) from None
 
     def try_first_batches(self, form: Form) -> None:
         """One batch of each set at the origin, in this form; raises what goes wrong."""
@@ -216,7 +233,9 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
         return
     model = evaluator.model
     with torch.no_grad():
-        once = used_once(model.root, lambda: [data.output(model, batch) for batch in data.on(model)])
+        once = used_once(model, lambda: [data.output(model, batch) for batch in data.on(model)])
+    if not all(map(is_norm, batchnorm_layers(model))):
+        raise ValueError("a normalization layer is none of torch's own")
     if not once:
         raise ValueError("a batch normalization layer is not used exactly once in a pass")
 

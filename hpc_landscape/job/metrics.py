@@ -13,6 +13,7 @@ from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.form import PLAIN
 from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, Metric
+from ..metrics.curvature import CurvatureMetric
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
 from ..problems.problem import Problem, find_object, user_traceback
@@ -166,9 +167,21 @@ def choose_metrics(
     quantities: list[Quantity] = []
     with comm.together():
         if comm.is_root:
+            _check_curvature(evaluator)
             quantities = [_quantity(name, metric, evaluator) for name, metric in chosen.items()]
             _check_names(quantities)
+    for metric in chosen.values():
+        if isinstance(metric, CurvatureMetric):
+            metric.checked = True
     return comm.bcast(quantities)
+
+
+def _check_curvature(evaluator: Evaluator) -> None:
+    """UserError where a metric needs second derivatives that the loss has not; seen once, at the origin."""
+    for metric in evaluator.metrics.values():
+        if isinstance(metric, CurvatureMetric):
+            with evaluator.at_origin():
+                metric.check(evaluator.model)
 
 
 def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> list[str]:

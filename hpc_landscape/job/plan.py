@@ -19,6 +19,7 @@ from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.form import compute_dtype
 from ..grid import Grid
 from ..model_interface import state
+from ..model_interface.modes import EVAL
 from ..parallel.comm import Comm
 from ..problems.problem import Problem
 from ..settings import Settings
@@ -101,6 +102,8 @@ class Plan:
         directions |= {f"{i}/{name}": t for i, other in enumerate(self.directions.rest) for name, t in other.items()}
         sizes = {f"batch_size_{name}" if name else "batch_size": b for name, b in self.sets.evaluation.items()}
         sizes["warmup_batch_size"] = self.sets.warmup
+        wrapper = self.problem.wrapper
+        norms = wrapper.norms
         return {
             "sha256_model": state.sha256(state.state(self.problem.root)),
             **self.sets.hashes,
@@ -111,6 +114,8 @@ class Plan:
             "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
             "loss_function": repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"),
             "bn": self.evaluator.bn,
+            "bn_kept": ",".join(norms.others if norms else ()) or "none",
+            "mode": "none" if wrapper.mode == EVAL else wrapper.mode,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
             "form": str(self.evaluator.form),

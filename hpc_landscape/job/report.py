@@ -13,11 +13,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..directions.normalize import cosine, standing
 from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
 from ..grid import strided
 from ..model_interface import state
+from ..model_interface.norms import Norms, keeps_statistics
 from ..model_interface.numbers import can_move
 from ..model_interface.rest import told
 from ..parallel.comm import Comm
@@ -122,11 +124,17 @@ def _precision_text(plan: Plan) -> str:
 
 
 def _warm_text(plan: Plan) -> str:
-    if plan.evaluator.bn == "none":
-        return "no batch normalization"
-    if plan.evaluator.bn != "warmup":
-        return f"batch normalization: {plan.evaluator.bn}"
-    return f"batch normalization re-estimated at each point on {plan.sets.warmup.size or 'streamed'} samples"
+    bn, norms = plan.evaluator.bn, plan.problem.wrapper.norms or Norms()
+    if bn == "none":
+        kept = any(map(keeps_statistics, plan.problem.root.modules()))
+        if norms.others or kept:
+            return f"batch normalization as in the checkpoint{norms.shown}"
+        own = any(isinstance(module, _NormBase) for module in plan.problem.root.modules())
+        return "batch normalization by each batch's own statistics alone" if own else "no batch normalization"
+    if bn != "warmup":
+        return f"batch normalization: {bn}{norms.shown}"
+    samples = plan.sets.warmup.size or "streamed"
+    return f"batch normalization re-estimated at each point on {samples} samples{norms.shown}"
 
 
 def dry_run(plan: Plan, comm: Comm, say: Say) -> None:

@@ -22,6 +22,7 @@ from ..model_interface.numbers import can_move, count, inner, wide
 from .data import Data
 from .gradient import LossFunction, Parts, batch_gradients, differentiable, unflatten, weighted_mean
 from .metric import DataMetric
+from .second import check_second, refuse
 from .statistics import mean_and_error
 
 DENSE = 64  # up to so many parameters the matrix itself is cheaper
@@ -55,7 +56,11 @@ class Hessian:
         if not pairs:
             return [None] * len(self.parameters)  # the loss is linear
         outputs, vectors = zip(*((g, v.to(g.dtype).to(g.device)) for g, v in pairs), strict=True)
-        return torch.autograd.grad(outputs, self.parameters, vectors, retain_graph=True, allow_unused=True)
+        try:
+            return torch.autograd.grad(outputs, self.parameters, vectors, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            refuse(error)
+            raise
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """The product with a vector, in float64. NotFinite where it is not."""
@@ -141,7 +146,25 @@ def scipy_linalg() -> Any:
     return scipy.sparse.linalg
 
 
-class PrincipalCurvatureEvaluator(DataMetric):
+class CurvatureMetric(DataMetric):
+    """What is made of second derivatives: whether there are any is seen once, on the first batch."""
+
+    checked = False
+    loss_fn: LossFunction
+    seed: int
+
+    def check(self, model_wrapper: ModelWrapper) -> None:
+        """UserError where the loss has no second derivatives, and products would say something else."""
+        with twice_differentiable(model_wrapper) as parameters:
+            self._check(model_wrapper, parameters)
+
+    def _check(self, model: ModelWrapper, parameters: Sequence[nn.Parameter]) -> None:
+        if not self.checked:
+            check_second(model, parameters, self.loss_fn, self.data, self.seed)
+            self.checked = True
+
+
+class PrincipalCurvatureEvaluator(CurvatureMetric):
     """The n smallest and the n largest eigenvalues of the Hessian of the mean loss, ascending: shape (2n,).
 
     tolerance: of an eigenvalue, relative to it; to a thousandth of the largest where that is more. In float32 it is
@@ -172,9 +195,11 @@ class PrincipalCurvatureEvaluator(DataMetric):
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         with twice_differentiable(model_wrapper) as parameters:
             try:
-                return self._eigenvalues(Hessian(model_wrapper, parameters, self.loss_fn, self.data))
+                values = self._eigenvalues(Hessian(model_wrapper, parameters, self.loss_fn, self.data))
             except NotFinite:
                 return np.full(2 * self.n, np.nan)
+            self._check(model_wrapper, parameters)
+        return values
 
     def _eigenvalues(self, hessian: Hessian) -> np.ndarray:
         n = self.n
@@ -207,6 +232,7 @@ def hessian_eigenvectors(
     """
     names = [name for name, parameter in model_wrapper.named_parameters() if can_move(parameter)]
     with twice_differentiable(model_wrapper) as parameters:
+        check_second(model_wrapper, parameters, loss_fn, data, seed)
         hessian = Hessian(model_wrapper, parameters, loss_fn, data)
         if hessian.size < count:
             raise UserError(f"hessian: {count} eigenvectors of {hessian.size} parameters")
@@ -237,7 +263,7 @@ def _largest(hessian: Hessian, count: int, tolerance: float, seed: int) -> tuple
     return values[::-1][:count], vectors[:, ::-1][:, :count]
 
 
-class HessianTrace(DataMetric):
+class HessianTrace(CurvatureMetric):
     """Hutchinson's estimate of the trace of the Hessian of the mean loss, and its standard error: shape (2,).
 
     The mean of v.Hv over n_vectors vectors v of random signs, the same at every point (Hutchinson 1989). The error is
@@ -261,6 +287,7 @@ class HessianTrace(DataMetric):
                 for i, vector in enumerate(self._vectors(hessian)):  # drawn anew: n_vectors in memory are too many
                     totals[i] += weight * _dot(vector, hessian.of_batch(gradient, vector))
                 items += weight
+            self._check(model_wrapper, parameters)
         return mean_and_error(totals / items if items else np.full(self.n_vectors, np.nan))
 
     def _vectors(self, hessian: Hessian) -> Iterator[ModelParameters]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
+from .modes import EVAL, set_mode
 
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
 KEPT = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
@@ -23,19 +23,18 @@ class _Copies:
 
     own: list[tuple[nn.Module, str, Tensor | None]] = field(default_factory=list)
     pristine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # the same of batch normalization
     named: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Attachment:
-    """A model in eval mode whose parameters have other data, and whose buffers are copies: the originals stay.
+    """A model in a mode whose parameters have other data, and whose buffers are copies: the originals stay.
 
     ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
     are held, ``select()`` says whose buffers the model has.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, mode: str = EVAL):
+        self.model, self.mode = model, mode
         self.parameters = list(model.named_parameters())
         if made := [name for name, p in self.parameters if p.is_inference()]:
             raise UserError(
@@ -67,7 +66,7 @@ class Attachment:
         self.select(0)
         self.placed = [p.data for _, p in self.parameters]
         self.lent = dictionaries(self.model)
-        self.model.eval()
+        set_mode(self.model, self.mode)
         self.evaluated = [(module, module.training) for module, _ in self.modes]  # a part may refuse to change
 
     def _copies(self, buffer: Replace) -> _Copies:
@@ -76,8 +75,7 @@ class Attachment:
         for module, key, value, name in self.buffers:
             if value is not None and id(value) not in copies:
                 copies[id(value)] = buffer(value, name).clone()
-                pairs = made.kept if isinstance(module, _BatchNorm) else made.pristine
-                pairs.append((copies[id(value)], copies[id(value)].clone()))
+                made.pristine.append((copies[id(value)], copies[id(value)].clone()))
                 made.named[name] = copies[id(value)]
             made.own.append((module, key, copies.get(id(value))))
         return made
@@ -95,14 +93,14 @@ class Attachment:
 
     @torch.no_grad()
     def settle(self, thoroughly: bool) -> None:
-        """Before each point: buffers, modes, flags and gradients as they were; thoroughly: also statistics and caches.
+        """Before each point: buffers, batch normalization's too, modes, flags and gradients as they were.
 
-        Mere passes leave no more behind; batch normalization's are re-estimated, or not touched in eval mode.
+        Thoroughly: also tensors that were put in place of others, and caches. Mere passes leave no more behind.
         """
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        for copy, value in self.now.pristine + (self.now.kept + self.guarded if thoroughly else []):
+        for copy, value in self.now.pristine + (self.guarded if thoroughly else []):
             copy.copy_(value)
         for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
             if p.grad is not None:

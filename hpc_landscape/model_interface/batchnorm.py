@@ -12,14 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
+from .model_wrapper import ModelWrapper
+from .norms import is_norm
 
 
-def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The batch normalization layers that keep running statistics; the others use their batch's at all times."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+def batchnorm_layers(model: nn.Module | ModelWrapper) -> list[nn.Module]:
+    """The layers whose running statistics are re-estimated: those that the wrapper has found, else all of torch's own.
+
+    Layers without running statistics use their batch's at all times.
+    """
+    if isinstance(model, nn.Module):
+        return [module for module in model.modules() if is_norm(module)]
+    if model.norms is None:
+        return batchnorm_layers(model.root)
+    return [model.root.get_submodule(name) for name in model.norms.estimated]
 
 
 class WarmUp:
@@ -28,17 +36,18 @@ class WarmUp:
     Without it a layer counts the samples by the length of its input. points: of how many points, in turn.
     """
 
-    def __init__(self, layers: list[_BatchNorm], points: int = 1):
+    def __init__(self, layers: list[nn.Module], points: int = 1):
         self.points = [dict.fromkeys(layers, 0) for _ in range(points)]
         self.seen = self.points[0]
         self.samples: int | None = None
-        self.hooks = [layer.register_forward_pre_hook(self._count) for layer in layers]
+        self.hooks: list[Any] = [layer.register_forward_pre_hook(self._count) for layer in layers]
+        self.hooks += [_Kept(layer) for layer in layers if not is_norm(layer)]
 
     def weigh(self, samples: int, point: int = 0) -> None:
         """Let the point's next batch count by its share of the samples so far: a running, weighted average."""
         self.samples, self.seen = samples, self.points[point]
 
-    def _count(self, layer: _BatchNorm, inputs: Any) -> None:
+    def _count(self, layer: nn.Module, inputs: Any) -> None:
         """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
         samples = len(inputs[0]) if self.samples is None else self.samples
         self.seen[layer] += samples
@@ -50,7 +59,7 @@ class WarmUp:
 
 
 @contextmanager
-def warm_up(model: nn.Module, points: int = 0) -> Iterator[WarmUp]:
+def warm_up(model: nn.Module | ModelWrapper, points: int = 0) -> Iterator[WarmUp]:
     """Reset the running statistics, and let batches re-estimate them; only these layers are in train mode meanwhile.
 
     points: of how many points in turn; each one's ``reset`` is the caller's then.
@@ -70,19 +79,19 @@ def warm_up(model: nn.Module, points: int = 0) -> Iterator[WarmUp]:
 
 
 @torch.no_grad()
-def reset(layers: list[_BatchNorm]) -> None:
+def reset(layers: list[nn.Module]) -> None:
     """What ``reset_running_stats`` does to each, in a few calls for all: there may be a hundred, at every point."""
     if layers:
         variances = [layer.running_var for layer in layers]
         torch._foreach_zero_([layer.running_mean for layer in layers] + variances)
         torch._foreach_add_(variances, 1.0)
         for layer in layers:
-            if layer.num_batches_tracked is not None:
+            if getattr(layer, "num_batches_tracked", None) is not None:
                 layer.num_batches_tracked.zero_()
 
 
 @contextmanager
-def last_batch(model: nn.Module) -> Iterator[None]:
+def last_batch(model: nn.Module | ModelWrapper) -> Iterator[None]:
     """After each batch the running statistics are that batch's alone: for an ``Average`` to add up.
 
     The same as a warm_up where each layer is used once in a pass, without anything that differs from batch to batch:
@@ -98,6 +107,28 @@ def last_batch(model: nn.Module) -> Iterator[None]:
         finally:
             for layer, momentum in zip(layers, before, strict=True):
                 vars(layer)["momentum"] = momentum
+
+
+class _Kept:
+    """The buffers of a layer of the user's own stay the same tensors: what it puts in their place is copied there."""
+
+    def __init__(self, layer: nn.Module):
+        self.before: dict[str, Tensor | None] = {}
+        self.hooks = [layer.register_forward_pre_hook(self._remember), layer.register_forward_hook(self._copy)]
+
+    def _remember(self, layer: nn.Module, _: Any) -> None:
+        self.before = dict(layer._buffers)
+
+    @torch.no_grad()
+    def _copy(self, layer: nn.Module, *_: Any) -> None:
+        for name, buffer in self.before.items():
+            if buffer is not None and layer._buffers.get(name) is not buffer:
+                buffer.copy_(layer._buffers[name])
+                layer._buffers[name] = buffer
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
 
 class Average:
@@ -119,7 +150,7 @@ class Average:
             buffer.copy_(total / self.weight)
 
 
-def used_once(model: nn.Module, run: Callable[[], Any]) -> bool:
+def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
     """Whether a pass uses each of the layers exactly once."""
     layers = batchnorm_layers(model)
     uses = dict.fromkeys(layers, 0)
@@ -137,7 +168,7 @@ def used_once(model: nn.Module, run: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def batch_statistics(model: nn.Module, layers: list[_BatchNorm] | None = None) -> Iterator[None]:
+def batch_statistics(model: nn.Module | ModelWrapper, layers: list[nn.Module] | None = None) -> Iterator[None]:
     """Normalize by each batch's own statistics. Dropout and the rest stay as they are."""
     layers = batchnorm_layers(model) if layers is None else layers
     before = [layer.training for layer in layers]
@@ -150,19 +181,19 @@ def batch_statistics(model: nn.Module, layers: list[_BatchNorm] | None = None) -
             vars(layer)["training"] = training
 
 
-def statistics(model: nn.Module) -> list[Tensor]:
+def statistics(model: nn.Module | ModelWrapper) -> list[Tensor]:
     """All running means and variances: the buffers themselves."""
     return [b for layer in batchnorm_layers(model) for b in (layer.running_mean, layer.running_var)]
 
 
-def read_statistics(model: nn.Module) -> Tensor:
+def read_statistics(model: nn.Module | ModelWrapper) -> Tensor:
     """All running means and variances, one after the other, on the CPU."""
     parts = [b.detach().cpu().reshape(-1) for b in statistics(model)]
     return torch.cat(parts) if parts else torch.empty(0, device="cpu")
 
 
 @torch.no_grad()
-def write_statistics(model: nn.Module, values: Tensor) -> None:
+def write_statistics(model: nn.Module | ModelWrapper, values: Tensor) -> None:
     """Set all running means and variances to what ``read_statistics`` has read."""
     start = 0
     for buffer in statistics(model):
@@ -170,12 +201,12 @@ def write_statistics(model: nn.Module, values: Tensor) -> None:
         start += buffer.numel()
 
 
-def given_statistics(model: nn.Module, given: Any) -> Tensor:
+def given_statistics(model: ModelWrapper, given: Any) -> Tensor:
     """A user's statistics as ``read_statistics`` gives them: by buffer name, or a (mean, variance) for each layer."""
     own = statistics(model)
     if isinstance(given, Mapping):
-        names = {id(b): name for name, b in model.named_buffers()}
-        if unknown := set(given) - set(dict(model.named_buffers())):
+        names = {id(b): name for name, b in model.root.named_buffers()}
+        if unknown := set(given) - set(names.values()):
             raise UserError(f"running_stats: the model has no buffer {sorted(unknown)[0]}")
         parts = [torch.as_tensor(given.get(names[id(b)], b), device="cpu") for b in own]
     else:

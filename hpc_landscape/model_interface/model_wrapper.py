@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import FunctionType, ModuleType
@@ -11,7 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError, few
+from .eager import check_eager
 from .model_parameters import ModelParameters
+from .modes import EVAL, check_mode
+from .norms import Norms
 from .numbers import can_move
 
 DEPTH = 3  # of lists, dicts and objects in which an agent may keep its modules
@@ -24,7 +28,13 @@ class ModelWrapper(abc.ABC):
     modules: the perturbed ones. model: what they belong to, an ``nn.Module`` or any object, an agent, say, with modules
     in its attributes, or in lists, dicts and objects there; None: the modules are all there is. Subclasses say how it
     is called: ``forward``.
+
+    mode: how the modules are at points: ``eval``, or ``train_without_dropout`` for a model whose loss exists in train
+    mode only.
     """
+
+    mode = EVAL
+    norms: Norms | None = None  # which statistics are re-estimated, once that has been found out
 
     def __init__(self, modules: Sequence[nn.Module], model: Any = None):
         self.modules = list(modules)
@@ -32,6 +42,7 @@ class ModelWrapper(abc.ABC):
             raise TypeError("a ModelWrapper needs a list of the torch.nn.Modules that are perturbed")
         self.model = model
         self.root = _root(self.modules, model)
+        check_eager(self.root)
         self.only: set[str] | None = None
 
     @abc.abstractmethod
@@ -85,6 +96,12 @@ class ModelWrapper(abc.ABC):
             raise UserError(f"{options}: none of the parameters that are left can move: {few(kinds)}")
         self.only = set(chosen)
         return self
+
+    def in_mode(self, mode: str) -> ModelWrapper:
+        """The same wrapper with another mode at points; this one stays as it is."""
+        other = copy.copy(self)
+        other.mode = check_mode(mode)
+        return other
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attachment import Attachment
+from .modes import EVAL
 from .numbers import REAL, can_move, count, like, numbers_of, reals, wide
 
 ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
@@ -155,14 +156,16 @@ class Subspace:
             self._lent.give(name, self._rows[row][name], row)
 
     @contextmanager
-    def attached(self, model: nn.Module, in_turn: bool = False, guarded: bool = False) -> Iterator[None]:
+    def attached(
+        self, model: nn.Module, in_turn: bool = False, guarded: bool = False, mode: str = EVAL
+    ) -> Iterator[None]:
         """Let the model compute at the placed point, in eval mode; afterwards, also after an error, it is what it was.
 
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
         in_turn: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do not
-        move are copies, too, for a metric that writes into them.
+        move are copies, too, for a metric that writes into them. mode: another than eval mode.
         """
-        lent = Attachment(model)
+        lent = Attachment(model, mode)
 
         def parameter(tensor: Tensor, name: str) -> Tensor:
             return self.views[name] if name in self.views else self._move(tensor, name)

@@ -23,6 +23,7 @@ from ..errors import Stopped, UserError, memory_is_out
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
+from ..model_interface.modes import EVAL, check_mode
 from ..model_interface.numbers import can_move
 
 OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
@@ -45,6 +46,8 @@ class Problem:
     axis: the default axis, MIN:MAX:N. name: for titles.
     metrics: metrics of its own, asked for by their names. env: of an agent, a Gymnasium environment, or its name.
     neutral: arguments of the factory that no value depends on, the name of a log, say: a run goes on with others.
+    mode: how the modules are at points; ``train_without_dropout`` for a model whose loss exists in train mode only (a
+    detector): all in train mode but dropout and what keeps running statistics.
     """
 
     model: nn.Module | ModelWrapper
@@ -61,11 +64,13 @@ class Problem:
     env: Any = None
     neutral: Sequence[str] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # that the factory was given
+    mode: str = EVAL
 
     @cached_property
     def wrapper(self) -> ModelWrapper:
         """How metrics see the model."""
-        return wrap_model(self.model)
+        wrapper = wrap_model(self.model)
+        return wrapper if self.mode == EVAL else wrapper.in_mode(self.mode)
 
     @property
     def root(self) -> nn.Module:
@@ -90,6 +95,7 @@ class Problem:
                 f"the problem's model is a {type(self.model).__name__}, not a torch.nn.Module (an agent is wrapped: "
                 "GeneralModelWrapper(agent, [agent.policy], lambda agent, x: agent.act(x)))"
             )
+        check_mode(self.mode)
         if self.loss is not None and not callable(self.loss):
             raise UserError(
                 f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)"

@@ -1,0 +1,33 @@
+"""What the ranks agree on before the first point: which running statistics are re-estimated."""
+
+from __future__ import annotations
+
+import torch
+
+from ..evaluate.evaluator import DTYPES
+from ..evaluate.find_norms import find_norms
+from ..parallel.comm import Comm
+from ..problems.problem import Problem
+from ..problems.resident import beginning
+from ..settings import Settings
+from .data import Sets
+from .report import Say
+
+
+def share_norms(settings: Settings, problem: Problem, sets: Sets, device: torch.device, comm: Comm, say: Say) -> None:
+    """Give the problem's wrapper what rank 0 finds on the first batch; where that fails, all are re-estimated."""
+    batches = sets.warmup or next(iter(sets.evaluation.values()), None)
+    if batches is None or settings.bn == "running":
+        return
+    found = None
+    with comm.together():
+        if comm.is_root:
+            dtype = DTYPES.get(settings.precision)
+            try:
+                first = problem.on(beginning(batches, 1).to(device, dtype))
+                found = find_norms(problem.wrapper, first, device, dtype, settings.seed)
+            except Exception:  # whether the model can be evaluated at all is told where its form is chosen
+                found = None
+    problem.wrapper.norms = comm.bcast(found)
+    for text in found.notices if found else ():
+        say(f"warning: {text}")

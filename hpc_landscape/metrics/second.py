@@ -1,0 +1,196 @@
+"""Whether a loss has the second derivatives that its curvature is made of.
+
+What has none is either told by autograd itself, or is found by differences: of the loss against its gradient, where a
+part is straight through; of the gradient against a product, where a function of the user's own is on the way. Both in
+float64, with small steps, so that the kinks of a ReLU do not count; where float64 cannot be had, nothing is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..model_interface.model_wrapper import ModelWrapper
+from .data import Data, move
+from .gradient import LossFunction
+from .supervised import loss_of
+
+TOLD = re.compile(
+    r"once_differentiable|derivative for .* is not implemented|not (twice )?differentiable|double backward|"
+    r"second derivative|higher order",
+    re.IGNORECASE,
+)
+ADVICE = "take the functions of torch that can be differentiated twice, or leave curvature out"
+TENSORS = 8  # whose gradients are compared with the loss
+STEPS = (1e-3, 1e-4)  # relative to a parameter's norm
+ROUNDING = 1e-7  # of a loss: some models compute in float32 whatever they are given
+
+
+def refuse(error: RuntimeError) -> None:
+    """UserError where autograd has said that a function cannot be differentiated twice."""
+    if TOLD.search(str(error)):
+        said = " ".join(str(error).split())[:120]
+        raise UserError(f"curvature: the loss goes through a function without a second derivative ({said}): {ADVICE}")
+
+
+def check_second(
+    model: ModelWrapper, parameters: Sequence[nn.Parameter], loss_fn: LossFunction, data: Data, seed: int = 0
+) -> None:
+    """UserError where products with the Hessian would not be those of the loss, as the first batch tells."""
+    batch = next((b for b in data.on(model) if data.items(b)), None)
+    if batch is None:
+        return
+    with _double(model):
+        try:
+            wide = move(batch, None, torch.float64)
+            probe = _Probe(model, parameters, loss_fn, data, wide, seed)
+            found = probe.straight_through() or probe.without_second()
+        except UserError:
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError):
+                refuse(error)
+            return  # not to be had in float64
+    if found:
+        raise UserError(f"curvature: {found}: {ADVICE}")
+
+
+class _Probe:
+    """A loss on one batch, in float64, at the parameters and beside them."""
+
+    def __init__(
+        self,
+        model: ModelWrapper,
+        parameters: Sequence[nn.Parameter],
+        loss_fn: LossFunction,
+        data: Data,
+        batch: Any,
+        seed: int,
+    ):
+        self.model, self.parameters, self.loss_fn, self.data, self.batch = model, parameters, loss_fn, data, batch
+        self.seed = seed % 2**63
+        self.start = [p.detach().clone() for p in parameters]
+        here = self.loss()
+        self.gradient = [g.detach() for g in self.slopes(here)]
+        self.here = float(here.detach())
+        self.size = _norm(self.start) or 1.0
+        self.steady = self.value() == self.here  # else it draws what no seed of torch's decides
+
+    def loss(self) -> Tensor:
+        torch.manual_seed(self.seed)
+        return loss_of(self.loss_fn, self.data.output(self.model, self.batch), self.data.target(self.batch))
+
+    def value(self) -> float:
+        with torch.no_grad():
+            return float(self.loss())
+
+    def slopes(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True, create_graph=create_graph)
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
+
+    @contextmanager
+    def beside(self, direction: Sequence[Tensor], step: float) -> Iterator[None]:
+        try:
+            with torch.no_grad():
+                for p, start, d in zip(self.parameters, self.start, direction, strict=True):
+                    p.copy_(start + step * d)
+            yield
+        finally:
+            with torch.no_grad():
+                for p, start in zip(self.parameters, self.start, strict=True):
+                    p.copy_(start)
+
+    def straight_through(self) -> str:
+        """Along each parameter's gradient the loss must grow by that gradient's length."""
+        usable = [i for i, g in enumerate(self.gradient) if self.steady and 0 < _norm([g]) < float("inf")]
+        for chosen in usable[:: max(1, len(usable) // TENSORS)]:
+            length, size = _norm([self.gradient[chosen]]), _norm([self.start[chosen]]) or 1.0
+            direction = [torch.zeros_like(p) for p in self.start]
+            direction[chosen] = self.gradient[chosen] / length
+            slopes = [self._slope(direction, step * size) for step in STEPS]
+            noise = [ROUNDING * abs(self.here) / (step * size) for step in STEPS]
+            if all(abs(s - length) > 0.3 * max(abs(s), length) + n for s, n in zip(slopes, noise, strict=True)):
+                return (
+                    f"the loss does not change along its gradient as that says ({slopes[-1]:.2g} instead of "
+                    f"{length:.2g}): a part of it is detached, rounded or straight through, and its second derivatives "
+                    "are not the loss's"
+                )
+        return ""
+
+    def _slope(self, direction: Sequence[Tensor], step: float) -> float:
+        with self.beside(direction, step):
+            above = self.value()
+        with self.beside(direction, -step):
+            return (above - self.value()) / (2 * step)
+
+    def without_second(self) -> str:
+        """Along a random direction the gradient must change as the product with the Hessian says."""
+        here = self.loss()
+        own = _own_functions(here)
+        gradient = self.slopes(here, create_graph=True)
+        if not self.steady or not (own or not any(g.requires_grad for g in gradient)):
+            return ""
+        generator = torch.Generator().manual_seed(self.seed)
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) for p in self.start]
+        length = _norm(direction)
+        direction = [d / length * self.size for d in direction]
+        pairs = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
+        product = [torch.zeros_like(p) for p in self.start]
+        if pairs:
+            graphs, vectors = zip(*pairs, strict=True)
+            found = torch.autograd.grad(graphs, self.parameters, vectors, retain_graph=True, allow_unused=True)
+            product = [z if h is None else h for z, h in zip(product, found, strict=True)]
+        worst = []
+        for step in (1e-5, 1e-6, 1e-7):
+            with self.beside(direction, step):
+                above = self.slopes(self.loss())
+            with self.beside(direction, -step):
+                below = self.slopes(self.loss())
+            change = [(a - b) / (2 * step) for a, b in zip(above, below, strict=True)]
+            scale = max(_norm(change), _norm(product)) + 1e-12 * _norm(self.gradient) / step
+            worst.append(_norm([c - h for c, h in zip(change, product, strict=True)]) / scale if scale else 0.0)
+        if not min(worst) > 0.1:
+            return ""
+        return (
+            "the gradient does not change as products with the Hessian say: the loss goes through a function whose "
+            "backward cannot be differentiated (torch.no_grad, .detach, or tensors that were not saved, in it)"
+        )
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(torch.stack([t.detach().double().norm() for t in tensors]).norm())
+
+
+def _own_functions(loss: Tensor) -> bool:
+    """Whether a torch.autograd.Function that is written in Python is on the way."""
+    todo, seen = [loss.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        todo += [following for following, _ in node.next_functions]
+    return False
+
+
+@contextmanager
+def _double(model: ModelWrapper) -> Iterator[None]:
+    """The model in float64 meanwhile; its tensors, and torch's generator, are what they were afterwards."""
+    tensors = [t for t in (*model.root.parameters(), *model.root.buffers()) if t.is_floating_point()]
+    kept = [(t, t.data) for t in tensors]
+    with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda})):
+        try:
+            for t in tensors:
+                t.data = t.data.double()
+            yield
+        finally:
+            for t, data in kept:
+                t.data = data
