@@ -141,9 +141,9 @@ class Evaluator:
             yield
 
     @contextmanager
-    def at(self, coordinates: Sequence[float]) -> Iterator[None]:
+    def attached_at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model attached at one point meanwhile, its statistics as they are in the checkpoint."""
-        with self.attached(), self._at(coordinates):
+        with self.attached(), self.at(coordinates):
             yield
 
     @contextmanager

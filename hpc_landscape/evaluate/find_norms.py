@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..metrics.data import Data
-from ..metrics.gradient import double
 from ..metrics.metric import Metric
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.norms import Norms, is_norm, looks_like_norm
+from ..model_interface.numbers import can_move, double, numbers_of, reals, wide
 from ..model_interface.subspace import Subspace
 from .evaluator import Evaluator
 
@@ -69,11 +69,12 @@ def _somewhere(model: ModelWrapper, device: torch.device | None, dtype: torch.dt
     generator = torch.Generator().manual_seed(seed % 2**63)
     origin, direction = {}, {}
     for name, p in model.named_parameters():
-        if p.is_floating_point() and p.numel():
-            value = p.detach().cpu()
-            size = value.float().square().mean().sqrt().nan_to_num() or torch.tensor(1.0)
+        if can_move(p) and p.numel():
             origin[name] = p.data
-            direction[name] = (torch.randn(p.shape, generator=generator) * size * 0.5).to(p.dtype)
+            numbers = double(reals(p.data.cpu()))
+            size = numbers.square().mean().sqrt().nan_to_num() or 1.0
+            moved = torch.randn(numbers.shape, generator=generator, dtype=torch.float64, device="cpu") * size * 0.5
+            direction[name] = numbers_of(moved, p).to(wide(p.dtype))
     return Subspace(origin, [direction], device, dtype)
 
 
@@ -114,7 +115,7 @@ def _inputs(
                 sums = torch.stack([x.sum(), x.square().sum(), (x * ramp).sum()])
                 seen.setdefault(names[layer], []).append(sums.cpu())
 
-    with evaluator.at([coordinate]), torch.no_grad(), _hooked([*names], hear):
+    with evaluator.attached_at([coordinate]), torch.no_grad(), _hooked([*names], hear):
         first(evaluator.model)
     return seen
 
@@ -143,7 +144,7 @@ def _takes_momentum(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], 
     if not isinstance(vars(layer).get("momentum"), float) or not {"running_mean", "running_var"} <= buffers.keys():
         return False
     inputs: list[Any] = []
-    with evaluator.at([0.0]):
+    with evaluator.attached_at([0.0]):
         with _hooked([layer], lambda _, args, kwargs: inputs.append((args, kwargs))):
             first(evaluator.model)
         if not inputs:
@@ -175,7 +176,7 @@ def _changed_by_training(
     """Modules of the user's own whose buffers a pass in train mode changes, whatever they are called."""
     if not modules:
         return set()
-    with evaluator.at([0.0]), torch.no_grad():
+    with evaluator.attached_at([0.0]), torch.no_grad():
         before = {name: {k: b.clone() for k, b in m._buffers.items() if b is not None} for name, m in modules.items()}
         try:
             evaluator.model.root.train()
@@ -200,7 +201,7 @@ def _stale(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], layers: d
     def count(layer: nn.Module, args: Any, kwargs: Any) -> None:
         counts[layer] = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)).numel()
 
-    with evaluator.at([0.0]), torch.no_grad(), _hooked([*layers.values()], count):
+    with evaluator.attached_at([0.0]), torch.no_grad(), _hooked([*layers.values()], count):
         old = {name: (double(m.running_mean), double(m.running_var)) for name, m in layers.items()}
         with batchnorm.warm_up(evaluator.model):
             first(evaluator.model)

@@ -26,8 +26,12 @@ def share_norms(settings: Settings, problem: Problem, sets: Sets, device: torch.
             try:
                 first = problem.on(beginning(batches, 1).to(device, dtype))
                 found = find_norms(problem.wrapper, first, device, dtype, settings.seed)
-            except Exception:  # whether the model can be evaluated at all is told where its form is chosen
-                found = None
+            except Exception as error:  # whether the model can be evaluated at all is told where its form is chosen
+                if len([*problem.wrapper.parameters()]) < len([*problem.root.parameters()]):
+                    say(
+                        "warning: whether a part that keeps still has batch normalization could not be told "
+                        f"({type(error).__name__}): all layers are re-estimated"
+                    )
     problem.wrapper.norms = comm.bcast(found)
     for text in found.notices if found else ():
         say(f"warning: {text}")
