@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import index
@@ -30,7 +31,8 @@ from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
-from .problems.checkpoint import find_checkpoints, read_parameters
+from .problems.checkpoint import find_checkpoints, labels, read_parameters
+from .problems.choice import Chosen
 from .problems.data import as_batches
 from .store import layout
 
@@ -103,18 +105,19 @@ class Landscape:
             vectors = [self._as_long(normalize(d, weights, _checked(normalization), ignore)) for d in vectors]
         return self._define("precomputed", vectors, self._sides(distance, centered))
 
-    def _interpolation(self, ends: Sequence[Point], low: float, high: float) -> Any:
+    def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         weights = self._weights()
-        models = [dict(self._read(end)()) for end in ends]
+        models = [dict(self._read(end, key)()) for end in ends]
         return self._define("interpolation", differences(weights, models), [(low, high)] * self.dimensions, models)
 
-    def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25) -> Any:
+    def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25, key: str | None = None) -> Any:
         """The plane of the trajectory's largest principal directions, of unit length, around this model.
 
         checkpoints: models, state dicts or files, in their order; or a glob, a directory. The axes show all of them
-        and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there.
+        and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there. key: which of several
+        networks in a file, as --checkpoint_key.
         """
-        points = self._points(checkpoints)
+        points = self._points(checkpoints, key)
         vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
         self._vectors = vectors
         self.trajectory = self._project(points)
@@ -126,10 +129,10 @@ class Landscape:
         vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
         return self._define("file", vectors, self._sides(distance, centered))
 
-    def project(self, checkpoints: Path | Iterable[Point]) -> np.ndarray:
+    def project(self, checkpoints: Path | Iterable[Point], key: str | None = None) -> np.ndarray:
         """The checkpoints' coordinates in this plane, least squares: (n, axes). They are drawn by what is saved."""
         self._defined()
-        self.trajectory = self._project(self._points(checkpoints))
+        self.trajectory = self._project(self._points(checkpoints, key))
         return self.trajectory.coordinates
 
     # What is computed there
@@ -287,22 +290,21 @@ class Landscape:
         zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
         return zeros | {name: torch.as_tensor(d).detach().to("cpu", weights[name].dtype) for name, d in given.items()}
 
-    def _points(self, checkpoints: Path | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
+    def _points(self, checkpoints: Path | Iterable[Point], key: str | None) -> list[Callable[[], Mapping[str, Tensor]]]:
         """Functions that read one checkpoint's parameters each."""
         if isinstance(checkpoints, Path):
             checkpoints = find_checkpoints(os.fspath(checkpoints), "checkpoints")
         checkpoints = list(checkpoints)
-        self._labels = [
-            os.path.splitext(os.path.basename(c))[0] if isinstance(c, Path) else str(i)
-            for i, c in enumerate(checkpoints)
-        ]
-        return [self._read(checkpoint) for checkpoint in checkpoints]
+        named = iter(labels([os.fspath(c) for c in checkpoints if isinstance(c, Path)]))
+        self._labels = [next(named) if isinstance(c, Path) else str(i) for i, c in enumerate(checkpoints)]
+        return [self._read(checkpoint, key) for checkpoint in checkpoints]
 
-    def _read(self, point: Point) -> Callable[[], Mapping[str, Tensor]]:
+    def _read(self, point: Point, key: str | None) -> Callable[[], Mapping[str, Tensor]]:
         """A function that gives the parameters, of those that move, of another model, a state dict or a file."""
         names = list(self._weights())
         if isinstance(point, Path):
-            return partial(read_parameters, os.fspath(point), self.model_wrapper.root, names, True, "checkpoint")
+            root = self.model_wrapper.root
+            return partial(read_parameters, os.fspath(point), root, names, True, "checkpoint", key, _tell)
         if isinstance(point, (nn.Module, ModelWrapper)):
             point = dict(wrap_model(point).named_parameters())
         shapes = {name: w.shape for name, w in self._weights().items()}
@@ -315,6 +317,12 @@ class Landscape:
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
+
+
+def _tell(path: str, chosen: Chosen) -> None:
+    """Warn of what is odd in a file."""
+    if chosen.notes:
+        warnings.warn(f"{path}{chosen}", stacklevel=2)
 
 
 def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:
