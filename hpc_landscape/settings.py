@@ -37,8 +37,8 @@ class Settings:
     )
     checkpoint_key: str | None = _setting(
         None,
-        "which of several networks in a file: a key, keys with dots between (ema.model), or a prefix of names; in those "
-        "of --to and --trajectory, too",
+        "which of several networks in a file: a key, keys with dots between (ema.model), or a prefix of names; also in "
+        "the files of --to and --trajectory",
         "KEY",
     )
     weights_only: bool = _setting(True, "false: run the code that a pickled checkpoint holds; only if you trust it")

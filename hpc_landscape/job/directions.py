@@ -141,5 +141,5 @@ def project_trajectory(
     outside = f"; {(~inside).sum()} of them outside the grid" if not inside.all() else ""
     several = f" on {len(ways)} paths" if len(ways) > 1 else ""
     say(f"trajectory   {len(paths)} checkpoints{several}, at most {distances.max():.3g} from the plane{outside}")
-    numbers = np.repeat(np.arange(len(ways)), list(map(len, ways)))
+    numbers = np.repeat(np.arange(len(ways)), list(map(len, ways))) if len(ways) > 1 else None
     return Trajectory(coordinates, distances, labels(paths), numbers)
