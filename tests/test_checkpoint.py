@@ -156,7 +156,7 @@ def test_reading_changes_nothing(tmp_path):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     names = [name for name, _ in model.named_parameters()]
     tensors = read_parameters(str(tmp_path / "a.pt"), model, names)
-    assert all(torch.equal(t, tensors[name]) and t.dtype == tensors[name].dtype for name, t in source.named_parameters())
+    assert all(torch.equal(t, tensors[k]) and t.dtype == tensors[k].dtype for k, t in source.named_parameters())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 

@@ -32,6 +32,7 @@ class Names:
 
     def __init__(self, expected: Mapping[str, Any], modules: Iterable[str] = (), adapter: str = "default"):
         self.expected = expected
+        self.adapter = adapter
         self._known: dict[str, str] = {}
         plain = {key: unwrapped(key).split(".") for key in expected}
         own = (adapter, "modules_to_save", "base_layer")
@@ -139,8 +140,11 @@ class Part:
         expected = self.names.expected
         trained = {key for key, t in expected.items() if isinstance(t, nn.Parameter) and t.requires_grad}
         parameters = {key for key in self.known if isinstance(expected[key], nn.Parameter)}
-        by_name = all(map(ADAPTER.search, self.known)) or all(map(ADAPTER.search, self.missing))
-        return by_name or parameters == trained
+        lacking = [key for key in self.missing if ADAPTER.search(key)]
+        ours = [key for key in lacking if self.names.adapter in key.split(".")]
+        of_peft = any(self.names.adapter in key.split(".") for key in self.known)  # then others may lack
+        whole = all(map(ADAPTER.search, self.known)) and not (ours if of_peft else lacking)
+        return whole or len(lacking) == len(self.missing) or parameters == trained
 
     @property
     def odd(self) -> list[str]:
