@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(PROBLEMS))
 import tiny_problem_for_tests  # noqa: E402
 
+import hpc_landscape  # noqa: E402
+
 TINY = f"{PROBLEMS / 'tiny_problem_for_tests.py'}:tiny"
 WORDS = ["--problem", TINY, "--x=-1:1:3", "--y=-1:1:3", "--plot", "false"]
 
@@ -109,3 +111,19 @@ def test_an_index_that_is_none(program, tmp_path, change, said):
     path.write_text(json.dumps(index))
     done = program(*WORDS, "--checkpoint", "parts")
     assert done.code == 2 and said in done.err and not (tmp_path / "landscape.h5").exists(), done
+
+
+def test_the_library_reads_them_too(tmp_path):
+    raw, mean = state(0.1), state(0.2)
+    torch.save({"raw": raw, "ema": {"module." + k: t for k, t in mean.items()}}, tmp_path / "two.pt")
+    torch.save({**{"module." + k: t for k, t in mean.items()}, "n_averaged": torch.tensor(3)}, tmp_path / "swa.pt")
+    line = hpc_landscape.LinearLossLandscape(tiny_problem_for_tests.tiny().model, 3)
+    with pytest.raises(hpc_landscape.UserError, match="2 networks that fit the model: raw, ema"):
+        line.interpolation(str(tmp_path / "two.pt"))
+    line.interpolation(tmp_path / "two.pt", key="ema")
+    wanted = line.directions[0]
+    with pytest.warns(UserWarning, match="left out: n_averaged"):
+        line.interpolation(tmp_path / "swa.pt")
+    assert all(torch.equal(t, wanted[name]) for name, t in line.directions[0].items())
+    line.pca([raw, tmp_path / "two.pt"], key="ema")
+    assert line.trajectory.labels == ["0", "two"]
