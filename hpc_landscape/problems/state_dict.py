@@ -33,6 +33,7 @@ class Names:
     def __init__(self, expected: Mapping[str, Any], modules: Iterable[str] = (), adapter: str = "default"):
         self.expected = expected
         self.adapter = adapter
+        self.ignored: list[str] = []  # patterns of names that files had once
         self._known: dict[str, str] = {}
         plain = {key: unwrapped(key).split(".") for key in expected}
         own = (adapter, "modules_to_save", "base_layer")
@@ -53,7 +54,9 @@ class Names:
             expected = model.state_dict()
         active = getattr(model, "active_adapter", "default")
         names = (name for name, _ in model.named_modules())
-        return cls(expected, names, active if isinstance(active, str) else "default")
+        found = cls(expected, names, active if isinstance(active, str) else "default")
+        found.ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])  # transformers' models
+        return found
 
     def __call__(self, words: list[str]) -> str:
         """The model's name of a file's: its own, or a place in the same module, which a hook may know."""
@@ -121,11 +124,12 @@ class Part:
 
     @property
     def foreign(self) -> list[str]:
-        """Unknown names of something that is not in the model at all."""
+        """Unknown names of something that is not in the model at all, or is no more."""
         tops = self.names.tops
         numbered = any(top.isdecimal() for top in tops)  # layers in a row: one more is another model
         firsts = {key: unwrapped(key).split(".")[0] for key in self.unknown}
-        return [key for key, top in firsts.items() if top not in tops and not (numbered and top.isdecimal())]
+        apart = {key for key, top in firsts.items() if top not in tops and not (numbered and top.isdecimal())}
+        return [key for key in self.unknown if key in apart or any(re.search(p, key) for p in self.names.ignored)]
 
     @property
     def exact(self) -> bool:

@@ -104,6 +104,12 @@ def renaming() -> Problem:
     return _problem(Renaming(*net()))
 
 
+def outgrown() -> Problem:
+    model = net()
+    model._keys_to_ignore_on_load_unexpected = [r"0\.masked_bias"]
+    return _problem(model)
+
+
 def weight_normed() -> Problem:
     return _problem(normed())
 
@@ -184,6 +190,7 @@ CASES = [
     case("teacher-by-key", TEACHER, "--checkpoint_key", "teacher", model=OTHERS),
     case("backbone", under("backbone.encoder.")),
     case("any-name", {"trainer": {"policy_weights": [RAW]}, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}),
+    case("outgrown", {**RAW, "0.masked_bias": torch.ones(1)}, factory="outgrown", said=["left out: 0.masked_bias"]),
     case("list", [RAW, {"lr": 1}]),
     case(
         "ema", EMA, refused="2 networks that fit the model: state_dict, state_dict_ema; .*--checkpoint_key state_dict"
