@@ -119,12 +119,13 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
     """Command-line words for the parser with the config files' settings put first, and the problem's arguments.
 
     Two traps of argparse are taken out: a value that begins with a minus (``--x -1:1:51``), and ``--problem.KEY``
-    beside ``--problem``.
+    beside ``--problem``. Several ``--trajectory`` are one value, with semicolons between.
     """
     words: list[str] = []
     from_files: list[str] = []
     problem_arguments: dict[str, Any] = {}
     from_command: dict[str, Any] = {}
+    trajectories: list[str] = []
     print_config = False
     hints = get_type_hints(Settings)
     flags = {name for name, hint in hints.items() if hint is bool and getattr(Settings, name, None) is False}
@@ -132,7 +133,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
     while rest:
         word = rest.pop(0)
         option, equals, value = word.partition("=")
-        if option in ("--x", "--y", "--z", "--config") or option.startswith(f"--{PROBLEM}"):
+        if option in ("--x", "--y", "--z", "--config", "--trajectory") or option.startswith(f"--{PROBLEM}"):
             if not equals:
                 if not rest:
                     raise UserError(f"{option} needs a value")
@@ -141,6 +142,8 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
                 _read_config(value, from_files, problem_arguments)
             elif option.startswith(f"--{PROBLEM}"):
                 from_command[option.removeprefix(f"--{PROBLEM}")] = value
+            elif option == "--trajectory":
+                trajectories.append(value)
             else:
                 words.append(f"{option}={value}")
         elif word == "--print_config":
@@ -149,6 +152,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, Any], bool]:
             words.extend([option] if value.lower() == "true" else [])
         else:
             words.append(word)
+    words += [f"--trajectory={';'.join(trajectories)}"] if trajectories else []
     return from_files + words, problem_arguments | from_command, print_config
 
 
@@ -169,6 +173,8 @@ def _read_config(path: str, words: list[str], problem_arguments: dict[str, Any])
             raise UserError(f"--config {path}: there is no setting '{key}'{_suggest(str(key))}")
         elif isinstance(value, Mapping):
             raise UserError(f"--config {path}: {key} takes one value")
+        elif key == "trajectory" and isinstance(value, list) and any(isinstance(item, list) for item in value):
+            words.append(f"--{key}={';'.join(_path(item, path) for item in value)}")
         elif isinstance(value, list):
             if not all(isinstance(item, str) for item in value):
                 raise UserError(f"--config {path}: {key} takes one value, or a list of them")
@@ -181,3 +187,11 @@ def _read_config(path: str, words: list[str], problem_arguments: dict[str, Any])
             words.extend([f"--{key}"] if value.lower() == "true" else [])
         else:
             words.append(f"--{key}={value}")
+
+
+def _path(item: Any, path: str) -> str:
+    """One of a trajectory's paths: a file, a glob or a directory, or a list of them."""
+    items = item if isinstance(item, list) else [item]
+    if not all(isinstance(text, str) for text in items):
+        raise UserError(f"--config {path}: trajectory takes one value, a list of them, or a list of lists")
+    return ",".join(items)

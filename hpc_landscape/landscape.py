@@ -45,13 +45,16 @@ class PlanarLossLandscape(Landscape):
 
     random_plain = random_plane
 
-    def interpolation(self, end_one: Point, end_two: Point, low: float = 0.0, high: float = 1.0) -> PlanarLossLandscape:
+    def interpolation(
+        self, end_one: Point, end_two: Point, low: float = 0.0, high: float = 1.0, key: str | None = None
+    ) -> PlanarLossLandscape:
         """The plane through three models: this one at (0, 0), the others, bitwise, at (1, 0) and (0, 1).
 
         Buffers in which they differ go along: floating-point ones in proportion, others as a whole from 1 on, with a
         warning that names them. Batch normalization has this model's statistics everywhere, until ``warm_up``.
+        key: which of several networks in a file, as --checkpoint_key.
         """
-        return self._interpolation([end_one, end_two], low, high)
+        return self._interpolation([end_one, end_two], low, high, key)
 
     def precomputed(
         self,
@@ -83,13 +86,16 @@ class LinearLossLandscape(Landscape):
         """One random direction; everything as in ``PlanarLossLandscape.random_plane``."""
         return self._random(distance, normalization, random, centered, seed, ignore)
 
-    def interpolation(self, end_one: Point, low: float = 0.0, high: float = 1.0) -> LinearLossLandscape:
+    def interpolation(
+        self, end_one: Point, low: float = 0.0, high: float = 1.0, key: str | None = None
+    ) -> LinearLossLandscape:
         """The line from this model, at 0, to another, bitwise, at 1.
 
         Buffers in which they differ go along: floating-point ones in proportion, others as a whole from 1 on, with a
         warning that names them. Batch normalization has this model's statistics everywhere, until ``warm_up``.
+        key: which of several networks in a file, as --checkpoint_key.
         """
-        return self._interpolation([end_one], low, high)
+        return self._interpolation([end_one], low, high, key)
 
     def precomputed(
         self,

@@ -38,7 +38,8 @@ from .model_interface.rest import rest, share_rest, told, unmoved
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .parallel.torch_state import LOCK, one_at_a_time
-from .problems.checkpoint import find_checkpoints, read_parameters
+from .problems.checkpoint import find_checkpoints, labels, read_parameters
+from .problems.choice import Chosen
 from .problems.data import as_batches
 from .store import layout
 
@@ -133,21 +134,22 @@ class Landscape:
         return self._define("precomputed", vectors, self._sides(distance, centered))
 
     @one_at_a_time
-    def _interpolation(self, ends: Sequence[Point], low: float, high: float) -> Any:
+    def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         weights = self._weights()
-        models = [{name: t.to(weights[name].dtype) for name, t in self._read(end)().items()} for end in ends]
-        others = [self._rest_of(end) for end in ends]
+        models = [{name: t.to(weights[name].dtype) for name, t in self._read(end, key)().items()} for end in ends]
+        others = [self._rest_of(end, key) for end in ends]
         sides = [(low, high)] * self.dimensions
         return self._define("interpolation", differences(weights, models), sides, models, others)
 
     @one_at_a_time
-    def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25) -> Any:
+    def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25, key: str | None = None) -> Any:
         """The plane of the trajectory's largest principal directions, of unit length, around this model.
 
         checkpoints: models, state dicts or files, in their order; or a glob, a directory. The axes show all of them
-        and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there.
+        and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there. key: which of several
+        networks in a file, as --checkpoint_key.
         """
-        points = self._points(checkpoints)
+        points = self._points(checkpoints, key)
         vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
         self._vectors = vectors
         self.trajectory = self._project(points)
@@ -161,10 +163,10 @@ class Landscape:
         return self._define("file", vectors, self._sides(distance, centered))
 
     @one_at_a_time
-    def project(self, checkpoints: Path | Iterable[Point]) -> np.ndarray:
+    def project(self, checkpoints: Path | Iterable[Point], key: str | None = None) -> np.ndarray:
         """The checkpoints' coordinates in this plane, least squares: (n, axes). They are drawn by what is saved."""
         self._defined()
-        self.trajectory = self._project(self._points(checkpoints))
+        self.trajectory = self._project(self._points(checkpoints, key))
         return self.trajectory.coordinates
 
     # What is computed there
@@ -391,22 +393,21 @@ class Landscape:
             name: torch.as_tensor(d, device="cpu").detach().to(weights[name].dtype) for name, d in given.items()
         }
 
-    def _points(self, checkpoints: Path | Iterable[Point]) -> list[Callable[[], Mapping[str, Tensor]]]:
+    def _points(self, checkpoints: Path | Iterable[Point], key: str | None) -> list[Callable[[], Mapping[str, Tensor]]]:
         """Functions that read one checkpoint's parameters each."""
         if isinstance(checkpoints, Path):
             checkpoints = find_checkpoints(os.fspath(checkpoints), "checkpoints")
         checkpoints = list(checkpoints)
-        self._labels = [
-            os.path.splitext(os.path.basename(c))[0] if isinstance(c, Path) else str(i)
-            for i, c in enumerate(checkpoints)
-        ]
-        return [self._read(checkpoint) for checkpoint in checkpoints]
+        named = iter(labels([os.fspath(c) for c in checkpoints if isinstance(c, Path)]))
+        self._labels = [next(named) if isinstance(c, Path) else str(i) for i, c in enumerate(checkpoints)]
+        return [self._read(checkpoint, key) for checkpoint in checkpoints]
 
-    def _read(self, point: Point) -> Callable[[], Mapping[str, Tensor]]:
+    def _read(self, point: Point, key: str | None) -> Callable[[], Mapping[str, Tensor]]:
         """A function that gives the parameters, of those that move, of another model, a state dict or a file."""
         names = list(self._weights())
         if isinstance(point, Path):
-            return partial(read_parameters, os.fspath(point), self.model_wrapper.root, names, True, "checkpoint")
+            root = self.model_wrapper.root
+            return partial(read_parameters, os.fspath(point), root, names, True, "checkpoint", key, _tell)
         if isinstance(point, (nn.Module, ModelWrapper)):
             point = dict(wrap_model(point).named_parameters())
         shapes = {name: w.shape for name, w in self._weights().items()}
@@ -417,17 +418,23 @@ class Landscape:
             )
         return lambda: {name: point[name].detach().cpu() for name in names}
 
-    def _rest_of(self, point: Point) -> dict[str, Tensor]:
+    def _rest_of(self, point: Point, key: str | None) -> dict[str, Tensor]:
         """The buffers of another model, and what else has no direction, by name."""
         root, wanted = self.model_wrapper.root, rest(self.model_wrapper)
         if isinstance(point, Path):
             names = [name for name in wanted if name in root.state_dict()]
-            return dict(read_parameters(os.fspath(point), root, names, True, "checkpoint"))
+            return dict(read_parameters(os.fspath(point), root, names, True, "checkpoint", key))
         given = state.state(wrap_model(point).root) if isinstance(point, (nn.Module, ModelWrapper)) else point
         return {name: given[name].detach().cpu() for name in wanted if name in given}
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
+
+
+def _tell(path: str, chosen: Chosen) -> None:
+    """Warn of what is odd in a file."""
+    if chosen.notes:
+        warnings.warn(f"{path}{chosen}", stacklevel=2)
 
 
 def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:

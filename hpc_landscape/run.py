@@ -73,7 +73,7 @@ def run(settings: Settings, comm: Comm) -> int:
         share_norms(settings, problem, sets, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
-        directions = share_directions(settings, problem, sets, stored, trajectory, device, comm)
+        directions = share_directions(settings, problem, sets, stored, trajectory, device, comm, say)
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device

@@ -30,9 +30,16 @@ class Settings:
     problem: str = _setting(
         "digits", "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments"
     )
-    checkpoint: str | None = _setting(None, "trained weights: .pt, .pth or .safetensors", "FILE")
+    checkpoint: str | None = _setting(
+        None,
+        "trained weights: a file of torch.save or safetensors, an index of shards, or a saved model's directory",
+        "FILE",
+    )
     checkpoint_key: str | None = _setting(
-        None, "which of several networks in the file: a key, or keys with dots between: ema.model", "KEY"
+        None,
+        "which of several networks in a file: a key, keys with dots between (ema.model), or a prefix of names; also in "
+        "the files of --to and --trajectory",
+        "KEY",
     )
     weights_only: bool = _setting(True, "false: run the code that a pickled checkpoint holds; only if you trust it")
     x: str | None = _setting(None, "first axis; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
@@ -45,7 +52,10 @@ class Settings:
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
     trajectory: str | None = _setting(
-        None, "checkpoints in their order, a glob or a directory: projected onto the plane, and what pca is of", "FILES"
+        None,
+        "checkpoints in their order, a glob or a directory: projected onto the plane, and what pca is of; the option "
+        "again, or ; between, for one more path",
+        "FILES",
     )
     direction_files: str | None = _setting(
         None, "an earlier landscape.h5, or one .npz, .pt or .safetensors per axis, by parameter name", "FILE,..."

@@ -228,7 +228,7 @@ def test_only_what_is_included_moves(program):
         (("--directions=file",), "needs --direction_files"),
         (("--to=b.pt",), "goes with --directions interpolation"),
         (("--directions=interpolation", "--to=missing.pt"), "missing.pt"),
-        (("--directions=interpolation", "--to=other.pt"), "another architecture"),
+        (("--directions=interpolation", "--to=other.pt"), "does not fit the model"),
         (("--directions=interpolation", "--to=b.pt", "--y=0:1:3"), "--y"),
         (("--directions=interpolation", "--to=b.pt", "--normalization=filter"), "no --normalization"),
         (("--directions=interpolation", "--to=same.pt"), "--to same.pt: model 1"),

@@ -95,7 +95,10 @@ MISTAKES = {
     "checkpoint junk": (["--checkpoint", "junk.pt"], ["junk.pt"]),
     "checkpoint without weights": (["--checkpoint", "no_weights.pt"], ["no state dict", "epoch"]),
     "checkpoint with code": (["--checkpoint", "pickled.pt"], ["pickled.pt", "--weights_only false"]),
-    "checkpoint, other keys": (["--checkpoint", "other.pt"], ["another architecture", "first.weight", "other.weight"]),
+    "checkpoint, other keys": (
+        ["--checkpoint", "other.pt"],
+        ["does not fit the model", "first.weight", "other.weight"],
+    ),
     "checkpoint, shapes": (["--checkpoint", "wider.pt"], ["another architecture", "first.weight (7, 6)", "(5, 6)"]),
     "no problem file": (["--problem", "absent.py:make"], ["absent.py", "no file"]),
     "no problem module": (["--problem", "absent_module:make"], ["no module absent_module"]),

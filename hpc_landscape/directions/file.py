@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..problems.checkpoint import first_few, read_tensors, strip_prefixes
+from ..problems.checkpoint import read_tensors
+from ..problems.checkpoint_file import first_few
+from ..problems.state_dict import by_model_names
 from ..store import layout
 
 OPTION = "--direction_files"
@@ -49,7 +51,7 @@ def _read(path: str, where: str) -> Iterator[dict[str, Tensor]]:
     elif path.endswith(".npz"):
         yield _read_npz(path, where)
     else:
-        yield read_tensors(path, option=OPTION, instead="save a dictionary of tensors by parameter name, no more")
+        yield read_tensors(path, OPTION, "save a dictionary of tensors by parameter name, no more")
 
 
 def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
@@ -86,7 +88,7 @@ def _from_numpy(arrays: Mapping[str, Any], where: str) -> dict[str, Tensor]:
 
 def _fitted(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The direction as the weights are: checked, every name, their dtypes and layouts."""
-    tensors = strip_prefixes(tensors, weights)
+    tensors = by_model_names(tensors, weights)
     if unknown := [name for name in tensors if name not in weights]:
         raise UserError(f"{where}: the model has no parameter {first_few(unknown)}; leave out all but its parameters")
     if shapes := [

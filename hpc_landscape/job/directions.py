@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,8 @@ from ..model_interface import state
 from ..model_interface.numbers import wide
 from ..model_interface.rest import rest, share_rest
 from ..parallel.comm import Comm
-from ..problems.checkpoint import find_checkpoints, read_parameters
+from ..problems.checkpoint import find_paths, labels, read_parameters
+from ..problems.choice import Chosen
 from ..problems.problem import Problem
 from ..settings import Settings
 from ..store import layout
@@ -30,17 +30,23 @@ from .data import Sets
 from .form import Maker
 from .stored import fill_from
 
+Ways = list[list[str]]  # the checkpoints of each path of a trajectory
+Say = Callable[[str], None]
 
-def locate(settings: Settings, comm: Comm) -> tuple[Settings, list[str]]:
-    """The settings, and the trajectory's checkpoints as rank 0 finds them: pca is around the last, or --checkpoint."""
-    paths: list[str] = []
+
+def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
+    """The settings, and the checkpoints of each path of the trajectory as rank 0 finds them.
+
+    pca is around the last of all, or --checkpoint.
+    """
+    ways: Ways = []
     with comm.together():
         if comm.is_root and settings.trajectory is not None:
-            paths = find_checkpoints(settings.trajectory, "--trajectory")
-    paths = comm.bcast(paths)
+            ways = find_paths(settings.trajectory, "--trajectory")
+    ways = comm.bcast(ways)
     if settings.directions == "pca" and settings.checkpoint is None:
-        settings = dataclasses.replace(settings, checkpoint=paths[-1])
-    return settings, paths
+        settings = dataclasses.replace(settings, checkpoint=ways[-1][-1])
+    return settings, ways
 
 
 def moving(problem: Problem) -> dict[str, Tensor]:
@@ -53,23 +59,24 @@ def share_directions(
     problem: Problem,
     sets: Sets,
     stored: layout.Stored | None,
-    trajectory: Sequence[str],
+    trajectory: Ways,
     device: torch.device,
     comm: Comm,
+    say: Say,
 ) -> Directions:
     """Rank 0's directions, made or read from the file that is gone on with, for every rank."""
     weights = moving(problem)
     blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(settings.dimensions)]
     ends = settings.directions == "interpolation"
     own = rest(problem.wrapper) if ends else {}
-    read = reader(settings, problem, [*weights, *(name for name in own if name in problem.root.state_dict())])
+    read = reader(settings, problem, [*weights, *(name for name in own if name in problem.root.state_dict())], say)
     made = Directions(blank, blank if ends else None)
     with comm.together():
         if comm.is_root and stored is not None and stored.has_directions and not ends:
             made = _stored(settings, stored, blank)
         elif comm.is_root:
             eigenvectors = partial(_eigenvectors, settings, problem, sets, weights, device)
-            made = make_directions(settings, weights, read, trajectory, eigenvectors)
+            made = make_directions(settings, weights, read, sum(trajectory, []), eigenvectors)
     vectors = made.vectors if made.ends is None else made.ends
     state.broadcast((d for vector in vectors for d in vector.values()), comm)
     made.rest, made.stays = share_rest(problem.wrapper, made.rest, comm)
@@ -108,32 +115,37 @@ def make_grid(settings: Settings, problem: Problem, directions: Directions) -> G
     return settings.grid(directions.axes or [problem.axis] * len(NAMES))
 
 
-def reader(settings: Settings, problem: Problem, names: list[str]) -> Read:
-    """Reads the parameters that move from another checkpoint of the problem's model."""
+def reader(settings: Settings, problem: Problem, names: list[str], say: Say) -> Read:
+    """Reads the parameters that move from another checkpoint of the problem's model; says once what is odd in it."""
+    said: set[str] = set()
+
+    def tell(path: str, chosen: Chosen) -> None:
+        if chosen.notes and str(chosen) not in said:
+            said.add(str(chosen))
+            say(f"weights      {path}{chosen}")
 
     def read(path: str, option: str) -> Mapping[str, Tensor]:
-        return read_parameters(path, problem.root, names, settings.weights_only, option)
+        key = settings.checkpoint_key
+        return read_parameters(path, problem.root, names, settings.weights_only, option, key, tell)
 
     return read
 
 
 def project_trajectory(
-    settings: Settings,
-    problem: Problem,
-    paths: Sequence[str],
-    directions: Directions,
-    grid: Grid,
-    say: Callable[[str], None],
+    settings: Settings, problem: Problem, ways: Ways, directions: Directions, grid: Grid, say: Say
 ) -> Trajectory | None:
     """The checkpoints' places in the plane, least squares; None without any."""
-    if not paths:
+    if not ways:
         return None
     weights = moving(problem)
-    read = reader(settings, problem, list(weights))
+    read = reader(settings, problem, list(weights), say if settings.directions != "pca" else lambda _: None)
+    paths = sum(ways, [])
     points = [partial(read, path, "--trajectory") for path in paths]
     coordinates, distances = project(points, weights, directions.vectors)
     ends = zip(coordinates.T, grid.coordinates, strict=True)
     inside = np.all([(axis[0] <= c) & (c <= axis[-1]) for c, axis in ends], axis=0)
     outside = f"; {(~inside).sum()} of them outside the grid" if not inside.all() else ""
-    say(f"trajectory   {len(paths)} checkpoints, at most {distances.max():.3g} from the plane{outside}")
-    return Trajectory(coordinates, distances, [os.path.splitext(os.path.basename(path))[0] for path in paths])
+    several = f" on {len(ways)} paths" if len(ways) > 1 else ""
+    say(f"trajectory   {len(paths)} checkpoints{several}, at most {distances.max():.3g} from the plane{outside}")
+    numbers = np.repeat(np.arange(len(ways)), list(map(len, ways))) if len(ways) > 1 else None
+    return Trajectory(coordinates, distances, labels(paths), numbers)

@@ -66,8 +66,8 @@ def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | 
     root = problem.root
     with comm.together():
         if comm.is_root and settings.checkpoint is not None:
-            load_checkpoint(settings.checkpoint, root, settings.weights_only)
-            say(f"weights      {settings.checkpoint}")
+            chosen = load_checkpoint(settings.checkpoint, root, settings.weights_only, settings.checkpoint_key)
+            say(f"weights      {settings.checkpoint}{chosen}")
         elif comm.is_root and problem.train is not None:
             _train(problem, settings, stored, say)
     tensors = state.state(root)

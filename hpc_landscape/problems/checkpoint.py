@@ -1,88 +1,113 @@
-"""Trained weights from files: found, read, checked against a model."""
+"""Trained weights from files: found, and loaded as the model itself loads them."""
 
 from __future__ import annotations
 
 import glob
 import os
-import pickle
 import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, printable
+from ..errors import UserError
+from .checkpoint_file import MODELS, TRUST, first_few, is_one_model, read_content
+from .choice import Chosen, choose
+from .loading import Kept, load
+from .state_dict import mappings, pure
 
-NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning
 SUFFIXES = (".pt", ".pth", ".safetensors")  # of a directory's files
-TRUST = "save model.state_dict(), or use --weights_only false if you trust where it comes from"
-SHOWN = 3  # keys of each fault
-MOST_SAID = 200  # characters of what a file, or its reader, says
-DEEPEST = 8  # mapping within mapping: one may hold itself
 
 
-def load_checkpoint(path: str, model: nn.Module, weights_only: bool = True) -> None:
-    """Load the state dict in a .pt, .pth or .safetensors file into the model, in place.
+def load_checkpoint(
+    path: str, model: nn.Module, weights_only: bool = True, key: str | None = None, option: str = "--checkpoint"
+) -> Chosen:
+    """Load what a file holds of the model into it, in place, by its own load_state_dict; what there is to say of it.
 
-    UserError where the file cannot be read, or belongs to another architecture: it says which keys.
+    A file of torch.save or safetensors, an index of shards, or a directory of save_pretrained. The state dict may be
+    nested under any keys, and its names may have prefixes; of several networks that fit, ``key`` says which. UserError,
+    which begins with the option's name, where the file cannot be read or does not fit: then the model is as it was.
     """
-    model.load_state_dict(read_checkpoint(path, model, weights_only))
+    where = f"{option} {path}"
+    chosen = choose(read_content(path, weights_only, where), model, where, key)
+    kept = Kept(model)
+    try:
+        _load(model, chosen, where)
+    except BaseException:
+        kept.restore()
+        raise
+    return chosen
 
 
-def read_checkpoint(
-    path: str, model: nn.Module, weights_only: bool = True, option: str = "--checkpoint"
-) -> dict[str, Tensor]:
-    """The state dict in a file, checked against the model's, on the CPU and in the file's dtypes.
-
-    A state dict under ``state_dict`` or ``model`` is found, a prefix that all keys share (``module.``) is taken off,
-    and a key that tied weights make superfluous may be missing. UserError, which begins with the option's name, where
-    the file cannot be read, or belongs to another architecture: it says which keys.
-    """
-    expected = model.state_dict(keep_vars=True)  # tied tensors are one object
-    tensors = strip_prefixes(read_tensors(path, weights_only, option), expected)
-    tensors = _with_tied(tensors, expected)
-    _check(tensors, expected, f"{option} {path}")
-    return tensors
+def _load(model: nn.Module, chosen: Chosen, where: str) -> None:
+    verdict = load(model, chosen.tensors, chosen.whole)
+    if verdict.fault or verdict.unexpected or (chosen.whole and verdict.missing):
+        said = verdict.fault or f"it has no place for {first_few([*verdict.missing, *verdict.unexpected])}"
+        raise UserError(f"{where}: the model's load_state_dict refuses it: {said}")
 
 
 def read_parameters(
-    path: str, model: nn.Module, names: Iterable[str], weights_only: bool = True, option: str = "--checkpoint"
+    path: str,
+    model: nn.Module,
+    names: Iterable[str],
+    weights_only: bool = True,
+    option: str = "--checkpoint",
+    key: str | None = None,
+    tell: Callable[[str, Chosen], None] | None = None,
 ) -> dict[str, Tensor]:
-    """The parameters of these names, as model.named_parameters() has them, of a file read by read_checkpoint."""
-    tensors = read_checkpoint(path, model, weights_only, option)
-    return {name: tensors[name] for name in names}
+    """The parameters and buffers of these names, as the model has them, of a file.
+
+    As they are after load_checkpoint, on the CPU, but in the file's precision where it has them under that name; the
+    model stays as it is. tell: is given the path, and what there is to say of it.
+    """
+    where = f"{option} {path}"
+    chosen = choose(read_content(path, weights_only, where), model, where, key)
+    kept = Kept(model)
+    try:
+        _load(model, chosen, where)
+        loaded = dict(model.named_parameters()) | dict(model.named_buffers())
+        found = {name: _precise(loaded[name].detach().cpu(), chosen.tensors.get(name)) for name in names}
+    finally:
+        kept.restore()
+    if tell is not None:
+        tell(path, chosen)
+    return found
 
 
-def read_tensors(
-    path: str, weights_only: bool = True, option: str = "--checkpoint", instead: str = TRUST
-) -> dict[str, Tensor]:
-    """The mapping of names to tensors in a file, nested or not, on the CPU, unchecked.
+def _precise(loaded: Tensor, given: Any) -> Tensor:
+    """A copy of what was loaded, or what it was rounded from."""
+    if isinstance(given, Tensor) and given.shape == loaded.shape and torch.equal(given.to(loaded), loaded):
+        return given
+    return loaded.clone()
+
+
+def read_tensors(path: str, option: str, instead: str = TRUST) -> dict[str, Tensor]:
+    """The mapping of names to tensors in a file, nested or not, on the CPU, unchecked; the only one there is.
 
     instead: what to do, for the UserError that tells of a pickle with code in it.
     """
     where = f"{option} {path}"
-    if not os.path.isfile(path):
-        raise UserError(f"{where}: {'it is no file' if os.path.exists(path) else 'there is no such file'}")
-    return _state_dict(_read(path, weights_only, where, instead), where)
+    content = read_content(path, True, where, instead)
+    found = {".".join(keys) or ".": mapping for keys, mapping in mappings(content) if pure(mapping)}
+    if len(found) != 1:
+        what = f"several state dicts: {first_few(list(found))}; give one file for each" if found else "no state dict"
+        raise UserError(f"{where}: holds {what}")
+    return {key: tensor.detach() for key, tensor in next(iter(found.values())).items()}
 
 
-def strip_prefixes(tensors: Mapping[str, Tensor], known: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors without prefixes that all their names share, as far as that makes the most names known ones."""
-    forms = [dict(tensors)]
-    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in forms[-1])), None):
-        forms.append({key.removeprefix(prefix): tensor for key, tensor in forms[-1].items()})
-    known = set(known)
-    return max(forms, key=lambda form: len(form.keys() & known))
+def find_paths(spec: str, option: str) -> list[list[str]]:
+    """The checkpoints of each of the paths between which there is a semicolon."""
+    specs = [spec] if os.path.exists(spec) else spec.split(";")  # one name may hold one
+    return [find_checkpoints(one, option) for one in specs if one.strip() or len(specs) == 1]
 
 
 def find_checkpoints(spec: str, option: str) -> list[str]:
     """The files that a comma-separated list of files, globs and directories names, each once.
 
     Files keep the list's order; those of a glob, and the .pt, .pth and .safetensors files of a directory, come in
-    natural order: epoch2 before epoch10. UserError, which begins with the option's name, where a part names no file.
+    natural order: epoch2 before epoch10. A directory of save_pretrained is one checkpoint, and so are those in a
+    directory, or of a glob. UserError, which begins with the option's name, where a part names no file.
     """
     parts = [spec] if os.path.exists(spec) else spec.split(",")  # one name may hold commas
     found: dict[str, str] = {}
@@ -98,14 +123,17 @@ def _files(part: str, where: str) -> list[str]:
     if os.path.isfile(part):  # first: its name may look like a pattern
         return [part]
     if os.path.isdir(part):
-        found = [p for p in glob.glob(os.path.join(glob.escape(part), "*")) if p.endswith(SUFFIXES)]
+        one = is_one_model(part)
+        inside = glob.glob(os.path.join(glob.escape(part), "*"))
+        found = [p for p in inside if is_one_model(p) or (not one and p.endswith(SUFFIXES))]
+        found = found or [part] * one
         fault = f"the directory holds no {', '.join(SUFFIXES)} file; name others by a pattern such as '{part}/*.ckpt'"
     elif glob.has_magic(part):
         found = glob.glob(part, recursive=True)
         fault = "the pattern matches no file"
     else:
         raise UserError(f"{where}: there is no such file")
-    found = [path for path in found if os.path.isfile(path)]
+    found = [path for path in found if os.path.isfile(path) or is_one_model(path)]
     if not found:
         raise UserError(f"{where}: {fault}")
     return sorted(found, key=_natural)
@@ -116,84 +144,21 @@ def _natural(path: str) -> tuple[list[str | int], str]:
     return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", path)], path
 
 
-def _read(path: str, weights_only: bool, where: str, instead: str) -> Any:
-    if path.endswith(".safetensors"):
-        try:
-            from safetensors.torch import load_file
-        except ImportError:
-            raise UserError(f"{where}: reading it needs safetensors: pip install safetensors") from None
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise UserError(printable(f"{where}: not a safetensors file: {str(error)[:MOST_SAID]}")) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats: it can be read, or is refused below
-            return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        if weights_only and "global" in str(error).lower():  # the name of what it would call
-            raise UserError(
-                f"{where}: holds more than weights, code that would run when it is loaded; {instead}"
-            ) from None
-        raise UserError(f"{where}: not a PyTorch checkpoint") from None
-    except Exception as error:  # a damaged pickle may raise anything
-        said = printable(" ".join(str(error).split("\n")[0].split())[:MOST_SAID])
-        raise UserError(f"{where}: cannot be read: {type(error).__name__}: {said}") from None
+def labels(paths: Sequence[str]) -> list[str]:
+    """A short name for each checkpoint: the part of its path in which they differ, in whole names of folders."""
+    words = [os.path.normpath(path).split(os.sep) for path in _alike(paths)]
+    first = len(os.path.commonprefix([w[:-1] for w in words]))
+    last = len(os.path.commonprefix([w[first + 1 :][::-1] for w in words])) if len(set(paths)) > 1 else 0
+    if len(paths) == 1 and words[0][-1] in MODELS and len(words[0]) > 1:
+        first, last = len(words[0]) - 2, 1
+    ends = [w[first : len(w) - last] for w in words]
+    stems = [_stem(w, path) if not last else w for w, path in zip(ends, paths, strict=True)]
+    return ["/".join(w) for w in (stems if len(set(map(tuple, stems))) == len(set(map(tuple, ends))) else ends)]
 
 
-def _state_dict(content: Any, where: str) -> dict[str, Tensor]:
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    for _ in range(DEEPEST):
-        if not isinstance(content, Mapping):
-            break
-        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            return {key: value.detach() for key, value in content.items()}
-        inner = next((content[key] for key in NESTED if isinstance(content.get(key), (Mapping, nn.Module))), None)
-        if isinstance(inner, nn.Module):
-            inner = inner.state_dict()
-        if inner is None:
-            break
-        content = inner
-    keys = first_few(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
-    raise UserError(f"{where}: holds no state dict (found: {keys})")
+def _alike(paths: Sequence[str]) -> Sequence[str]:
+    return list(map(os.path.abspath, paths)) if len({os.path.isabs(path) for path in paths}) > 1 else paths
 
 
-def _with_tied(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Give a missing key the tensor of the key it is tied to: safetensors' save_model writes that one alone."""
-    there = {id(t): tensors[key] for key, t in expected.items() if key in tensors and isinstance(t, Tensor)}
-    return {**{key: there[id(t)] for key, t in expected.items() if id(t) in there}, **tensors}
-
-
-def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Any], where: str) -> None:
-    faults = []
-    if missing := [key for key in expected if key not in tensors]:
-        faults.append(f"it lacks {first_few(missing)}")
-    if extra := [key for key in tensors if key not in expected]:
-        faults.append(f"the model has no {first_few(extra)}")
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in tensors and isinstance(expected[key], Tensor) and tensors[key].shape != expected[key].shape
-    ]
-    if shapes:
-        faults.append(f"other shapes: {first_few(shapes)}")
-    odd = [
-        key
-        for key, t in tensors.items()
-        if t.layout != torch.strided or t.is_meta or t.is_quantized or (t.is_complex() and not _complex(expected, key))
-    ]
-    if odd and not faults:
-        raise UserError(f"{where}: holds tensors that are not dense ones of real numbers: {first_few(odd)}")
-    if faults:
-        raise UserError(f"{where}: belongs to another architecture: {'; '.join(faults)}")
-
-
-def _complex(expected: Mapping[str, Any], key: str) -> bool:
-    return isinstance(wanted := expected.get(key), Tensor) and wanted.is_complex()
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are, on one line whatever a file holds as a name."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return printable(", ".join(name[:MOST_SAID] for name in names[:SHOWN])) + more
+def _stem(words: list[str], path: str) -> list[str]:
+    return words if os.path.isdir(path) else [*words[:-1], os.path.splitext(words[-1])[0]]

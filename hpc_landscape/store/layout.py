@@ -44,11 +44,15 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Checkpoints projected onto the grid's space, in their order: coordinates (n, axes), what is left (n,), labels."""
+    """Checkpoints projected onto the grid's space, in their order: coordinates (n, axes), what is left (n,), labels.
+
+    paths: the number of the path that each is on, where there are several.
+    """
 
     coordinates: np.ndarray
     distances: np.ndarray
     labels: list[str]
+    paths: np.ndarray | None = None
 
 
 # What is in every file: no metric, and none of its dimensions, can be called so.
@@ -85,6 +89,8 @@ def create(
             if trajectory is not None:
                 columns = dict(zip(grid.names, trajectory.coordinates.T, strict=True))
                 labels = np.array(trajectory.labels, dtype=h5py.string_dtype())
+                if trajectory.paths is not None:
+                    columns["path"] = trajectory.paths
                 group = file.create_group("trajectory")
                 _save(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name

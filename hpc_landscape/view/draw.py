@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .scale import Scale
 
 GAP = "0.87"  # the grey where there is no value
 COLORS = ("#1f4e9c", "#c0392b")  # of lines
+WAYS = ("#e8384f", "#ff8c1a", "#b43fd6", "#1d1d1d", "#ff8fc0", "#8c5a2b")  # of trajectories, over any colour map
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,19 @@ def line(axes: Any, x: np.ndarray, values: np.ndarray, log: bool, color: str) ->
         axes.set_yscale("log", nonpositive="mask")
 
 
-def trajectory(axes: Any, way: Trajectory) -> None:
-    """The checkpoints' way over the plane, the first and the last named; axes have their limits."""
+def trajectories(axes: Any, ways: list[Trajectory]) -> None:
+    """The checkpoints' ways over the plane, the first and the last of each named; axes have their limits."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.6, foreground="white")]
-    axes.plot(way.x, way.y, color="#e8384f", linewidth=1.2, marker="o", markersize=2.8, path_effects=halo, zorder=4)
     style = {"textcoords": "offset points", "fontsize": 7, "zorder": 6, "path_effects": halo, "parse_math": False}
-    for i in {0, len(way.x) - 1} & set(range(len(way.labels))):
-        to_the_right = way.x[i] < np.mean(axes.get_xlim())  # so that it stays inside
-        side = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
-        axes.annotate(way.labels[i], (way.x[i], way.y[i]), annotation_clip=True, **side, **style)
+    look = {"linewidth": 1.2, "marker": "o", "markersize": 2.8, "path_effects": halo, "zorder": 4}
+    for way, color in zip(ways, cycle(WAYS), strict=False):
+        axes.plot(way.x, way.y, color=color, label=way.name or None, **look)
+        for i in {0, len(way.x) - 1} & set(range(len(way.labels))):
+            to_the_right = way.x[i] < np.mean(axes.get_xlim())  # so that it stays inside
+            side = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
+            axes.annotate(way.labels[i], (way.x[i], way.y[i]), annotation_clip=True, **side, **style)
 
 
 def marks(axes: Any, points: list[Mark], keep: tuple[int, ...]) -> None:

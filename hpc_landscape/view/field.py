@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,22 +156,40 @@ def _parsed(text: str) -> Mapping[Any, Any]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Checkpoints projected onto the plane, in their order."""
+    """Checkpoints of one path projected onto the plane, in their order. name: of the path, where there are several."""
 
     x: np.ndarray
     y: np.ndarray
     labels: list[str]
+    name: str = ""
 
 
-def read_trajectory(path: str) -> Trajectory | None:
-    """The file's trajectory; None where it has none."""
+def read_trajectories(path: str) -> list[Trajectory]:
+    """The file's trajectory, a part for each of its paths; none where it has none."""
     with h5py.File(path, "r", locking=False) as file:
         columns = [file.get(f"trajectory/{name}") for name in ("x", "y")]
-        if not all(isinstance(c, h5py.Dataset) and c.dtype.kind in "fiu" and c.ndim == 1 for c in columns):
-            return None
+        if not all(map(_numbers, columns)):
+            return []
         x, y = (column[()] for column in columns)
         if len(x) != len(y):
-            return None
+            return []
         labels = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
-        return Trajectory(x, y, text)
+        numbers = file.get("trajectory/path")
+        numbers = numbers[()] if _numbers(numbers) and len(numbers) == len(x) else np.zeros(len(x))
+    parts = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+    if len(parts) < 2 or len(text) != len(x):
+        return [Trajectory(x, y, text)]
+    texts = [[text[i] for i in part] for part in parts]
+    return [Trajectory(x[p], y[p], t, name) for p, t, name in zip(parts, texts, _names(texts), strict=True)]
+
+
+def _numbers(thing: Any) -> bool:
+    return isinstance(thing, h5py.Dataset) and thing.dtype.kind in "fiu" and thing.ndim == 1
+
+
+def _names(texts: list[list[str]]) -> list[str]:
+    """A name for each path: the folders that its labels share, where these tell the paths apart."""
+    shared = ["/".join(os.path.commonprefix([label.split("/")[:-1] for label in labels])) for labels in texts]
+    told = all(shared) and len(set(shared)) == len(shared)
+    return [f"path {shared[i] if told else i + 1}" for i in range(len(texts))]

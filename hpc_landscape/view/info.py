@@ -16,7 +16,7 @@ from ..progress import duration, size
 from ..store import layout
 from ..store.layout import Stored
 from ..store.lock import holder, lock_of
-from .field import Field, components, ordered, read_field, setting
+from .field import Field, components, ordered, read_field, read_trajectories, setting
 from .scale import number
 
 _WIDTH = 100
@@ -199,6 +199,8 @@ def _parts(path: str) -> str:
             if isinstance(file.get(name), h5py.Group):
                 file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
                 axes = f" {', '.join(file[name])}" if name == "directions" else ""
+                ways = len(read_trajectories(path)) if name == "trajectory" else 1
+                axes += f" of {ways} paths" if ways > 1 else ""
                 parts.append(f"{name}{axes} ({size(sum(sizes))})")
             elif name != "trajectory":
                 parts.append(f"no {name}")

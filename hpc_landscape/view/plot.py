@@ -15,13 +15,14 @@ from ..store import layout
 from ..store.layout import Stored
 from . import draw
 from .draw import Mark
-from .field import Field, default_metric, read_field, read_trajectory, setting
+from .field import Field, default_metric, read_field, read_trajectories, setting
 from .output import checked, write_whole
 from .scale import Scale, choose, number
 
 SUFFIXES = (".png", ".pdf", ".svg")
 KINDS = ("contour", "surface", "heatmap", "line")
 _KINDS_FOR = {1: ("line",), 2: ("contour", "surface", "heatmap"), 3: ("contour", "heatmap")}
+LONGEST = 48  # characters of a name in a legend
 _LOOK = {
     "font.size": 9,
     "axes.linewidth": 0.6,
@@ -144,9 +145,7 @@ def _plane(path: str, stored: Stored, field: Field, scale: Scale, kind: str, cma
     drawn = _panel(axes, x, y, field.values, scale, kind, cmap)
     axes.set(xlabel=axis_label(stored, 0), ylabel=axis_label(stored, 1))
     _bar(figure, axes, [drawn], field, scale, cmap)
-    way = read_trajectory(path)
-    if way is not None:
-        draw.trajectory(axes, way)
+    draw.trajectories(axes, read_trajectories(path))
     draw.marks(axes, _marks(stored, field), (0, 1))
     _legend(figure, axes)
     return figure
@@ -306,12 +305,15 @@ def _legend(figure: Any, *panels: Any) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        long = sum(map(len, handles)) > 15 * figure.get_figwidth()  # in one row it would be cut off
-        columns = -(-len(handles) // 2) if long else len(handles)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False,
+        names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in map(printable, handles)]
+        rows = 1 + int(sum(map(len, names)) / (15 * figure.get_figwidth()))  # in one they might be cut off
+        columns = -(-len(handles) // rows)
+        legend = figure.legend(
+            handles.values(), names, loc="outside lower center", ncols=columns, frameon=False,
             fontsize=8, markerscale=0.8, handletextpad=0.3, columnspacing=1.5,
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -> None:

@@ -1,0 +1,125 @@
+"""What a checkpoint's file, or the directory of a saved model, holds: read, never run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import UserError, printable
+
+# What save_pretrained, the Trainer and accelerate leave in a directory, the whole model before its adapters.
+MODELS = tuple(
+    name
+    for stem in ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "adapter_model.bin")
+    for name in (stem, f"{stem}.index.json")
+) + ("adapter_model.safetensors",)
+MARKS = ("config.json", "adapter_config.json", "trainer_state.json")  # beside them, where the directory is one model
+INDEX = ".index.json"
+TRUST = "save model.state_dict(), or use --weights_only false if you trust where it comes from"
+SHOWN = 3  # names of each fault
+MOST_SAID = 200  # characters of what a file, or its reader, says
+
+
+def model_file(path: str) -> str | None:
+    """The file that holds the model in a directory, or the index of its shards; None where there is none."""
+    names = (os.path.join(path, name) for name in MODELS)
+    return next((name for name in names if os.path.isfile(name)), None)
+
+
+def is_one_model(path: str) -> bool:
+    """Whether a directory is one saved model, and no folder of several checkpoints."""
+    return os.path.isdir(path) and model_file(path) is not None and any(map(os.path.isfile, _marks(path)))
+
+
+def _marks(path: str) -> list[str]:
+    return [os.path.join(path, name) for name in MARKS]
+
+
+def read_content(path: str, weights_only: bool, where: str, instead: str = TRUST) -> Any:
+    """What is in a file, in the shards that an index names, or in a directory's model, on the CPU.
+
+    where: what a UserError begins with; instead: what to do, where a pickle holds code.
+    """
+    if os.path.isdir(path):
+        if (found := model_file(path)) is None:
+            raise UserError(f"{where}: it is no file, {_not_a_model(path)}")
+        path, where = found, f"{where}: {os.path.basename(found)}"
+    if not os.path.isfile(path):
+        raise UserError(f"{where}: {'it is no file' if os.path.exists(path) else 'there is no such file'}")
+    if path.endswith(INDEX):
+        return _read_shards(path, weights_only, where, instead)
+    return (
+        _read_safetensors(path, where) if path.endswith(".safetensors") else _load(path, weights_only, where, instead)
+    )
+
+
+def _not_a_model(path: str) -> str:
+    if os.path.isfile(os.path.join(path, ".metadata")):
+        return "but a distributed checkpoint: convert it by torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+    return "nor a directory with model.safetensors, pytorch_model.bin or an index of shards: name the file in it"
+
+
+def _read_shards(path: str, weights_only: bool, where: str, instead: str) -> dict[str, Any]:
+    """The tensors that an index places in files beside it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            places = json.load(file)["weight_map"]
+        shards = dict.fromkeys(map(os.fspath, places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{where}: not an index of shards: it needs a weight_map of names to files") from None
+    tensors: dict[str, Any] = {}
+    for shard in shards:
+        said = f"shard {printable(shard[:MOST_SAID])}"
+        if os.path.isabs(shard) or ".." in shard.replace("\\", "/").split("/"):
+            raise UserError(f"{where}: its {said} is outside of its directory: it is not read")
+        whole = os.path.join(os.path.dirname(path), shard)
+        if not os.path.isfile(whole):
+            raise UserError(f"{where}: its {said} is missing")
+        content = read_content(whole, weights_only, f"{where}: {said}", instead)
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: its {said} holds no tensors by name")
+        tensors |= {name: tensor for name, tensor in content.items() if places.get(name) == shard}
+    return tensors
+
+
+def _read_safetensors(path: str, where: str) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{where}: reading it needs safetensors: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(printable(f"{where}: not a safetensors file: {str(error)[:MOST_SAID]}")) from None
+
+
+def _load(path: str, weights_only: bool, where: str, instead: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats: it can be read, or is refused below
+            return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        if weights_only and "global" in str(error).lower():  # the name of what it would call
+            raise UserError(
+                f"{where}: holds more than weights, code that would run when it is loaded; {instead}"
+            ) from None
+        raise UserError(f"{where}: not a PyTorch checkpoint") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise UserError(f"{where}: cannot be read: {type(error).__name__}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, on one line."""
+    return printable(" ".join((str(error).split("\n") or [""])[0].split())[:MOST_SAID])
+
+
+def first_few(names: Sequence[str], shown: int = SHOWN) -> str:
+    """The first names, and how many more there are, on one line whatever a file holds as a name."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return printable(", ".join(name[:MOST_SAID] for name in names[:shown])) + more
