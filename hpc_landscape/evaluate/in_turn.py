@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics.data import Data, samples
+from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Sums
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
@@ -59,7 +59,7 @@ class InTurn:
                 averages = [batchnorm.Average(batchnorm.statistics(root)) for _ in self._rows()]
                 for batch, row in self._batches(data):
                     output(self.model, data, batch)
-                    averages[row].add(samples(batch))
+                    averages[row].add(data.samples(batch))
                 for average in averages:
                     average.close()
             return
@@ -67,7 +67,10 @@ class InTurn:
             for _ in self._rows():
                 batchnorm.reset(batchnorm.batchnorm_layers(root))
             for batch, row in self._batches(data):
-                statistics.weigh(samples(batch), row)
+                samples = data.samples(batch)
+                if not samples:
+                    continue
+                statistics.weigh(samples, row)
                 output(self.model, data, batch)
 
     def measure(self, data: Data, metrics: Sequence[BatchMetric]) -> list[list[float]]:

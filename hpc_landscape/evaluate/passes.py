@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..metrics.data import Data, samples
+from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Metric, measure
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
@@ -31,7 +31,7 @@ def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] =
             average = batchnorm.Average(batchnorm.statistics(model.root))
             for batch in run.on(model):
                 run.output(model, batch)
-                average.add(samples(batch))
+                average.add(run.samples(batch))
             average.close()
         return
     with batchnorm.warm_up(model.root) as statistics:
@@ -44,7 +44,10 @@ def warm_up(model: ModelWrapper, run: Data | Metric, metrics: Iterable[Metric] =
 
 def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None:
     for batch in data.on(model):
-        statistics.weigh(samples(batch))
+        samples = data.samples(batch)
+        if not samples:
+            continue
+        statistics.weigh(samples)
         output(model, data, batch)
 
 
@@ -53,7 +56,7 @@ def output(model: ModelWrapper, data: Data, batch: Any) -> Any:
     try:
         return data.output(model, batch)
     except ValueError as error:
-        if samples(batch) > 1:
+        if data.samples(batch) > 1:
             raise
         raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
+from .criterion import Criterion, data_of
 from .data import Data
 from .gradient import LossFunction, Parts, batch_gradients, differentiable, double, unflatten, weighted_mean
 from .metric import DataMetric
@@ -60,7 +61,7 @@ class Hessian:
         """The product with a vector, in float64. NotFinite where it is not."""
         parts = unflatten(np.ascontiguousarray(vector, dtype=np.float64).reshape(-1), self.parameters)
         batches = ((self.of_batch(gradient, parts), weight) for gradient, weight in self.gradients())
-        result = weighted_mean(self.parameters, batches).as_numpy()
+        result = weighted_mean(self.parameters, batches, self.loss_fn).as_numpy()
         if not np.isfinite(result).all():
             raise NotFinite
         return result
@@ -156,13 +157,13 @@ class PrincipalCurvatureEvaluator(DataMetric):
     def __init__(
         self,
         loss_fn: LossFunction,
-        inputs: Any,
+        inputs: Any = None,
         target: Any = None,
         n: int = 1,
         tolerance: float = 1e-5,
         seed: int = 0,
     ):
-        super().__init__(inputs, target)
+        super().__init__(data_of(loss_fn, inputs), target)
         if n < 1:
             raise UserError(f"curvature: n={n} must be at least 1")
         self.loss_fn, self.n, self.tolerance, self.seed = loss_fn, n, tolerance, seed
@@ -245,8 +246,10 @@ class HessianTrace(DataMetric):
     shape = (2,)
     dims = ("statistic",)
 
-    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None, n_vectors: int = 32, seed: int = 0):
-        super().__init__(inputs, target)
+    def __init__(
+        self, loss_fn: LossFunction, inputs: Any = None, target: Any = None, n_vectors: int = 32, seed: int = 0
+    ):
+        super().__init__(data_of(loss_fn, inputs), target)
         if n_vectors < 1:
             raise UserError(f"hessian_trace: n_vectors={n_vectors} must be at least 1")
         self.loss_fn, self.n_vectors, self.seed = loss_fn, n_vectors, seed
@@ -259,6 +262,7 @@ class HessianTrace(DataMetric):
                 for i, vector in enumerate(self._vectors(hessian)):  # drawn anew: n_vectors in memory are too many
                     totals[i] += weight * _dot(vector, hessian.of_batch(gradient, vector))
                 items += weight
+        items = 1.0 if items and Criterion.of(self.loss_fn).sum else items
         return mean_and_error(totals / items if items else np.full(self.n_vectors, np.nan))
 
     def _vectors(self, hessian: Hessian) -> Iterator[ModelParameters]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
+from .criterion import data_of
 from .gradient import LossFunction, floating, movable, unflatten
 from .metric import DataMetric
 from .supervised import Loss
@@ -28,13 +29,13 @@ class LossPerturbations(DataMetric):
     def __init__(
         self,
         loss_fn: LossFunction,
-        inputs: Any,
+        inputs: Any = None,
         target: Any = None,
         n_directions: int = 10,
         alpha: float = 0.1,
         seed: int = 0,
     ):
-        super().__init__(inputs, target)
+        super().__init__(data_of(loss_fn, inputs), target)
         if n_directions < 1:
             raise UserError(f"loss_perturbations: n_directions={n_directions} must be at least 1")
         self.loss_fn, self.n_directions, self.alpha, self.seed = loss_fn, n_directions, alpha, seed
