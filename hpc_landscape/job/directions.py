@@ -16,7 +16,8 @@ from ..directions.recipes import Directions, Read, make_directions
 from ..errors import UserError
 from ..evaluate.form import PLAIN
 from ..grid import NAMES, Grid
-from ..metrics import hessian_eigenvectors
+from ..metrics import Criterion, hessian_eigenvectors
+from ..metrics.trial import settle, try_loss
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..problems.checkpoint import find_checkpoints, read_parameters
@@ -85,8 +86,12 @@ def _eigenvectors(
         raise UserError("--directions hessian: the problem has no data")
     maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
     evaluator, data = maker.make(PLAIN)
+    criterion, first = Criterion(maker.loss, problem.reduction), next(iter(data.values()))
+    with evaluator.at_origin(normalizing=False):
+        if (found := try_loss(problem.wrapper, criterion, first)) is not None:
+            settle(criterion, found)
     with evaluator.at_origin():
-        return hessian_eigenvectors(problem.wrapper, maker.loss, next(iter(data.values())), count)
+        return hessian_eigenvectors(problem.wrapper, criterion, first, count)
 
 
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from .. import metrics as built_in
 from ..errors import UserError
 from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.form import PLAIN
-from ..metrics import Accuracy, BatchMetric, Data, Loss, Metric
+from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
+from ..metrics.criterion import TOTAL, Criterion
+from ..metrics.trial import try_loss
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
 from ..problems.problem import Problem, find_object, user_traceback
@@ -31,6 +35,7 @@ BUILT_IN: dict[str, Callable[..., Metric]] = {
         built_in.ExpectedReturnMetric,
     )
 }
+TOLERANCES = {"fp64": 1e-8, "tf32": 5e-3}  # of rounding, where a batch is compared with its parts
 
 
 class Chooser:
@@ -38,6 +43,7 @@ class Chooser:
 
     def __init__(self, problem: Problem, sets: Mapping[str, Data | None], loss: Any = None):
         self.problem, self.sets, self.loss = problem, sets, loss
+        self.criterion = None if loss is None else Criterion(loss, problem.reduction)
         self.own = {metric.name: metric for metric in problem.metrics}
 
     def make(self, spec: str) -> dict[str, Metric]:
@@ -78,7 +84,10 @@ class Chooser:
 
     def _on(self, on: str, make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> Metric:
         """The metric on one set: it is given those of these that its signature names."""
-        have = {"loss_fn": self.loss, "problem": self.problem, "env": self.problem.env}
+        ours = isinstance(make, type) and issubclass(make, tuple(BUILT_IN.values()))
+        have = {"loss_fn": self.criterion if ours else self.loss, "problem": self.problem, "env": self.problem.env}
+        if self.criterion is not None and self.criterion.ignore_index is not None:
+            have["ignore_index"] = self.criterion.ignore_index
         if on in self.sets:
             have |= {"inputs": self.sets[on], "data": self.sets[on]}
         wanted = inspect.signature(make).parameters
@@ -149,21 +158,26 @@ def choose_metrics(
     settings: Settings, evaluator: Evaluator, chooser: Chooser, comm: Comm, say: Callable[[str], None]
 ) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
-    default = not settings.metric_names
+    problem, default = chooser.problem, not settings.metric_names
     chosen = requested(settings, chooser)
     alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
     if evaluator.form.block > 1 and alone:
         raise UserError(
             f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
         )
-    unfit = {}
+    tried = Trial()
     with comm.together():
         if comm.is_root:
-            unfit = _try_first_batch(evaluator, chooser, chosen, default)
-    unfit = comm.bcast(unfit)
-    for name in unfit:
+            tried = _try_first_batch(evaluator, chooser, chosen, default)
+    tried = comm.bcast(tried)
+    for name in tried.unfit:
         say(f"{name} is left out: the targets are no class indices")
         del chosen[name]
+    for text in tried.notices:
+        say(f"note         {text}")
+    if tried.sum:
+        problem.reduction, chooser.criterion.sum = "sum", True
+    _add_terms(chooser, chosen, tried)
     evaluator.metrics = chosen
     quantities: list[Quantity] = []
     with comm.together():
@@ -173,27 +187,82 @@ def choose_metrics(
     return comm.bcast(quantities)
 
 
-def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> list[str]:
-    """One forward pass on each set tells early whether model, data and loss fit; which accuracies do not apply."""
-    unfit = []
+@dataclass
+class Trial:
+    """What the first batches have told.
+
+    unfit: accuracies that do not apply. terms: of the loss, where it has several. sum: whether it has turned out to
+    be a sum over the batch. notices: what there is to say.
+    """
+
+    unfit: list[str] = field(default_factory=list)
+    terms: list[str] = field(default_factory=list)
+    sum: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> Trial:
+    """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
+    tried = Trial()
     for data in chooser.sets.values():
         try:
             with evaluator.at_origin(normalizing=False), torch.inference_mode():
-                batch = next(data.on(evaluator.model))
+                batch = next(iter(data.on(evaluator.model)))
                 output, target = data.output(evaluator.model, batch), data.target(batch)
-                Loss(chooser.loss, data).batch_mean(output, target)
+                terms = chooser.criterion.terms(output, target)
+                if not chooser.criterion.derived and data.items(batch) is None:
+                    data.unknown(batch)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
+        if [*terms] != [TOTAL]:
+            tried.terms = [*terms]
+            if TOTAL in terms:
+                tried.notices = [
+                    f"the loss returns {', '.join(terms)}: '{TOTAL}' is taken for the loss, and the others are stored "
+                    "beside it"
+                ]
         for name, metric in chosen.items():
             if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(output, target):
                 if not default:
                     raise UserError(
                         f"--metrics {name}: needs class scores (n, classes, ...) and class indices (n, ...)"
                     )
-                unfit.append(name)
-    return unfit
+                tried.unfit.append(name)
+    _try_parts(evaluator, chooser, tried)
+    return tried
+
+
+def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
+    """Whether the loss of a batch is the mean that it is taken for; one notice where it is not."""
+    tolerance = 5e-2 if evaluator.form.low or evaluator.form.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
+    for data in chooser.sets.values():
+        with evaluator.at_origin(normalizing=False):
+            found = try_loss(evaluator.model, chooser.criterion, data, tolerance)
+        if found is not None:
+            tried.notices.append(found.text(chooser.criterion))
+            tried.sum = found.sum and chooser.criterion.given is None
+            return
+
+
+def _add_terms(chooser: Chooser, chosen: dict[str, Metric], tried: Trial) -> None:
+    """Beside each loss its terms, by their names; after ``term_`` where such a name cannot be, or is taken."""
+    for on, data in chooser.sets.items():
+        prefix = f"{on}_" if on else ""
+        if not tried.terms or f"{prefix}loss" not in chosen:
+            continue
+        taken = {*RESERVED, *chosen, "x", "y", "z"}
+        for term in tried.terms:
+            if term == TOTAL:
+                continue
+            name = prefix + re.sub(r"\W", "_", term)
+            if name in taken or not name.isidentifier():
+                name = f"{prefix}term_{re.sub(r'[^0-9a-zA-Z_]', '_', term)}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            chosen[name] = LossTerm(chooser.criterion, term, data)
 
 
 def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:

@@ -18,6 +18,7 @@ from ..directions.recipes import Directions
 from ..errors import UserError, printable, reason
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
+from ..metrics.criterion import Criterion
 from ..model_interface import state
 from ..parallel.comm import Comm
 from ..problems.problem import Problem
@@ -100,7 +101,8 @@ class Plan:
             "seed": settings.seed,
             "metrics": ",".join(q.name for q in self.quantities),
             "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
-            "loss_function": repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"),
+            "loss_function": (repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"))
+            + ", a sum" * (loss is not None and Criterion(loss, self.problem.reduction).sum),
             "bn": self.evaluator.bn,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
