@@ -24,7 +24,8 @@ from .directions.recipes import around
 from .errors import UserError
 from .evaluate.evaluator import Evaluator, stack
 from .grid import Axis, Grid, strided
-from .metrics import Data, DataMetric, Metric
+from .metrics import Criterion, Data, DataMetric, Metric, MetricPipeline
+from .metrics.trial import check_loss
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
@@ -171,10 +172,21 @@ class Landscape:
         """
         grid = self._defined()
         evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
+        with self.comm.all_or_none():
+            self._check_losses(evaluator, metric)
         with self.comm.all_or_none(), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)
+
+    @staticmethod
+    def _check_losses(evaluator: Evaluator, metric: Any) -> None:
+        """Warn where a loss is not the mean that it is taken for; a sum is added up from then on."""
+        for one in metric.metrics if isinstance(metric, MetricPipeline) else [metric]:
+            criterion = getattr(one, "criterion", getattr(one, "loss_fn", None))
+            if isinstance(criterion, Criterion) and isinstance(one, DataMetric) and not criterion.tried:
+                with evaluator.at_origin(normalizing=False):
+                    check_loss(evaluator.model, criterion, one.data)
 
     def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
         """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""

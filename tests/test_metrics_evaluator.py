@@ -328,7 +328,9 @@ def test_samples_in_a_batch(batch, n):
     assert samples(batch) == n
 
 
-@pytest.mark.parametrize("batch", [torch.tensor(1.0), ("text", 3), {}, None, 5, ({"b": torch.zeros(6)}, torch.zeros(2))])
+@pytest.mark.parametrize(
+    "batch", [torch.tensor(1.0), ("text", 3), {}, None, 5, ({"b": torch.zeros(6)}, torch.zeros(2))]
+)
 def test_samples_that_cannot_be_told(batch):
     with pytest.raises(UserError, match="count=lambda batch"):
         samples(batch)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import metrics as built_in
-from ..errors import UserError
+from ..errors import UserError, memory_is_out
 from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.form import PLAIN
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
@@ -238,8 +238,13 @@ def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
     """Whether the loss of a batch is the mean that it is taken for; one notice where it is not."""
     tolerance = 5e-2 if evaluator.form.low or evaluator.form.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
     for data in chooser.sets.values():
-        with evaluator.at_origin(normalizing=False):
-            found = try_loss(evaluator.model, chooser.criterion, data, tolerance)
+        try:
+            with evaluator.at_origin(normalizing=False):
+                found = try_loss(evaluator.model, chooser.criterion, data, tolerance)
+        except Exception as error:
+            if memory_is_out(error) or isinstance(error, UserError):
+                raise
+            return  # a later batch fails: so will the points, and --on_error says what becomes of them
         if found is not None:
             tried.notices.append(found.text(chooser.criterion))
             tried.sum = found.sum and chooser.criterion.given is None

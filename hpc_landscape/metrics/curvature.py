@@ -166,7 +166,7 @@ class PrincipalCurvatureEvaluator(DataMetric):
         super().__init__(data_of(loss_fn, inputs), target)
         if n < 1:
             raise UserError(f"curvature: n={n} must be at least 1")
-        self.loss_fn, self.n, self.tolerance, self.seed = loss_fn, n, tolerance, seed
+        self.loss_fn, self.n, self.tolerance, self.seed = Criterion.of(loss_fn), n, tolerance, seed
         self.shape = (2 * n,)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
@@ -252,7 +252,7 @@ class HessianTrace(DataMetric):
         super().__init__(data_of(loss_fn, inputs), target)
         if n_vectors < 1:
             raise UserError(f"hessian_trace: n_vectors={n_vectors} must be at least 1")
-        self.loss_fn, self.n_vectors, self.seed = loss_fn, n_vectors, seed
+        self.loss_fn, self.n_vectors, self.seed = Criterion.of(loss_fn), n_vectors, seed
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         totals, items = np.zeros(self.n_vectors), 0.0

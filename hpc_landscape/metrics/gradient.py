@@ -143,7 +143,7 @@ class LossGradient(DataMetric):
 
     def __init__(self, loss_fn: LossFunction, inputs: Any = None, target: Any = None):
         super().__init__(data_of(loss_fn, inputs), target)
-        self.loss_fn = loss_fn
+        self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         return gradient(model_wrapper, self.loss_fn, self.data).as_numpy()
@@ -156,7 +156,7 @@ class GradientNorm(DataMetric):
 
     def __init__(self, loss_fn: LossFunction, inputs: Any = None, target: Any = None):
         super().__init__(data_of(loss_fn, inputs), target)
-        self.loss_fn = loss_fn
+        self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
         return gradient(model_wrapper, self.loss_fn, self.data).model_norm()
@@ -173,7 +173,7 @@ class GradientPredictiveness(DataMetric):
         self, loss_fn: LossFunction, inputs: Any = None, target: Any = None, step: float | Sequence[float] = 0.1
     ):
         super().__init__(data_of(loss_fn, inputs), target)
-        self.loss_fn, self.step = loss_fn, step
+        self.loss_fn, self.step = Criterion.of(loss_fn), step
         self.shape, self.dims = (), ()
         if isinstance(step, Sequence):
             self.shape, self.dims = (len(step),), ("step",)

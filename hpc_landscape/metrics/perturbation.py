@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
-from .criterion import data_of
+from .criterion import Criterion, data_of
 from .gradient import LossFunction, floating, movable, unflatten
 from .metric import DataMetric
 from .supervised import Loss
@@ -38,7 +38,7 @@ class LossPerturbations(DataMetric):
         super().__init__(data_of(loss_fn, inputs), target)
         if n_directions < 1:
             raise UserError(f"loss_perturbations: n_directions={n_directions} must be at least 1")
-        self.loss_fn, self.n_directions, self.alpha, self.seed = loss_fn, n_directions, alpha, seed
+        self.loss_fn, self.n_directions, self.alpha, self.seed = Criterion.of(loss_fn), n_directions, alpha, seed
         self.shape = (n_directions,)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError, memory_is_out
+from ..errors import memory_is_out
 from ..model_interface.model_wrapper import ModelWrapper
 from .criterion import Criterion
 from .data import Data
@@ -49,6 +49,7 @@ class Finding:
                 "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
                 'averaged; say so by Problem(..., reduction="sum"), or Loss(..., reduction="sum")'
             )
+        off = f"{100 * self.off:.2g}% off" if np.isfinite(self.off) else "for want of samples"
         weight = "weighed by count" if self.counted else "weighed by samples"
         way = (
             "the count= given is not what the mean is over"
@@ -57,7 +58,7 @@ class Finding:
         )
         return (
             f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
-            f"({100 * self.off:.2g}% off): it is no mean over these, so values depend on the batch size; {way} (a loss "
+            f"({off}): it is no mean over these, so values depend on the batch size; {way} (a loss "
             "of a whole batch, a contrastive one, has no such number: its batches are part of the result)"
         )
 
@@ -100,12 +101,11 @@ def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any
     def measured(some: Any, seed: int = SEEDS[0]) -> tuple[np.ndarray, float]:
         return _measured(model, criterion, data, some, seed)
 
+    whole, weight = measured(batch)
+    spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in SEEDS[1:]], axis=0)
+    cuts = sorted({1, size // 2})
     try:
-        whole, weight = measured(batch)
-        spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in SEEDS[1:]], axis=0)
-        splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in {1, size // 2}]
-    except UserError:
-        return None
+        splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in cuts]
     except Exception as error:  # the user's code need not take parts of a batch
         if memory_is_out(error):
             raise
@@ -122,20 +122,23 @@ def _judged(
     counted: bool,
 ) -> Finding | None:
     """whole: the terms of a batch of this weight; splits: (terms, weight) of the two parts of each."""
+    if weight == 0 or not np.isfinite(whole).all():
+        return None
     worst: Finding | None = None
     is_sum = True
     for one, two in splits:
-        parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / max(one[1] + two[1], 1e-300)
-        if weight == 0 or one[1] + two[1] == 0 or not np.isfinite([whole, parts, one[0] + two[0]]).all():
-            return None
-        scale = np.maximum(abs(whole), np.maximum(abs(one[0]), abs(two[0])))
+        total = one[1] + two[1]
+        parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / total if total else whole
+        scale = np.fmax(abs(whole), np.fmax(abs(one[0]), abs(two[0])))
         allowed = tolerance * scale + drawn
         is_sum = is_sum and bool((abs(whole - one[0] - two[0]) <= allowed).all())
         off = abs(whole - parts)
+        off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
         if (off > allowed).any():
-            i = int((off / np.maximum(allowed, 1e-300)).argmax())
+            i = int((off / np.fmax(allowed, 1e-300)).argmax())
             found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted)
-            worst = found if worst is None or found.off > worst.off else worst
+            if worst is None or not np.isfinite(worst.off) or worst.off < found.off < np.inf:
+                worst = found
     if worst is not None:
         worst.sum = is_sum
     return worst

@@ -205,7 +205,10 @@ def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:
     lengths = {len(t) if t.ndim else None for t in tensors}
     if len(lengths) > 1 or None in lengths:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise UserError(f"the problem's {what} has tensors of different lengths: {shapes}")
+        raise UserError(
+            f"the problem's {what} has tensors of different lengths: {shapes}. Where they are one batch, such as a "
+            "graph, say DataLoader([graph], batch_size=None)"
+        )
     return TensorDataset(*tensors)
 
 
