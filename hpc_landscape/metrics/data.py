@@ -16,7 +16,7 @@ from .sizes import UNKNOWN, batch_size, shapes
 
 
 class Data:
-    """Batches of (input, target): one of two tensors, or those of a loader.
+    """Batches of (input, target): one of two tensors, or those of a loader; a tuple of tensors is one batch.
 
     forward, count: for other batches: ``forward(model, batch)`` gives the output, the target is the batch, and
     ``count(batch)`` says over how many items a mean over it was taken, a number or a tensor.
@@ -29,8 +29,10 @@ class Data:
         forward: Callable[[Any, Any], Any] | None = None,
         count: Callable[[Any], Any] | None = None,
     ):
-        self.single = target is not None or isinstance(inputs, Tensor)
-        self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
+        parts = type(inputs) is tuple and bool(inputs) and all(isinstance(part, Tensor) for part in inputs)
+        self.single = target is not None or isinstance(inputs, Tensor) or parts
+        one = inputs if parts and target is None else (inputs, target)
+        self.batches: Iterable[Any] = [one] if self.single else inputs
         if isinstance(self.batches, Iterator):
             self.batches = list(self.batches)  # to be read at every point
         self.forward, self.count = forward, count
