@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,9 @@ class Chooser:
         if name in self.own:
             return {name: self.own[name]}
         make, on_sets = self.find(spec)
+        if make is LossTerm:
+            words = [(on, spec.removeprefix(f"{on}_")) for on in on_sets]
+            return {f"{on}_{w}" if on else w: LossTerm(self.criterion, w, self.sets[on]) for on, w in words}
         made = {}
         for on in on_sets:
             metric = self._on(on, make, spec, arguments)
@@ -74,8 +78,15 @@ class Chooser:
         for on in filter(None, self.sets):
             if (make := BUILT_IN.get(name.removeprefix(f"{on}_"))) is not None:
                 return make, [on]
-        known = ", ".join([*self.own, *BUILT_IN])
-        raise UserError(f"--metrics {spec}: there is no such metric; there are {known}, or file.py:MyMetric")
+        if spec.isidentifier() and self.sets and not isinstance(self.problem.loss, torch.nn.Module):
+            on = [on for on in self.sets if on and spec.startswith(f"{on}_")]
+            return LossTerm, on or [*self.sets]  # perhaps: only the loss can tell
+        raise self.no_such(spec)
+
+    def no_such(self, spec: str, terms: Iterable[str] = ()) -> UserError:
+        """That there is no metric of this name."""
+        known = ", ".join([*self.own, *BUILT_IN, *terms])
+        return UserError(f"--metrics {spec}: there is no such metric; there are {known}, or file.py:MyMetric")
 
     @property
     def default(self) -> list[str]:
@@ -177,7 +188,7 @@ def choose_metrics(
         say(f"note         {text}")
     if tried.sum:
         problem.reduction, chooser.criterion.sum = "sum", True
-    _add_terms(chooser, chosen, tried)
+    _add_terms(chooser, chosen, tried.terms)
     evaluator.metrics = chosen
     quantities: list[Quantity] = []
     with comm.together():
@@ -204,6 +215,10 @@ class Trial:
 def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> Trial:
     """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
     tried = Trial()
+    warmup = evaluator.warmup_data
+    if evaluator.bn == "warmup" and isinstance(warmup, Data):
+        for batch in itertools.islice(warmup.batches, 1):
+            warmup.samples(batch)
     for data in chooser.sets.values():
         try:
             with evaluator.at_origin(normalizing=False), torch.inference_mode():
@@ -251,23 +266,26 @@ def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
             return
 
 
-def _add_terms(chooser: Chooser, chosen: dict[str, Metric], tried: Trial) -> None:
+def _add_terms(chooser: Chooser, chosen: dict[str, Metric], terms: list[str]) -> None:
     """Beside each loss its terms, by their names; after ``term_`` where such a name cannot be, or is taken."""
+    names = {term: _name(term, {*RESERVED, *BUILT_IN, *chooser.own}) for term in terms if term != TOTAL}
+    for name, metric in chosen.items():
+        if isinstance(metric, LossTerm):  # asked for by its name
+            asked = metric.term
+            metric.term = next((term for term, known in names.items() if asked in (term, known)), TOTAL)
+            if metric.term == TOTAL:
+                raise chooser.no_such(name, names.values())
     for on, data in chooser.sets.items():
         prefix = f"{on}_" if on else ""
-        if not tried.terms or f"{prefix}loss" not in chosen:
-            continue
-        taken = {*RESERVED, *chosen, "x", "y", "z"}
-        for term in tried.terms:
-            if term == TOTAL:
-                continue
-            name = prefix + re.sub(r"\W", "_", term)
-            if name in taken or not name.isidentifier():
-                name = f"{prefix}term_{re.sub(r'[^0-9a-zA-Z_]', '_', term)}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            chosen[name] = LossTerm(chooser.criterion, term, data)
+        if f"{prefix}loss" in chosen:
+            for term, name in names.items():
+                chosen.setdefault(prefix + name, LossTerm(chooser.criterion, term, data))
+
+
+def _name(term: str, taken: set[str]) -> str:
+    """A term's name in the file: letters, digits and underscores."""
+    name = re.sub(r"[^0-9a-zA-Z_]", "_", term)
+    return name if name.isidentifier() and name not in taken else f"term_{name}"
 
 
 def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:

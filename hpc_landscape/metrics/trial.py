@@ -24,9 +24,9 @@ from .data import Data
 from .sizes import batch_size, part
 
 TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
-SPREAD = 6.0  # a loss that draws differs from itself by this many times as much as between two seeds, at most
+SPREAD = 6.0  # a loss that draws differs from its parts by no more than so many times what it differs between seeds
 BATCHES = 3  # of so many the first ones are tried: not in every batch something is ignored
-SEEDS = (0, 1, 2)
+SEEDS = 7  # for a loss that draws
 
 
 @dataclass
@@ -98,11 +98,13 @@ def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any
     if size is None or size < 2:
         return None
 
-    def measured(some: Any, seed: int = SEEDS[0]) -> tuple[np.ndarray, float]:
+    def measured(some: Any, seed: int = 0) -> tuple[np.ndarray, float]:
         return _measured(model, criterion, data, some, seed)
 
     whole, weight = measured(batch)
-    spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in SEEDS[1:]], axis=0)
+    spread = abs(measured(batch, seed=1)[0] - whole)
+    if spread.any():
+        spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
     cuts = sorted({1, size // 2})
     try:
         splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in cuts]

@@ -43,7 +43,7 @@ def by_hand(problem: Problem, model: nn.Module, size) -> float:
     total = 0.0
     for batch in problem.data:
         output = problem.forward(model, batch) if problem.forward else model(batch[0])
-        total += float(problem.loss(output, batch if problem.forward else batch[1])) * size(batch)
+        total += problem.loss(output, batch if problem.forward else batch[1]).item() * size(batch)
     return total / N
 
 

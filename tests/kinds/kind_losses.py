@@ -140,11 +140,21 @@ CASES = [
     Case(
         "terms",
         term(size),
+        {"size": term(size)},
         kwargs={"kind": "named"},
-        options=(*RUNNING, "--metrics", "accuracy"),
+        options=(*RUNNING, "--metrics", "size,accuracy"),
         library=lambda p: LossTerm(p.loss, "size", *p.data),
+        said=[r"metrics +size, accuracy\n"],
         warm_up=False,
         name="one-term",
+    ),
+    Case(
+        "terms",
+        kwargs={"kind": "named"},
+        options=(*RUNNING, "--metrics", "loss,siez"),
+        refused="--metrics siez: there is no such metric; there are loss, .*, fit, size, or file.py",
+        library=False,
+        name="no-such-term",
     ),
     Case(
         "terms",
