@@ -268,7 +268,12 @@ def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
 
 def _add_terms(chooser: Chooser, chosen: dict[str, Metric], terms: list[str]) -> None:
     """Beside each loss its terms, by their names; after ``term_`` where such a name cannot be, or is taken."""
-    names = {term: _name(term, {*RESERVED, *BUILT_IN, *chooser.own}) for term in terms if term != TOTAL}
+    taken = {*RESERVED, *BUILT_IN, *chooser.own, *(n for n, m in chosen.items() if not isinstance(m, LossTerm))}
+    names: dict[str, str] = {}
+    for term in terms:
+        if term != TOTAL:
+            names[term] = _name(term, taken)
+            taken.add(names[term])
     for name, metric in chosen.items():
         if isinstance(metric, LossTerm):  # asked for by its name
             asked = metric.term
@@ -285,7 +290,9 @@ def _add_terms(chooser: Chooser, chosen: dict[str, Metric], terms: list[str]) ->
 def _name(term: str, taken: set[str]) -> str:
     """A term's name in the file: letters, digits and underscores."""
     name = re.sub(r"[^0-9a-zA-Z_]", "_", term)
-    return name if name.isidentifier() and name not in taken else f"term_{name}"
+    if not name.isidentifier() or name in taken:
+        name = f"term_{name}"
+    return name if name not in taken else _name(f"{name}_", taken)
 
 
 def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:

@@ -52,7 +52,16 @@ class Data:
         if self.forward:
             return self.forward(model.get_model(), batch)
         self._check_pair(batch)
-        return model.forward(batch[0])
+        try:
+            return model.forward(batch[0])
+        except TypeError as error:
+            if type(batch[0]) not in (tuple, list):
+                raise
+            raise UserError(
+                f"the model cannot be called with a batch's input, a {type(batch[0]).__name__} of {len(batch[0])} "
+                f"parts ({' '.join(str(error).split())[:120]}): give Problem, or Data, a forward=lambda model, batch: "
+                "model(*batch[0]), and a loss(output, batch)"
+            ) from error
 
     @staticmethod
     def _check_pair(batch: Any) -> None:

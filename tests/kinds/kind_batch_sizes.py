@@ -126,6 +126,17 @@ def nested() -> Problem:
     return Problem(Two(), nn.MSELoss(), loader(lambda i: ((draw(4, seed=i), draw(2, seed=i)), draw(3, seed=i))))
 
 
+class Pair(Two):
+    """Two arguments, and nothing else."""
+
+    def forward(self, s, d):
+        return self.a(s) + self.b(d)
+
+
+def two_arguments() -> Problem:
+    return Problem(Pair(), nn.MSELoss(), nested().data)
+
+
 def parts() -> tuple[Tensor, Tensor, Tensor]:
     return draw(N, 4), draw(N, 2), draw(N, 3)
 
@@ -285,6 +296,7 @@ CASES = [
     Case("detector", warmed(detector, **of_target)),
     Case("detector", warmed(detector, **of_target), options=STREAMED),
     Case("nested", plainly(nested, **of_target), warm_up=False),
+    Case("two_arguments", refused=r"a list of 2 parts \(.*forward=lambda model, batch: model\(\*batch\[0\]\)"),
     Case("three", refused=PARTS),
     Case("said", said_right),
     Case("said", said_right, options=("--batch_size", "3", "--block", "2")),

@@ -37,7 +37,7 @@ LOSSES = {
     "mapping": lambda o, y: {"fit": fit(o, y), "size": size(o, y), "constant": 0.5},
     "pair": lambda o, y: (fit(o, y), size(o, y)),
     "named": lambda o, y: Terms(fit(o, y), size(o, y)),
-    "awkward": lambda o, y: {"x": fit(o, y), "accuracy": size(o, y), "l2 norm": size(o, y), "1": fit(o, y)},
+    "awkward": lambda o, y: {"x": fit(o, y), "accuracy": size(o, y), "l2 norm": size(o, y), "l2_norm": fit(o, y)},
     "total": lambda o, y: {"loss": fit(o, y) + size(o, y), "fit": fit(o, y), "logits": o.detach()},
     "ragged": lambda o, y: {"fit": fit(o, y), "each": o.mean(0)},
     "text": lambda o, y: "low",
@@ -115,8 +115,8 @@ CASES = [
     case(
         "awkward",
         term(lambda o, y: 2 * both(o, y)),
-        {"term_x": term(fit), "term_accuracy": term(size), "l2_norm": term(size), "term_1": term(fit)},
-        said=[r"term_x, term_accuracy, l2_norm, term_1"],
+        {"term_x": term(fit), "term_accuracy": term(size), "l2_norm": term(size), "term_l2_norm": term(fit)},
+        said=[r"term_x, term_accuracy, l2_norm, term_l2_norm"],
     ),
     case(
         "total",
