@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 Count = Callable[[Any, Any, Any], Any]
 
 
-def count_of(loss: Any) -> Count | None:
-    """How a loss counts; None where it is no module of this table, or one with a ``forward`` of its own."""
+def count_of(loss: Any) -> Callable[[Any, Any], Any] | None:
+    """How a loss counts, by (output, target); None where it is no module of this table, or one with a ``forward`` of its own."""
     for kind, count in COUNTS.items():
         if isinstance(loss, kind) and type(loss).forward is kind.forward:
-            return count if getattr(loss, "reduction", None) in ("mean", "batchmean") else None
+            return partial(count, loss) if getattr(loss, "reduction", None) in ("mean", "batchmean") else None
     return None
 
 

@@ -90,7 +90,7 @@ class Criterion:
         """By how much the batch weighs. items: of the batch; counted: by the user, who knows best."""
         if self.sum:
             return 1.0
-        return items if self._count is None or counted else self._count(self.loss_fn, output, target)
+        return items if self._count is None or counted else self._count(output, target)
 
 
 def number(value: Any, name: str = "") -> Tensor:
