@@ -18,7 +18,7 @@ Count = Callable[[Any, Any, Any], Any]
 
 
 def count_of(loss: Any) -> Callable[[Any, Any], Any] | None:
-    """How a loss counts, by (output, target); None where it is no module of this table, or one with a ``forward`` of its own."""
+    """How a loss counts, by (output, target); None where the table has none, or the ``forward`` is its own."""
     for kind, count in COUNTS.items():
         if isinstance(loss, kind) and type(loss).forward is kind.forward:
             return partial(count, loss) if getattr(loss, "reduction", None) in ("mean", "batchmean") else None
