@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import sys
 import unicodedata
+import warnings
 from collections.abc import Sequence
 
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+
+OURS = (os.path.dirname(os.path.abspath(__file__)), contextlib.__file__)  # whose lines are not the user's
 
 
 class UserError(Exception):
@@ -45,6 +51,14 @@ def printable(text: str, keep: str = "") -> str:
 def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names, and how many more there are, on one line."""
     return printable(", ".join(names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def warn(text: str) -> None:
+    """A warning of the first line that is not ours: the user's own."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def _steers(c: str) -> bool:

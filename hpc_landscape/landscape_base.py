@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,12 +22,13 @@ from .directions.pca import principal_directions
 from .directions.projection import project
 from .directions.random import random_directions
 from .directions.recipes import around
-from .errors import UserError
+from .errors import UserError, warn
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms
 from .evaluate.trial import not_finite, try_batch
 from .grid import NAMES, Axis, Grid, strided
-from .metrics import BatchMetric, Data, DataMetric, Metric
+from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
+from .metrics.trial import check_loss
 from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
@@ -214,7 +214,7 @@ class Landscape:
                 found = find_norms(self.model_wrapper, data, where)
         found = self.model_wrapper.norms = self.comm.bcast(found)
         for text in found.notices:
-            warnings.warn(text, stacklevel=3)
+            warn(text)
 
     @contextmanager
     def _told_of_modes(self, evaluator: Evaluator) -> Iterator[None]:
@@ -243,6 +243,7 @@ class Landscape:
         with self.comm.all_or_none(), self._told_of_modes(evaluator):
             if self.comm.is_root:
                 self._try(evaluator, metric)
+            self._check_losses(evaluator, metric)
         evaluator.careful = self.comm.bcast(evaluator.careful)
         with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
@@ -254,7 +255,15 @@ class Landscape:
         if self._defined().size > 1 and isinstance(metric, BatchMetric):
             tried = try_batch(evaluator, metric.data, {metric.name: metric})
             if line := not_finite(tried):
-                warnings.warn(line, stacklevel=4)
+                warn(line)
+
+    def _check_losses(self, evaluator: Evaluator, metric: Any) -> None:
+        """Warn where a loss is not the mean that it is taken for; a sum is added up from then on."""
+        for one in metric.metrics if isinstance(metric, MetricPipeline) else [metric]:
+            criterion = getattr(one, "criterion", getattr(one, "loss_fn", None))
+            if isinstance(criterion, Criterion) and isinstance(one, DataMetric) and not criterion.tried:
+                with evaluator.attached_at([0.0] * self.dimensions):
+                    check_loss(evaluator.model, criterion, one.data)
 
     def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
         """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""
@@ -303,7 +312,7 @@ class Landscape:
         fixed = self._fixed(weights)
         along, stays = share_rest(self.model_wrapper, others, self.comm)
         for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
-            warnings.warn(note, stacklevel=4)
+            warn(note)
         own = state.state(self.model_wrapper.root)
         here = {**own, **fixed, **weights}
         origin = {
@@ -333,7 +342,7 @@ class Landscape:
     def _warn_of_zeros(self, weights: Mapping[str, Tensor], scaled: bool) -> None:
         """Say what does not move since its direction is zero."""
         if text := standing(self._vectors, weights, NAMES, scaled):
-            warnings.warn(f"{text}; normalization=None does not scale" if scaled else text, stacklevel=5)
+            warn(f"{text}; normalization=None does not scale" if scaled else text)
 
     def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Buffers as they are now; on several ranks rank 0's, and its parameters that do not move."""
@@ -434,7 +443,7 @@ class Landscape:
 def _tell(path: str, chosen: Chosen) -> None:
     """Warn of what is odd in a file."""
     if chosen.notes:
-        warnings.warn(f"{path}{chosen}", stacklevel=2)
+        warn(f"{path}{chosen}")
 
 
 def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:

@@ -152,7 +152,7 @@ def test_batch_normalization_and_the_loss_stay_in_32_bits():
                 lambda m, i, o, name=name: seen.update({name: (i[0].dtype, m.weight.dtype, o.dtype)})
             )
     dtypes = []
-    evaluator.metrics["loss"].loss_fn = lambda o, t: (dtypes.append(o.dtype), F.cross_entropy(o, t))[1]
+    evaluator.metrics["loss"].criterion.loss_fn = lambda o, t: (dtypes.append(o.dtype), F.cross_entropy(o, t))[1]
     with evaluator.attached():
         evaluator(POINTS[1])
         assert model.bn.running_var.dtype == torch.float32

@@ -321,7 +321,7 @@ def test_tf32_switches_are_as_they_were():
         ((torch.zeros(5, 2), torch.zeros(5)), 5),
         ([torch.zeros(4), 1], 4),
         ({"ids": torch.zeros(3, 7), "labels": torch.zeros(3)}, 3),
-        (({"a": "text", "b": torch.zeros(6)}, torch.zeros(2)), 6),
+        (({"a": "text", "b": torch.zeros(6)}, torch.zeros(6)), 6),
         (torch.zeros(9, 1), 9),
     ],
 )
@@ -329,7 +329,9 @@ def test_samples_in_a_batch(batch, n):
     assert samples(batch) == n
 
 
-@pytest.mark.parametrize("batch", [torch.tensor(1.0), ("text", 3), {}, None, 5])
+@pytest.mark.parametrize(
+    "batch", [torch.tensor(1.0), ("text", 3), {}, None, 5, ({"b": torch.zeros(6)}, torch.zeros(2))]
+)
 def test_samples_that_cannot_be_told(batch):
     with pytest.raises(UserError, match="count=lambda batch"):
         samples(batch)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..metrics.data import Data, samples
-from ..metrics.metric import BatchMetric
+from ..metrics.data import Data, nothing
+from ..metrics.metric import BatchMetric, times, weighed
 from ..model_interface.batchnorm import Average, last_batch, statistics
 from ..model_interface.model_wrapper import ModelWrapper
 
@@ -31,7 +31,7 @@ class Block:
 
     def __init__(self, model: ModelWrapper, parameters: dict[str, Tensor]):
         self.model, self.call = model, _Call(model)
-        rows = next(iter(parameters.values())).shape[0]
+        self.rows = rows = next(iter(parameters.values())).shape[0]
         self.parameters = {f"root.{name}": stacked for name, stacked in parameters.items()}
         names = {id(b): f"root.{name}" for name, b in model.root.named_buffers()}
         own = {names[id(b)]: b.detach() for b in statistics(model)}
@@ -44,30 +44,29 @@ class Block:
             average = Average(list(self.statistics.values()))
             for batch in data.on(self.model):
                 self._each(lambda batch=batch: (data.output(self.model, batch), torch.zeros((), device="cpu"))[1])
-                average.add(samples(batch))
+                average.add(data.samples(batch))
             average.close()
 
     @torch.no_grad()
     def measure(self, data: Data, metrics: Sequence[BatchMetric]) -> list[Tensor]:
         """Each metric's mean over all batches, at every point: (points,), float64."""
-        totals: list[Tensor | float] = [0.0] * len(metrics)
-        items = 0.0
+        totals: list[Any] = [0.0] * 2 * len(metrics)  # of each: the batches' means by their weights, and the weights
         for batch in data.on(self.model):
-            weight = data.items(batch)
-            if not weight:
-                continue  # a mean over nothing is NaN
+            items = data.items(batch)
+            if nothing(items):
+                continue
 
-            def means(batch: Any = batch) -> tuple[Tensor, ...]:
-                output, target = data.output(self.model, batch), data.target(batch)
-                return tuple(metric.batch_mean(output, target) for metric in metrics)
+            def parts(batch: Any = batch, items: Any = items) -> tuple[Tensor, ...]:
+                pairs = list(weighed(metrics, self.model, data, batch, items))
+                weights = (_tensor(weight) for _, weight in pairs)
+                return (*(times(mean, weight) for mean, weight in pairs), *weights)
 
-            for i, mean in enumerate(self._each(means)):
-                totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
-            items += weight
-        nothing = torch.full(
-            (len(next(iter(self.parameters.values()))),), float("nan"), dtype=torch.float64, device="cpu"
-        )
-        return [total.cpu() / items if items else nothing for total in totals]
+            for i, found in enumerate(self._each(parts)):
+                totals[i] += found
+        if not isinstance(totals[0], Tensor):
+            return [torch.full((self.rows,), float("nan"), dtype=torch.float64, device="cpu")] * len(metrics)
+        found, weights = ([total.cpu() for total in part] for part in (totals[: len(metrics)], totals[len(metrics) :]))
+        return [a if metric.sums else a / w for metric, a, w in zip(metrics, found, weights, strict=True)]
 
     def _each(self, function: Callable[[], Any]) -> Any:
         """What the function, which calls the model, gives at every point."""
@@ -76,3 +75,7 @@ class Block:
             return functional_call(self.call, {**parameters, **statistics}, (function,))
 
         return vmap(at, in_dims=(0, 0), randomness="same")(self.parameters, self.statistics)
+
+
+def _tensor(weight: Any) -> Tensor:
+    return weight if isinstance(weight, Tensor) else torch.tensor(float(weight), dtype=torch.float64, device="cpu")

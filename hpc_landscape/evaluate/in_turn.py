@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..metrics.data import Data, fresh, samples
+from ..metrics.data import Data, fresh
 from ..metrics.metric import BatchMetric, Sums
 from ..model_interface import batchnorm
 from ..model_interface.model_wrapper import ModelWrapper
@@ -63,7 +63,7 @@ class InTurn:
                 averages = [batchnorm.Average(batchnorm.statistics(self.model)) for _ in self._rows()]
                 for batch, row in self._batches(data):
                     output(self.model, data, batch)
-                    averages[row].add(samples(batch))
+                    averages[row].add(data.samples(batch))
                 for average in averages:
                     average.close()
             return
@@ -71,7 +71,10 @@ class InTurn:
             for _ in self._rows():
                 batchnorm.reset(batchnorm.batchnorm_layers(self.model))
             for batch, row in self._batches(data):
-                statistics.weigh(samples(batch), row)
+                samples = data.samples(batch)
+                if not samples:
+                    continue
+                statistics.weigh(samples, row)
                 output(self.model, data, batch)
 
     def measure(self, data: Data, metrics: Sequence[BatchMetric]) -> list[list[float]]:

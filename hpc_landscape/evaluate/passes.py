@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from ..metrics.data import Data, samples
+from ..metrics.data import Data
 from ..metrics.metric import BatchMetric, Metric, measure
 from ..metrics.without import no_gradients
 from ..model_interface import batchnorm
@@ -24,7 +24,7 @@ def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None
             average = batchnorm.Average(batchnorm.statistics(model))
             for batch in run.on(model):
                 run.output(model, batch)
-                average.add(samples(batch))
+                average.add(run.samples(batch))
             average.close()
         return
     with batchnorm.warm_up(model) as statistics:
@@ -37,7 +37,10 @@ def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None
 
 def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None:
     for batch in data.on(model):
-        statistics.weigh(samples(batch))
+        samples = data.samples(batch)
+        if not samples:
+            continue
+        statistics.weigh(samples)
         output(model, data, batch)
 
 
@@ -46,7 +49,7 @@ def output(model: ModelWrapper, data: Data, batch: Any) -> Any:
     try:
         return data.output(model, batch)
     except ValueError as error:
-        if samples(batch) > 1:
+        if data.samples(batch) > 1:
             raise
         raise UserError(f"batch normalization cannot use a batch of one sample: {error}") from None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric
+from ..metrics.supervised import Loss
 from ..metrics.without import no_gradients
 from ..model_interface.batchnorm import statistics
 from .evaluator import Evaluator
@@ -20,12 +21,16 @@ ON_GPU = 1e-3
 
 
 class Tried(NamedTuple):
-    """What the model said to the first batch, its target, each metric's value, and what of the model is not finite."""
+    """What the model said to the first batch, its target, each metric's value.
+
+    broken, terms: names, of what in the model is not finite, and of the loss's terms.
+    """
 
     output: Any
     target: Any
     values: dict[str, float]
     broken: list[str]
+    terms: list[str]
 
 
 def try_batch(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetric], gradients: bool = False) -> Tried:
@@ -55,7 +60,10 @@ def _once(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetric], 
         output, target = data.output(evaluator.model, batch), data.target(batch)
         values = {name: float(metric.batch_mean(output, target).detach()) for name, metric in metrics.items()}
         finite = all(map(_finite, values.values()))
-        return Tried(output, target, values, [] if finite else _broken(evaluator)), evaluator.subspace.left_behind()
+        losses = [metric for metric in metrics.values() if isinstance(metric, Loss)]
+        terms = [term for loss in losses for term in loss.whole(output, target)]
+        tried = Tried(output, target, values, [] if finite else _broken(evaluator), terms)
+        return tried, evaluator.subspace.left_behind()
 
 
 def _compare(name: str, first: float, again: float, tolerance: float) -> None:

@@ -15,7 +15,8 @@ from ..directions.recipes import Directions, Read, make_directions
 from ..errors import UserError
 from ..evaluate.form import PLAIN
 from ..grid import NAMES, Grid
-from ..metrics import hessian_eigenvectors
+from ..metrics import Criterion, hessian_eigenvectors
+from ..metrics.trial import settle, try_loss
 from ..model_interface import state
 from ..model_interface.numbers import wide
 from ..model_interface.rest import rest, share_rest
@@ -98,8 +99,12 @@ def _eigenvectors(
     maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
     evaluator, data = maker.make(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into
+    criterion, first = Criterion(maker.loss, problem.reduction), next(iter(data.values()))
+    with evaluator.attached_at([0.0] * evaluator.subspace.dimensions):
+        if (found := try_loss(problem.wrapper, criterion, first)) is not None:
+            settle(criterion, found)
     with evaluator.at_origin():
-        return hessian_eigenvectors(problem.wrapper, maker.loss, next(iter(data.values())), count)
+        return hessian_eigenvectors(problem.wrapper, criterion, first, count)
 
 
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:

@@ -191,7 +191,8 @@ class Maker:
                     self._try_train_mode(form, error)
                     if isinstance(error, UserError):
                         raise
-                    raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
+                    what = f"the problem fails on its first batch{_hint(self.problem)}"
+                    raise UserError(f"{what}: {user_traceback(error)}") from None
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
 
@@ -225,6 +226,13 @@ class Maker:
                     _check_uses(trial, data)
                 trial([0.0] * subspace.dimensions)
                 self.careful |= subspace.left_behind()
+
+
+def _hint(problem: Problem) -> str:
+    """What may be the matter where the user's code fails on data that it was not written for."""
+    if not any(isinstance(data, list) and len(data) == 1 for data in problem.sets.values()):
+        return ""
+    return " (a list is one of samples; a graph that is all of the data is DataLoader([graph], batch_size=None))"
 
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:

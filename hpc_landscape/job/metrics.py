@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .. import metrics as built_in
-from ..errors import UserError
+from ..errors import UserError, memory_is_out
 from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.form import PLAIN
 from ..evaluate.trial import not_finite, try_batch
-from ..metrics import Accuracy, BatchMetric, Data, Loss, Metric
+from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
+from ..metrics.criterion import TOTAL, Criterion
 from ..metrics.curvature import CurvatureMetric
+from ..metrics.trial import try_loss
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
 from ..problems.problem import Problem, find_object, user_traceback
@@ -30,6 +37,7 @@ BUILT_IN: dict[str, Callable[..., Metric]] = {
         built_in.ExpectedReturnMetric,
     )
 }
+TOLERANCES = {"fp64": 1e-8, "tf32": 5e-3}  # of rounding, where a batch is compared with its parts
 
 
 class Chooser:
@@ -37,6 +45,7 @@ class Chooser:
 
     def __init__(self, problem: Problem, sets: Mapping[str, Data | None], loss: Any = None):
         self.problem, self.sets, self.loss = problem, sets, loss
+        self.criterion = None if loss is None else Criterion(loss, problem.reduction)
         self.own = {metric.name: metric for metric in problem.metrics}
 
     def make(self, spec: str) -> dict[str, Metric]:
@@ -45,6 +54,9 @@ class Chooser:
         if name in self.own:
             return {name: self.own[name]}
         make, on_sets = self.find(spec)
+        if make is LossTerm:
+            words = [(on, spec.removeprefix(f"{on}_")) for on in on_sets]
+            return {f"{on}_{w}" if on else w: LossTerm(self.criterion, w, self.sets[on]) for on, w in words}
         made = {}
         for on in on_sets:
             metric = self._on(on, make, spec, arguments)
@@ -67,8 +79,15 @@ class Chooser:
         for on in filter(None, self.sets):
             if (make := BUILT_IN.get(name.removeprefix(f"{on}_"))) is not None:
                 return make, [on]
-        known = ", ".join([*self.own, *BUILT_IN])
-        raise UserError(f"--metrics {spec}: there is no such metric; there are {known}, or file.py:MyMetric")
+        if spec.isidentifier() and self.sets and not isinstance(self.problem.loss, torch.nn.Module):
+            on = [on for on in self.sets if on and spec.startswith(f"{on}_")]
+            return LossTerm, on or [*self.sets]  # perhaps: only the loss can tell
+        raise self.no_such(spec)
+
+    def no_such(self, spec: str, terms: Iterable[str] = ()) -> UserError:
+        """That there is no metric of this name."""
+        known = ", ".join([*self.own, *BUILT_IN, *terms])
+        return UserError(f"--metrics {spec}: there is no such metric; there are {known}, or file.py:MyMetric")
 
     @property
     def default(self) -> list[str]:
@@ -77,7 +96,10 @@ class Chooser:
 
     def _on(self, on: str, make: Callable[..., Metric], spec: str, arguments: dict[str, Any]) -> Metric:
         """The metric on one set: it is given those of these that its signature names."""
-        have = {"loss_fn": self.loss, "problem": self.problem, "env": self.problem.env}
+        ours = isinstance(make, type) and issubclass(make, tuple(BUILT_IN.values()))
+        have = {"loss_fn": self.criterion if ours else self.loss, "problem": self.problem, "env": self.problem.env}
+        if self.criterion is not None and self.criterion.ignore_index is not None:
+            have["ignore_index"] = self.criterion.ignore_index
         if on in self.sets:
             have |= {"inputs": self.sets[on], "data": self.sets[on]}
         wanted = inspect.signature(make).parameters
@@ -148,21 +170,28 @@ def choose_metrics(
     settings: Settings, evaluator: Evaluator, chooser: Chooser, comm: Comm, say: Callable[[str], None]
 ) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
-    default = not settings.metric_names
+    problem, default = chooser.problem, not settings.metric_names
     chosen = requested(settings, chooser)
     alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
     if evaluator.form.block > 1 and alone:
         raise UserError(
             f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
         )
-    unfit = {}
+    tried = Trial()
     with comm.together():
         if comm.is_root:
-            unfit = _try_first_batch(evaluator, chooser, chosen, default)
-    unfit, evaluator.careful = comm.bcast((unfit, evaluator.careful))
-    for name in unfit:
+            tried = _try_first_batch(evaluator, chooser, chosen, default)
+            tried.careful = evaluator.careful
+    tried = comm.bcast(tried)
+    evaluator.careful = tried.careful
+    for name in tried.unfit:
         say(f"{name} is left out: the targets are no class indices")
         del chosen[name]
+    for text in tried.notices:
+        say(f"note         {text}")
+    if tried.sum:
+        problem.reduction, chooser.criterion.sum = "sum", True
+    _add_terms(chooser, chosen, tried.terms)
     evaluator.metrics = chosen
     quantities: list[Quantity] = []
     with comm.together():
@@ -184,27 +213,100 @@ def _check_curvature(evaluator: Evaluator) -> None:
                 metric.check(evaluator.model)
 
 
-def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> list[str]:
-    """One forward pass on each set tells early whether model, data and loss fit; which accuracies do not apply."""
-    unfit = []
+@dataclass
+class Trial:
+    """What the first batches have told.
+
+    unfit: accuracies that do not apply. terms: of the loss, where it has several. sum: whether it has turned out to
+    be a sum over the batch. careful: whether a pass leaves things behind in the model. notices: what there is to say.
+    """
+
+    unfit: list[str] = field(default_factory=list)
+    terms: list[str] = field(default_factory=list)
+    sum: bool = False
+    careful: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> Trial:
+    """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
+    tried = Trial()
+    warmup = evaluator.warmup_data
+    if evaluator.bn == "warmup" and isinstance(warmup, Data):
+        for batch in itertools.islice(warmup.batches, 1):
+            warmup.samples(batch)
     for data in chooser.sets.values():
         passes = any(isinstance(metric, BatchMetric) and metric.data is data for metric in chosen.values())
         try:
-            tried = try_batch(evaluator, data, {"loss": Loss(chooser.loss, data)}, gradients=not passes)
+            first = try_batch(evaluator, data, {"loss": Loss(chooser.criterion, data)}, gradients=not passes)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
-        if line := not_finite(tried):
+        if line := not_finite(first):
             raise UserError(line)
+        if first.terms != [TOTAL]:
+            tried.terms = first.terms
+            if TOTAL in first.terms:
+                tried.notices = [
+                    f"the loss returns {', '.join(first.terms)}: '{TOTAL}' is taken for the loss, and the others are "
+                    "stored beside it"
+                ]
         for name, metric in chosen.items():
-            if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(*tried[:2]):
+            if isinstance(metric, Accuracy) and metric.data is data and not Accuracy.applies(*first[:2]):
                 if not default:
                     raise UserError(
                         f"--metrics {name}: needs class scores (n, classes, ...) and class indices (n, ...)"
                     )
-                unfit.append(name)
-    return unfit
+                tried.unfit.append(name)
+    _try_parts(evaluator, chooser, tried)
+    return tried
+
+
+def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
+    """Whether the loss of a batch is the mean that it is taken for; one notice where it is not."""
+    tolerance = 5e-2 if evaluator.form.low or evaluator.form.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
+    for data in chooser.sets.values():
+        try:
+            with evaluator.attached_at([0.0] * evaluator.subspace.dimensions):
+                found = try_loss(evaluator.model, chooser.criterion, data, tolerance)
+        except Exception as error:
+            if memory_is_out(error) or isinstance(error, UserError):
+                raise
+            return  # a later batch fails: so will the points, and --on_error says what becomes of them
+        if found is not None:
+            tried.notices.append(found.text(chooser.criterion))
+            tried.sum = found.sum and chooser.criterion.given is None
+            return
+
+
+def _add_terms(chooser: Chooser, chosen: dict[str, Metric], terms: list[str]) -> None:
+    """Beside each loss its terms, by their names; after ``term_`` where such a name cannot be, or is taken."""
+    taken = {*RESERVED, *BUILT_IN, *chooser.own, *(n for n, m in chosen.items() if not isinstance(m, LossTerm))}
+    names: dict[str, str] = {}
+    for term in terms:
+        if term != TOTAL:
+            names[term] = _name(term, taken)
+            taken.add(names[term])
+    for name, metric in chosen.items():
+        if isinstance(metric, LossTerm):  # asked for by its name
+            asked = metric.term
+            metric.term = next((term for term, known in names.items() if asked in (term, known)), TOTAL)
+            if metric.term == TOTAL:
+                raise chooser.no_such(name, names.values())
+    for on, data in chooser.sets.items():
+        prefix = f"{on}_" if on else ""
+        if f"{prefix}loss" in chosen:
+            for term, name in names.items():
+                chosen.setdefault(prefix + name, LossTerm(chooser.criterion, term, data))
+
+
+def _name(term: str, taken: set[str]) -> str:
+    """A term's name in the file: letters, digits and underscores."""
+    name = re.sub(r"[^0-9a-zA-Z_]", "_", term)
+    if not name.isidentifier() or name in taken:
+        name = f"term_{name}"
+    return name if name not in taken else _name(f"{name}_", taken)
 
 
 def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:

@@ -18,6 +18,7 @@ from ..errors import UserError, reason
 from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.form import compute_dtype
 from ..grid import Grid
+from ..metrics.criterion import Criterion
 from ..model_interface import state
 from ..model_interface.modes import EVAL
 from ..parallel.comm import Comm
@@ -112,7 +113,8 @@ class Plan:
             "seed": settings.seed,
             "metrics": ",".join(q.name for q in self.quantities),
             "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
-            "loss_function": repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"),
+            "loss_function": (repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"))
+            + ", a sum" * (loss is not None and Criterion(loss, self.problem.reduction).sum),
             "bn": self.evaluator.bn,
             "bn_kept": ",".join(norms.others if norms else ()) or "none",
             "mode": "none" if wrapper.mode == EVAL else wrapper.mode,

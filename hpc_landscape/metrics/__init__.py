@@ -1,16 +1,18 @@
 """Quantities of a model at a point."""
 
+from .criterion import Criterion
 from .curvature import HessianTrace, PrincipalCurvatureEvaluator, hessian_eigenvectors
 from .data import Data
 from .gradient import GradientNorm, GradientPredictiveness, LossGradient
 from .metric import BatchMetric, DataMetric, Metric, MetricPipeline
 from .perturbation import LossPerturbations
 from .reinforcement import ExpectedReturnMetric
-from .supervised import Accuracy, Loss
+from .supervised import Accuracy, Loss, LossTerm
 
 __all__ = [
     "Accuracy",
     "BatchMetric",
+    "Criterion",
     "Data",
     "DataMetric",
     "ExpectedReturnMetric",
@@ -19,6 +21,7 @@ __all__ = [
     "HessianTrace",
     "Loss",
     "LossGradient",
+    "LossTerm",
     "LossPerturbations",
     "Metric",
     "MetricPipeline",

@@ -6,7 +6,6 @@ A product takes the derivative of the gradient along a vector (Pearlmutter 1994)
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.numbers import can_move, count, inner, wide
+from .criterion import Criterion, data_of
 from .data import Data
 from .gradient import LossFunction, Parts, batch_gradients, differentiable, unflatten, weighted_mean
 from .metric import DataMetric
@@ -66,7 +66,7 @@ class Hessian:
         """The product with a vector, in float64. NotFinite where it is not."""
         parts = unflatten(np.ascontiguousarray(vector, dtype=np.float64).reshape(-1), self.parameters)
         batches = ((self.of_batch(gradient, parts), weight) for gradient, weight in self.gradients())
-        result = weighted_mean(self.parameters, batches).as_numpy()
+        result = weighted_mean(self.parameters, batches, self.loss_fn).as_numpy()
         if not np.isfinite(result).all():
             raise NotFinite
         return result
@@ -180,16 +180,16 @@ class PrincipalCurvatureEvaluator(CurvatureMetric):
     def __init__(
         self,
         loss_fn: LossFunction,
-        inputs: Any,
+        inputs: Any = None,
         target: Any = None,
         n: int = 1,
         tolerance: float = 1e-5,
         seed: int = 0,
     ):
-        super().__init__(inputs, target)
+        super().__init__(data_of(loss_fn, inputs), target)
         if n < 1:
             raise UserError(f"curvature: n={n} must be at least 1")
-        self.loss_fn, self.n, self.tolerance, self.seed = loss_fn, n, tolerance, seed
+        self.loss_fn, self.n, self.tolerance, self.seed = Criterion.of(loss_fn), n, tolerance, seed
         self.shape = (2 * n,)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
@@ -212,7 +212,7 @@ class PrincipalCurvatureEvaluator(CurvatureMetric):
         lanczos = Lanczos(hessian, self.tolerance, self.seed)
         with suppress(no_convergence):
             return lanczos(2 * n, "BE")[0]
-        warnings.warn("curvature: an end of the Hessian's spectrum did not converge, its values are NaN", stacklevel=3)
+        warn("curvature: an end of the Hessian's spectrum did not converge, its values are NaN")
         values = np.full(2 * n, np.nan)
         for end, which in ((slice(n, None), "LA"), (slice(n), "SA")):  # the largest mostly do
             with suppress(no_convergence):
@@ -273,11 +273,13 @@ class HessianTrace(CurvatureMetric):
     shape = (2,)
     dims = ("statistic",)
 
-    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None, n_vectors: int = 32, seed: int = 0):
-        super().__init__(inputs, target)
+    def __init__(
+        self, loss_fn: LossFunction, inputs: Any = None, target: Any = None, n_vectors: int = 32, seed: int = 0
+    ):
+        super().__init__(data_of(loss_fn, inputs), target)
         if n_vectors < 1:
             raise UserError(f"hessian_trace: n_vectors={n_vectors} must be at least 1")
-        self.loss_fn, self.n_vectors, self.seed = loss_fn, n_vectors, seed
+        self.loss_fn, self.n_vectors, self.seed = Criterion.of(loss_fn), n_vectors, seed
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         totals, items = np.zeros(self.n_vectors), 0.0
@@ -288,6 +290,7 @@ class HessianTrace(CurvatureMetric):
                     totals[i] += weight * _dot(vector, hessian.of_batch(gradient, vector))
                 items += weight
             self._check(model_wrapper, parameters)
+        items = 1.0 if items and Criterion.of(self.loss_fn).sum else items
         return mean_and_error(totals / items if items else np.full(self.n_vectors, np.nan))
 
     def _vectors(self, hessian: Hessian) -> Iterator[ModelParameters]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -13,15 +15,16 @@ from ..model_interface.model_wrapper import ModelWrapper
 from ..parallel.generators import apart
 from .nest import each_tensor, move
 from .precise import full_precision
+from .sizes import UNKNOWN, batch_size, shapes
 
 BATCH_SIZE = 512  # of a data set that no loader reads
 
 
 class Data:
-    """Batches of (input, target): one of two tensors, or those of a loader.
+    """Batches of (input, target): one of two tensors, or those of a loader; a tuple of tensors is one batch.
 
     forward, count: for other batches: ``forward(model, batch)`` gives the output, the target is the batch, and
-    ``count(batch)`` says over how many items a mean over it was taken.
+    ``count(batch)`` says over how many items a mean over it was taken, a number or a tensor.
     """
 
     def __init__(
@@ -29,10 +32,12 @@ class Data:
         inputs: Tensor | Iterable[Any],
         target: Any = None,
         forward: Callable[[Any, Any], Any] | None = None,
-        count: Callable[[Any], int] | None = None,
+        count: Callable[[Any], Any] | None = None,
     ):
-        self.single = target is not None or isinstance(inputs, Tensor)
-        self.batches: Iterable[Any] = [(inputs, target)] if self.single else inputs
+        parts = type(inputs) is tuple and bool(inputs) and all(isinstance(part, Tensor) for part in inputs)
+        self.single = target is not None or isinstance(inputs, Tensor) or parts
+        one = inputs if parts and target is None else (inputs, target)
+        self.batches: Iterable[Any] = [one] if self.single else inputs
         if isinstance(self.batches, Iterator):
             self.batches = list(self.batches)  # to be read at every point
         elif isinstance(self.batches, Dataset):  # gives samples
@@ -54,22 +59,74 @@ class Data:
         """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
         if self.forward:
             return full_precision(model.called_by(self.forward, batch))
-        if isinstance(batch, (Mapping, Tensor)):
+        self._check_pair(batch)
+        try:
+            return full_precision(model.forward(batch[0]))
+        except TypeError as error:
+            if type(batch[0]) not in (tuple, list):
+                raise
+            raise UserError(
+                f"the model cannot be called with a batch's input, a {type(batch[0]).__name__} of {len(batch[0])} "
+                f"parts ({' '.join(str(error).split())[:120]}): give Problem, or Data, a forward=lambda model, batch: "
+                "model(*batch[0]), and a loss(output, batch)"
+            ) from error
+
+    @staticmethod
+    def _check_pair(batch: Any) -> None:
+        """Raise UserError where a batch is not (input, target): nobody guesses what else it is."""
+        if not isinstance(batch, (tuple, list)):
             raise UserError(
                 f"a batch is a {type(batch).__name__}, not (input, target): give Problem, or Data, a "
                 "forward=lambda model, batch: ..., and a loss(output, batch)"
             )
-        return full_precision(model.forward(batch[0]))
+        if len(batch) != 2:
+            inputs = ", ".join(f"batch[{i}]" for i in range(max(1, min(len(batch) - 1, 4))))
+            raise UserError(
+                f"a batch has {len(batch)} part{'s' * (len(batch) != 1)}, not (input, target): give Problem, or Data, "
+                f"a forward=lambda model, batch: model({inputs}), and a loss(output, batch)"
+            )
 
     def target(self, batch: Any) -> Any:
         """What the loss compares the output with."""
         return batch if self.forward else full_precision(batch[1])
 
-    def items(self, batch: Any) -> float:
-        """By how much the batch's mean weighs."""
+    def items(self, batch: Any) -> Any:
+        """Over how many items the mean of a batch was taken: a number or a 0-d tensor; None where nothing tells."""
         if self.count:
-            return float(self.count(batch))
-        return 1.0 if self.single else samples(batch)
+            count = self.count(batch)
+            return count if isinstance(count, Tensor) else float(count)
+        return 1.0 if self.single else batch_size(batch)
+
+    def samples(self, batch: Any) -> float:
+        """How many samples a batch holds; where that cannot be told, the user's count. UserError where nothing tells.
+
+        By these the statistics of batch normalization are weighed: with equal batches as ``update_bn`` does it.
+        """
+        size = batch_size(batch)
+        if size is not None:
+            return size
+        return float(self.items(batch)) if self.count else 1.0 if self.single else self.unknown(batch)
+
+    def unknown(self, batch: Any) -> float:
+        """The weight of a batch whose size cannot be told: any, where it is the only one; else UserError."""
+        if self.alone:
+            return 1.0
+        raise UserError(UNKNOWN.format(found=shapes(batch)))
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether there is but one batch: then its weight is of no account."""
+        with suppress(TypeError):  # a stream has no length
+            if isinstance(self.batches, Sized):
+                return len(self.batches) == 1
+        first = iter(self.batches)
+        next(first, None)
+        return next(first, None) is None
+
+
+def nothing(items: Any) -> bool:
+    """Whether a batch of so many items need not be computed."""
+    return items is not None and not isinstance(items, Tensor) and not items
 
 
 def fresh(batch: Any) -> Any:
@@ -88,15 +145,8 @@ def _plain(batch: Any) -> bool:
 
 
 def samples(batch: Any) -> int:
-    """How many samples a batch holds: the length of the first tensor in it."""
-    tensor = _first_tensor(batch)
-    if tensor is None or tensor.ndim == 0:
-        raise UserError("cannot tell how many samples a batch holds: give the problem count=lambda batch: ...")
-    return tensor.size(0)  # nested ones have no len()
-
-
-def _first_tensor(batch: Any) -> Tensor | None:
-    if isinstance(batch, Tensor):
-        return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((t for t in map(_first_tensor, parts) if t is not None), None)
+    """How many samples a batch holds, all of its parts agreeing; UserError where they do not."""
+    size = batch_size(batch)
+    if size is None:
+        raise UserError(UNKNOWN.format(found=shapes(batch)))
+    return size

@@ -14,11 +14,11 @@ from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.numbers import can_move, count, double, numbers_of
-from .data import Data
+from .criterion import Criterion, data_of
+from .data import Data, nothing
 from .metric import DataMetric
-from .supervised import loss_of
 
-LossFunction = Callable[[Any, Any], Any]
+LossFunction = Callable[..., Any]  # or a Criterion
 Parts = Sequence["Tensor | None"]  # one for each parameter; None where the loss does not depend on it
 
 
@@ -64,11 +64,17 @@ def batch_gradients(
     model: ModelWrapper, parameters: Sequence[Tensor], loss_fn: LossFunction, data: Data, create_graph: bool = False
 ) -> Iterator[tuple[Parts, float]]:
     """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is."""
+    criterion = Criterion.of(loss_fn)
     for batch in data.on(model):
-        weight = data.items(batch)
+        items = data.items(batch)
+        if nothing(items):
+            continue
+        output, target = data.output(model, batch), data.target(batch)
+        loss = criterion(output, target)
+        weight = criterion.weight(output, target, items, data.count is not None)
+        weight = data.unknown(batch) if weight is None else float(weight)
         if not weight:
             continue  # a mean over nothing is NaN
-        loss = loss_of(loss_fn, data.output(model, batch), data.target(batch))
         if not loss.requires_grad:
             raise UserError(
                 "the loss has no gradient with respect to the perturbed parameters: it does not depend on them, or is "
@@ -77,8 +83,13 @@ def batch_gradients(
         yield torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph), weight
 
 
-def weighted_mean(parameters: Sequence[Tensor], batches: Iterable[tuple[Parts, float]]) -> ModelParameters:
-    """The mean of the batches' vectors in float64; what is None counts as zero, and no batches at all give NaN."""
+def weighted_mean(
+    parameters: Sequence[Tensor], batches: Iterable[tuple[Parts, float]], loss_fn: LossFunction
+) -> ModelParameters:
+    """The mean of the batches' vectors in float64, or of a loss that is a sum their sum.
+
+    What is None counts as zero, and no batches at all give NaN.
+    """
     totals = [torch.zeros_like(double(parameter)) for parameter in parameters]
     items = 0.0
     for parts, weight in batches:
@@ -86,6 +97,8 @@ def weighted_mean(parameters: Sequence[Tensor], batches: Iterable[tuple[Parts, f
             if part is not None:
                 total.add_(double(part), alpha=weight)
         items += weight
+    if Criterion.of(loss_fn).sum and items:
+        items = 1.0
     return ModelParameters(total / items for total in totals)
 
 
@@ -96,7 +109,7 @@ def gradient(model: ModelWrapper, loss_fn: LossFunction, data: Data) -> ModelPar
     the loss has none.
     """
     with differentiable(model) as parameters:
-        return weighted_mean(parameters, batch_gradients(model, parameters, loss_fn, data))
+        return weighted_mean(parameters, batch_gradients(model, parameters, loss_fn, data), loss_fn)
 
 
 @contextmanager
@@ -132,9 +145,9 @@ class LossGradient(DataMetric):
 
     dims = ("parameter",)
 
-    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None):
-        super().__init__(inputs, target)
-        self.loss_fn = loss_fn
+    def __init__(self, loss_fn: LossFunction, inputs: Any = None, target: Any = None):
+        super().__init__(data_of(loss_fn, inputs), target)
+        self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         return gradient(model_wrapper, self.loss_fn, self.data).as_numpy()
@@ -145,9 +158,9 @@ class GradientNorm(DataMetric):
 
     shape = ()
 
-    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None):
-        super().__init__(inputs, target)
-        self.loss_fn = loss_fn
+    def __init__(self, loss_fn: LossFunction, inputs: Any = None, target: Any = None):
+        super().__init__(data_of(loss_fn, inputs), target)
+        self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
         return gradient(model_wrapper, self.loss_fn, self.data).model_norm()
@@ -160,9 +173,11 @@ class GradientPredictiveness(DataMetric):
     several: then the shape is (steps,).
     """
 
-    def __init__(self, loss_fn: LossFunction, inputs: Any, target: Any = None, step: float | Sequence[float] = 0.1):
-        super().__init__(inputs, target)
-        self.loss_fn, self.step = loss_fn, step
+    def __init__(
+        self, loss_fn: LossFunction, inputs: Any = None, target: Any = None, step: float | Sequence[float] = 0.1
+    ):
+        super().__init__(data_of(loss_fn, inputs), target)
+        self.loss_fn, self.step = Criterion.of(loss_fn), step
         self.shape, self.dims = (), ()
         if isinstance(step, Sequence):
             self.shape, self.dims = (len(step),), ("step",)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..model_interface.model_wrapper import ModelWrapper
-from .data import Data
+from .data import Data, nothing
 from .without import no_gradients
 
 
@@ -48,13 +48,29 @@ class DataMetric(Metric):
 
 
 class BatchMetric(DataMetric):
-    """A mean over samples: it adds up over batches, and shares one pass over the data with its like."""
+    """A mean over samples: it adds up over batches, and shares one pass over the data with its like.
+
+    whole: a function of (output, target) of which several metrics take a ``part`` each: it is called once for a batch.
+    """
 
     shape = ()
+    whole: Callable[[Any, Any], Any] | None = None
+    sums = False  # whether the numbers of batches are added up as they are, and not divided by their weights
 
     @abc.abstractmethod
     def batch_mean(self, output: Any, target: Any) -> Tensor:
-        """The mean over this batch, a 0-d tensor. Means are weighted by the batch's items and added up in float64."""
+        """The mean over this batch, a 0-d tensor. Means are weighted by ``batch_weight`` and added up in float64."""
+
+    def batch_weight(self, output: Any, target: Any, items: Any) -> Any:
+        """Over how much the mean of this batch was taken: a number or a 0-d tensor; 0: the batch weighs nothing.
+
+        items: over how many items, as the data say; None where they do not.
+        """
+        return items
+
+    def part(self, whole: Any) -> Tensor:
+        """The mean over a batch, of what ``whole`` gave for it."""
+        return whole
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
         with no_gradients():
@@ -72,8 +88,40 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
+def weighed(
+    metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any
+) -> Iterator[tuple[Any, Any]]:
+    """(mean, weight) of a batch of so many items for each metric; what several are parts of is computed once."""
+    output, target = data.output(model, batch), data.target(batch)
+    wholes: dict[Any, Any] = {}
+    for metric in metrics:
+        if metric.whole is None:
+            mean = metric.batch_mean(output, target)
+        else:
+            if metric.whole not in wholes:
+                wholes[metric.whole] = metric.whole(output, target)
+            mean = metric.part(wholes[metric.whole])
+        weight = metric.batch_weight(output, target, items)
+        if isinstance(weight, Tensor):
+            weight = (weight.cpu() if weight.device.type == "mps" else weight).double().reshape(())
+        yield mean, data.unknown(batch) if weight is None else weight
+
+
+def times(mean: Tensor, weight: Any) -> Tensor:
+    """A batch's mean times its weight, in float64; nothing, where it weighs nothing: its mean may be NaN then."""
+    mean = (mean.cpu() if mean.device.type == "mps" else mean).double()
+    if not isinstance(weight, Tensor):
+        return mean * weight if weight else torch.zeros_like(mean)
+    weight = weight.to(mean.device)
+    return torch.where(weight == 0, 0.0, mean * weight)
+
+
+def _to(device: torch.device, weight: Any) -> Any:
+    return weight.to(device) if isinstance(weight, Tensor) else weight
+
+
 class Sums:
-    """Metrics over batches: means weighted by the batches' items. For use without gradients.
+    """Metrics over batches: means by their weights. For use without gradients.
 
     Sums are float64 and stay on the device (on the host where it has no float64) until they are asked for.
     """
@@ -81,24 +129,24 @@ class Sums:
     def __init__(self, metrics: Sequence[BatchMetric]):
         self.metrics = metrics
         self.totals: list[Any] = [0.0] * len(metrics)
-        self.items = 0.0
+        self.weights: list[Any] = [0.0] * len(metrics)
 
     def add(self, model: ModelWrapper, data: Data, batch: Any) -> None:
         """What the model makes of one more batch."""
-        output, target, weight = data.output(model, batch), data.target(batch), data.items(batch)
-        if not weight:
-            return  # a mean over nothing is NaN
-        for i, metric in enumerate(self.metrics):
-            mean = metric.batch_mean(output, target)
-            self.totals[i] += (mean.cpu() if mean.device.type == "mps" else mean).double() * weight
-        self.items += weight
+        items = data.items(batch)
+        if nothing(items):
+            return
+        for i, (mean, weight) in enumerate(weighed(self.metrics, model, data, batch, items)):
+            self.totals[i] += times(mean, weight)
+            self.weights[i] += weight
 
     def on_device(self) -> Tensor:
-        """Each metric's mean over all batches, float64, without a wait for the device."""
-        if not self.items:
+        """Each metric's mean over all batches, float64, without a wait for the device. NaN over nothing."""
+        if not any(isinstance(total, Tensor) for total in self.totals):
             return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64, device="cpu")
         home = self.totals[0].device
-        return torch.stack([total.to(home) for total in self.totals]) / self.items
+        pairs = zip(self.metrics, self.totals, self.weights, strict=True)
+        return torch.stack([total.to(home) if m.sums else total.to(home) / _to(home, w) for m, total, w in pairs])
 
     def means(self) -> list[float]:
         """The same as numbers."""

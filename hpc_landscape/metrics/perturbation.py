@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.numbers import count
+from .criterion import Criterion, data_of
 from .gradient import LossFunction, floating, movable, unflatten
 from .metric import DataMetric
 from .supervised import Loss
@@ -29,16 +30,16 @@ class LossPerturbations(DataMetric):
     def __init__(
         self,
         loss_fn: LossFunction,
-        inputs: Any,
+        inputs: Any = None,
         target: Any = None,
         n_directions: int = 10,
         alpha: float = 0.1,
         seed: int = 0,
     ):
-        super().__init__(inputs, target)
+        super().__init__(data_of(loss_fn, inputs), target)
         if n_directions < 1:
             raise UserError(f"loss_perturbations: n_directions={n_directions} must be at least 1")
-        self.loss_fn, self.n_directions, self.alpha, self.seed = loss_fn, n_directions, alpha, seed
+        self.loss_fn, self.n_directions, self.alpha, self.seed = Criterion.of(loss_fn), n_directions, alpha, seed
         self.shape = (n_directions,)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:

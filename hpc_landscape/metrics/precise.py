@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import MutableMapping
 from dataclasses import is_dataclass
 from operator import is_
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import warn
 from ..model_interface.numbers import HALVES
 
 
@@ -48,9 +48,8 @@ def _is_record(thing: Any) -> bool:
 def precise(loss: Tensor) -> Tensor:
     """The loss; with a warning where it was computed in 16 bits."""
     if loss.dtype in HALVES:
-        warnings.warn(
+        warn(
             f"the loss is a {str(loss.dtype).removeprefix('torch.')}, of 2 or 3 digits: where it is computed, in the "
-            "model or in forward, take .float() of what it is computed of",
-            stacklevel=2,
+            "model or in forward, take .float() of what it is computed of"
         )
     return loss

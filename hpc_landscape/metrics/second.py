@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
+from .criterion import Criterion
 from .data import Data, move
 from .gradient import LossFunction
-from .supervised import loss_of
 
 TOLD = re.compile(
     r"once_differentiable|derivative for .* is not implemented|not (twice )?differentiable|double backward|"
@@ -84,7 +84,7 @@ class _Probe:
 
     def loss(self) -> Tensor:
         torch.manual_seed(self.seed)
-        return loss_of(self.loss_fn, self.data.output(self.model, self.batch), self.data.target(self.batch))
+        return Criterion.of(self.loss_fn)(self.data.output(self.model, self.batch), self.data.target(self.batch))
 
     def value(self) -> float:
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..metrics.data import samples
 from ..metrics.nest import contents, tensors_in
 from .batches import ONCE, Batches, LoaderBatches, StoredBatches, TensorBatches, slices
@@ -108,7 +107,7 @@ def as_batches(data: Any) -> Iterable[Any]:
             return data
     elif isinstance(data, Batches):
         return data
-    found = prepare(data, BATCH_SIZE, None, 0, "data", lambda text: warnings.warn(text, stacklevel=3))
+    found = prepare(data, BATCH_SIZE, None, 0, "data", warn)
     if isinstance(found, StreamBatches):
         found.check("data")
     return found
@@ -125,7 +124,10 @@ def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:
     lengths = rows_of(tensors)
     if len(lengths) > 1 or None in lengths:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise UserError(f"the problem's {what} has tensors of different lengths: {shapes}")
+        raise UserError(
+            f"the problem's {what} has tensors of different lengths: {shapes}. Where they are one batch, such as a "
+            "graph, say DataLoader([graph], batch_size=None)"
+        )
     dataset = TensorDataset()
     dataset.tensors = tensors  # sparse and nested ones are not asked for their length there
     return dataset

@@ -17,9 +17,11 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..errors import Stopped, UserError, memory_is_out
+from ..metrics.criterion import REDUCTIONS, takes_no_data, without_data
 from ..metrics.data import Data
 from ..metrics.metric import Metric
 from ..model_interface.model_wrapper import ModelWrapper, wrap_model
@@ -35,12 +37,14 @@ class Problem:
     """What a factory returns.
 
     model: the network; or a wrapper that says how a model or an agent is called, and which of its modules move.
-    loss: ``loss(output, target)``, a mean over the batch (a torch.nn loss, say).
+    loss: ``loss(output, target)``, a mean over the batch (a torch.nn loss, say), or several as a dict or tuple; without
+    data ``loss()`` or ``loss(model)``.
     data: what the metrics are computed on: a pair of tensors, a Dataset or a DataLoader; or several such by name,
     ``{"train": ..., "test": ...}``.
     warmup_data: what batch normalization is re-estimated on; None: the data (of several, "train", else the first).
     forward, count: for batches that are not (input, target): ``forward(model, batch)`` gives the output, loss receives
     (output, batch), and ``count(batch)`` says over how many items the mean was taken.
+    reduction: ``sum`` where the loss is a sum over the batch: it is added up over the batches then, and not averaged.
     train: makes the model what it should be, in place, where it does not come trained; runs on rank 0 only.
     score: says how good the trained model is, in a few words, on data that it was not trained on.
     axis: the default axis, MIN:MAX:N. name: for titles.
@@ -51,11 +55,11 @@ class Problem:
     """
 
     model: nn.Module | ModelWrapper
-    loss: Callable[[Any, Any], Tensor] | None = None
+    loss: Callable[..., Any] | None = None
     data: Any = None
     warmup_data: Any = None
     forward: Callable[[nn.Module, Any], Any] | None = None
-    count: Callable[[Any], int] | None = None
+    count: Callable[[Any], Any] | None = None
     train: Callable[[nn.Module], None] | None = None
     score: Callable[[nn.Module], str] | None = None
     axis: str = "-1:1:51"
@@ -65,6 +69,14 @@ class Problem:
     neutral: Sequence[str] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # that the factory was given
     mode: str = EVAL
+    reduction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.forward is None and callable(self.loss) and takes_no_data(self.loss):
+            self.data, self.forward = (
+                (torch.zeros(1, device="cpu"),),
+                without_data(self.loss),
+            )  # one batch, which nobody looks at
 
     @cached_property
     def wrapper(self) -> ModelWrapper:
@@ -100,8 +112,7 @@ class Problem:
             raise UserError(
                 f"the problem's loss is a {type(self.loss).__name__}: it must be callable, loss(output, target)"
             )
-        if getattr(self.loss, "reduction", "mean") != "mean":
-            raise UserError(f"the problem's loss has reduction='{self.loss.reduction}': it must be 'mean'")
+        self._check_loss()
         if self.data is None and not self.metrics and self.env is None:
             raise UserError(
                 "the problem has no data: give Problem(model, loss, data) tensors, a Dataset or a DataLoader; or "
@@ -113,6 +124,17 @@ class Problem:
             if name and not name.isidentifier():
                 raise UserError(f"the problem's data has a set called '{name}': take letters, digits and underscores")
         self._check_parameters()
+
+    def _check_loss(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise UserError(f"the problem's reduction is {self.reduction!r}: it must be 'mean' or 'sum'")
+        if self.reduction is None and getattr(self.loss, "reduction", "mean") == "none":
+            raise UserError("the problem's loss has reduction='none': it must be one number, 'mean' or 'sum'")
+        if self.loss is not None and self.forward is None and self.data is not None and takes_no_data(self.loss):
+            raise UserError(
+                "the problem has data, and its loss does not take (output, target): leave out the data, or let it "
+                "take them"
+            )
 
     def _check_parameters(self) -> None:
         parameters = list(self.root.parameters())

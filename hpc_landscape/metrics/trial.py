@@ -1,0 +1,168 @@
+"""Whether a loss is the mean that it is taken for: the loss of a batch, against the losses of its parts.
+
+Where a batch's loss is no mean over the items that it is weighed by, what is computed over several batches depends on
+how they were made. Nobody is told so by the numbers; so a batch is taken apart once, before they are computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import memory_is_out, warn
+from ..model_interface.model_wrapper import ModelWrapper
+from .criterion import Criterion
+from .data import Data
+from .sizes import batch_size, part
+
+TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
+SPREAD = 6.0  # a loss that draws differs from its parts by no more than so many times what it differs between seeds
+BATCHES = 3  # of so many the first ones are tried: not in every batch something is ignored
+SEEDS = 7  # for a loss that draws
+
+
+@dataclass
+class Finding:
+    """A loss that is not what it was taken for. off: by how much at most, relative; whole, parts: its loss, and theirs.
+
+    sum: whether the loss is the sum of its parts' losses.
+    """
+
+    off: float
+    whole: float
+    parts: float
+    sum: bool
+    counted: bool
+
+    def text(self, criterion: Criterion) -> str:
+        """The notice."""
+        if self.sum and criterion.given is None:
+            return (
+                "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
+                'averaged; say so by Problem(..., reduction="sum"), or Loss(..., reduction="sum")'
+            )
+        off = f"{100 * self.off:.2g}% off" if np.isfinite(self.off) else "for want of samples"
+        weight = "weighed by count" if self.counted else "weighed by samples"
+        way = (
+            "the count= given is not what the mean is over"
+            if self.counted
+            else "say over how many items it is a mean: count=lambda batch: ..."
+        )
+        return (
+            f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
+            f"({off}): it is no mean over these, so values depend on the batch size; {way} (a loss "
+            "of a whole batch, a contrastive one, has no such number: its batches are part of the result)"
+        )
+
+
+def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: float = TOLERANCE) -> Finding | None:
+    """What is wrong with how the loss is weighed, on the first batches; None where nothing is, or cannot be found out.
+
+    Draws as it likes from the generators of torch, NumPy and Python, and leaves them as they were.
+    """
+    if criterion.sum or (criterion.derived and data.count is None) or data.alone:
+        return None
+    with _generators_kept():
+        for batch in itertools.islice(data.on(model), BATCHES):
+            if (found := _try_batch(model, criterion, data, batch, tolerance)) is not None:
+                return found
+    return None
+
+
+def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
+    """For the library: warn once for each loss; what turns out to be a sum is one from then on."""
+    if criterion.tried:
+        return
+    criterion.tried = True
+    if (found := try_loss(model, criterion, data)) is not None:
+        warn(found.text(criterion))
+        settle(criterion, found)
+
+
+def settle(criterion: Criterion, found: Finding) -> None:
+    """Take a loss for the sum that it is, unless the user has said what it is."""
+    if found.sum and criterion.given is None:
+        criterion.sum = True
+
+
+def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, tolerance: float) -> Finding | None:
+    size = batch_size(batch)
+    if size is None or size < 2:
+        return None
+
+    def measured(some: Any, seed: int = 0) -> tuple[np.ndarray, float]:
+        return _measured(model, criterion, data, some, seed)
+
+    whole, weight = measured(batch)
+    spread = abs(measured(batch, seed=1)[0] - whole)
+    if spread.any():
+        spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
+    cuts = sorted({1, size // 2})
+    try:
+        splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in cuts]
+    except Exception as error:  # the user's code need not take parts of a batch
+        if memory_is_out(error):
+            raise
+        return None
+    return _judged(whole, weight, splits, SPREAD * spread, tolerance, data.count is not None)
+
+
+def _judged(
+    whole: np.ndarray,
+    weight: float,
+    splits: list[list[tuple[np.ndarray, float]]],
+    drawn: np.ndarray,
+    tolerance: float,
+    counted: bool,
+) -> Finding | None:
+    """whole: the terms of a batch of this weight; splits: (terms, weight) of the two parts of each."""
+    if weight == 0 or not np.isfinite(whole).all():
+        return None
+    worst: Finding | None = None
+    is_sum = True
+    for one, two in splits:
+        total = one[1] + two[1]
+        parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / total if total else whole
+        scale = np.fmax(abs(whole), np.fmax(abs(one[0]), abs(two[0])))
+        allowed = tolerance * scale + drawn
+        is_sum = is_sum and bool((abs(whole - one[0] - two[0]) <= allowed).all())
+        off = abs(whole - parts)
+        off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
+        if (off > allowed).any():
+            i = int((off / np.fmax(allowed, 1e-300)).argmax())
+            found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted)
+            if worst is None or not np.isfinite(worst.off) or worst.off < found.off < np.inf:
+                worst = found
+    if worst is not None:
+        worst.sum = is_sum
+    return worst
+
+
+@torch.no_grad()
+def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, seed: int) -> tuple[np.ndarray, float]:
+    """(the loss's terms, their weight) for a batch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    output, target = data.output(model, batch), data.target(batch)
+    terms = criterion.terms(output, target)
+    weight = criterion.weight(output, target, data.items(batch), data.count is not None)
+    return np.array([float(term) for term in terms.values()]), float(weight)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
