@@ -55,7 +55,7 @@ def each_tensor(thing: Any, change: Change, device: torch.device | None = None) 
     if _moves(thing) and not isinstance(thing, UserDict):
         thing = _copied(thing)  # some move themselves, in place
         thing = thing if device is None else thing.to(device)
-    return _rebuilt(thing, lambda value: each_tensor(value, change, device))
+    return rebuilt(thing, lambda value: each_tensor(value, change, device))
 
 
 def _moves(thing: Any) -> bool:
@@ -70,7 +70,7 @@ def _copied(thing: Any) -> Any:
         return thing
 
 
-def _rebuilt(thing: Any, change: Callable[[Any], Any]) -> Any:
+def rebuilt(thing: Any, change: Callable[[Any], Any]) -> Any:
     """A container of a type of its own, each part changed; UserError where it lets nobody make another."""
     old = list(_parts(thing))
     if not old:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .nest import rebuilt
+
 UNKNOWN = (
     "cannot tell how many samples a batch holds: {found}. Say over how many items the loss of a batch is a mean: "
     "give Problem, or Data, a count=lambda batch: ..."
@@ -75,10 +77,10 @@ def part(batch: Any, size: int, start: int, end: int) -> Any:
         return batch.narrow(dim, start, end - start)
     if batch is None or isinstance(batch, (str, int, float)):
         return batch
-    if type(batch) is dict:
-        return {key: part(value, size, start, end) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields") and not isinstance(batch, PackedSequence):
-        return type(batch)(*(part(value, size, start, end) for value in batch))
+    named = isinstance(batch, tuple) and hasattr(batch, "_fields") and not isinstance(batch, PackedSequence)
+    record = dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+    if isinstance(batch, Mapping) or named or record:
+        return rebuilt(batch, lambda value: part(value, size, start, end))
     if type(batch) in (tuple, list):
         whole = batch_size(batch)
         if whole is None or (whole != size and len(batch) == size):

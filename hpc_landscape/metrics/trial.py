@@ -19,7 +19,7 @@ import torch
 from ..errors import memory_is_out, warn
 from ..model_interface.model_wrapper import ModelWrapper
 from .criterion import Criterion
-from .data import Data
+from .data import Data, fresh
 from .sizes import batch_size, part
 
 TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
@@ -32,7 +32,7 @@ SEEDS = 7  # for a loss that draws
 class Finding:
     """A loss that is not what it was taken for. off: by how much at most, relative; whole, parts: its loss, and theirs.
 
-    sum: whether the loss is the sum of its parts' losses.
+    sum: whether the loss is the sum of its parts' losses. unseen: a batch cannot be taken apart, so nobody knows.
     """
 
     off: float
@@ -40,9 +40,16 @@ class Finding:
     parts: float
     sum: bool
     counted: bool
+    unseen: bool = False
 
     def text(self, criterion: Criterion) -> str:
         """The notice."""
+        if self.unseen:
+            return (
+                "a batch cannot be taken apart, to see whether its loss is a mean over its samples: it is taken for "
+                "one. If it is not, values depend on the batch size: say over how many items it is a mean, "
+                'count=lambda batch: ..., or that it is a sum, Problem(..., reduction="sum")'
+            )
         if self.sum and criterion.given is None:
             return (
                 "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
@@ -110,7 +117,7 @@ def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any
     except Exception as error:  # the user's code need not take parts of a batch
         if memory_is_out(error):
             raise
-        return None
+        return None if data.count else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
     return _judged(whole, weight, splits, SPREAD * spread, tolerance, data.count is not None)
 
 
@@ -151,6 +158,7 @@ def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any,
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    batch = fresh(batch)  # the user's code may put something else into it
     output, target = data.output(model, batch), data.target(batch)
     terms = criterion.terms(output, target)
     weight = criterion.weight(output, target, data.items(batch), data.count is not None)
