@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from .evaluate.evaluator import Evaluator
-from .landscape_base import Landscape, Point
+from .landscape_base import Landscape
 from .metrics import Loss, Metric
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
 from .parallel.torch_state import one_at_a_time
 from .problems.data import as_batches
+from .problems.others import Point
 
 
 class PlanarLossLandscape(Landscape):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from . import __version__
 from .directions.file import read_directions
+from .directions.given import as_direction, as_long
 from .directions.interpolation import differences
-from .directions.normalize import norm, normalize, standing
+from .directions.normalize import normalize, standing
 from .directions.pca import principal_directions
 from .directions.projection import project
 from .directions.random import random_directions
@@ -33,18 +34,15 @@ from .model_interface import state
 from .model_interface.batchnorm import batchnorm_layers, given_statistics
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
-from .model_interface.numbers import count, double, numbers_of, reals, wide
-from .model_interface.rest import rest, share_rest, told, unmoved
+from .model_interface.numbers import wide
+from .model_interface.rest import share_rest, told, unmoved
 from .model_interface.subspace import Subspace
 from .parallel.comm import Comm, SerialComm, ours_of
 from .parallel.torch_state import LOCK, one_at_a_time
-from .problems.checkpoint import find_checkpoints, labels, read_parameters
-from .problems.choice import Chosen
+from .problems.checkpoint import find_checkpoints, labels
 from .problems.data import as_batches
+from .problems.others import Path, Point, read_other, read_rest
 from .store import layout
-
-Path = str | os.PathLike
-Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its state dict, or a file that holds one
 
 
 class Landscape:
@@ -118,7 +116,7 @@ class Landscape:
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
         vectors = [
-            self._as_long(normalize(d, weights, _checked(normalization), ignore))
+            as_long(normalize(d, weights, _checked(normalization), ignore), weights)
             for d in random_directions(weights, self.dimensions, self.seed, random)
         ]
         return self._define("random", vectors, self._sides(distance, centered), normalization=_checked(normalization))
@@ -127,17 +125,18 @@ class Landscape:
     def _precomputed(
         self, directions: Sequence[Any], distance: float, normalization: str | None, centered: bool, ignore: str
     ) -> Any:
-        vectors = [self._direction(direction) for direction in directions]
+        weights = self._weights()
+        vectors = [as_direction(direction, weights) for direction in directions]
         if normalization not in (None, "none"):
-            weights = self._weights()
-            vectors = [self._as_long(normalize(d, weights, _checked(normalization), ignore)) for d in vectors]
+            vectors = [as_long(normalize(d, weights, _checked(normalization), ignore), weights) for d in vectors]
         return self._define("precomputed", vectors, self._sides(distance, centered))
 
     @one_at_a_time
     def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         weights = self._weights()
-        models = [{name: t.to(weights[name].dtype) for name, t in self._read(end, key)().items()} for end in ends]
-        others = [self._rest_of(end, key) for end in ends]
+        models = [read_other(end, self.model_wrapper, weights, key)() for end in ends]
+        models = [{name: t.to(weights[name].dtype) for name, t in model.items()} for model in models]
+        others = [read_rest(end, self.model_wrapper, key) for end in ends]
         sides = [(low, high)] * self.dimensions
         return self._define("interpolation", differences(weights, models), sides, models, others)
 
@@ -367,41 +366,6 @@ class Landscape:
             raise UserError(f"distance={distance}: must be positive and finite")
         return [(-distance / 2, distance / 2) if centered else (0.0, distance)] * self.dimensions
 
-    def _as_long(self, direction: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The direction with the norm of the parameters that it moves."""
-        weights = self._weights()
-        moved = {name: weights[name] for name, d in direction.items() if bool(d.any())}
-        length = norm(direction)
-        factor = norm(moved) / length if length > 0 else torch.zeros((), dtype=torch.float64, device="cpu")
-        return {name: (double(d) * factor).to(d.dtype) for name, d in direction.items()}
-
-    def _direction(self, given: Any) -> dict[str, Tensor]:
-        """A direction by name: from a mapping (what is missing does not move), tensors in order, or one flat array."""
-        weights = self._weights()
-        if not isinstance(given, Mapping):
-            if isinstance(given, (Tensor, np.ndarray)):
-                flat = torch.as_tensor(given, device="cpu").reshape(-1)
-                sizes = [count(w) for w in weights.values()]
-                if flat.numel() != sum(sizes):
-                    raise UserError(f"a direction of {flat.numel()} numbers for {sum(sizes)} parameters")
-                parts = zip(flat.split(sizes), weights.values(), strict=True)
-                given = [numbers_of(part.reshape(reals(w).shape), w) for part, w in parts]
-            given = list(given)
-            if len(given) != len(weights):
-                raise UserError(f"a direction of {len(given)} tensors for {len(weights)} parameters")
-            given = dict(zip(weights, given, strict=True))
-        for name, d in given.items():
-            if name not in weights or d.shape != weights[name].shape:
-                raise UserError(f"a direction's {name} {tuple(d.shape)} is no parameter that moves, or another shape")
-        if odd := [
-            name for name, d in given.items() if torch.as_tensor(d).is_complex() and not weights[name].is_complex()
-        ]:
-            raise UserError(f"a direction's {odd[0]} is complex, and the parameter is not")
-        zeros = {name: torch.zeros_like(w) for name, w in weights.items()}
-        return zeros | {
-            name: torch.as_tensor(d, device="cpu").detach().to(weights[name].dtype) for name, d in given.items()
-        }
-
     def _points(self, checkpoints: Path | Iterable[Point], key: str | None) -> list[Callable[[], Mapping[str, Tensor]]]:
         """Functions that read one checkpoint's parameters each."""
         if isinstance(checkpoints, Path):
@@ -409,41 +373,11 @@ class Landscape:
         checkpoints = list(checkpoints)
         named = iter(labels([os.fspath(c) for c in checkpoints if isinstance(c, Path)]))
         self._labels = [next(named) if isinstance(c, Path) else str(i) for i, c in enumerate(checkpoints)]
-        return [self._read(checkpoint, key) for checkpoint in checkpoints]
-
-    def _read(self, point: Point, key: str | None) -> Callable[[], Mapping[str, Tensor]]:
-        """A function that gives the parameters, of those that move, of another model, a state dict or a file."""
-        names = list(self._weights())
-        if isinstance(point, Path):
-            root = self.model_wrapper.root
-            return partial(read_parameters, os.fspath(point), root, names, True, "checkpoint", key, _tell)
-        if isinstance(point, (nn.Module, ModelWrapper)):
-            point = dict(wrap_model(point).named_parameters())
-        shapes = {name: w.shape for name, w in self._weights().items()}
-        if missing := [name for name in names if name not in point or point[name].shape != shapes[name]]:
-            raise UserError(
-                f"the other model has no parameter {', '.join(missing[:3])}, or another shape of it: it must be of the "
-                "same architecture"
-            )
-        return lambda: {name: point[name].detach().cpu() for name in names}
-
-    def _rest_of(self, point: Point, key: str | None) -> dict[str, Tensor]:
-        """The buffers of another model, and what else has no direction, by name."""
-        root, wanted = self.model_wrapper.root, rest(self.model_wrapper)
-        if isinstance(point, Path):
-            names = [name for name in wanted if name in root.state_dict()]
-            return dict(read_parameters(os.fspath(point), root, names, True, "checkpoint", key))
-        given = state.state(wrap_model(point).root) if isinstance(point, (nn.Module, ModelWrapper)) else point
-        return {name: given[name].detach().cpu() for name in wanted if name in given}
+        weights = self._weights()
+        return [read_other(checkpoint, self.model_wrapper, weights, key) for checkpoint in checkpoints]
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
-
-
-def _tell(path: str, chosen: Chosen) -> None:
-    """Warn of what is odd in a file."""
-    if chosen.notes:
-        warn(f"{path}{chosen}")
 
 
 def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:
