@@ -20,6 +20,7 @@ from .plan import Plan
 # Relative: what threads, kernels and machines change. Of one accuracy a few samples may change sides.
 NEAR = {"fp64": 1e-5, "fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
 SIDES = 2e-3
+CANCELLED = 1e-7
 SEVERAL = "; "  # between what the ranks have not in common
 
 
@@ -54,8 +55,9 @@ def _compare(plan: Plan, point: int, alike: bool) -> None:
             f"{path} has a finished point at {where}, and computing it again raised {user_traceback(error)}"
         ) from None
     for name, now in values.items():
-        there = layout.read_values(path, name)[np.unravel_index(point, plan.grid.shape)]
-        if not _same(plan, name, np.asarray(there), now, alike):
+        stored = layout.read_values(path, name)
+        there = np.asarray(stored[np.unravel_index(point, plan.grid.shape)])
+        if not _same(plan, name, there, now, alike, _largest(stored)):
             raise UserError(
                 f"{path} is of another run: at {where} {name} is {_text(there)} there, and {_text(now)} computed again "
                 "now. Something that the values depend on has changed: undo that, choose another --output, or "
@@ -81,10 +83,14 @@ def _processor() -> str:
         return "unknown"
 
 
-def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool) -> bool:
-    """To the bit where everything is alike."""
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool, largest: float) -> bool:
+    """To the bit where everything is alike. largest: of all values: what is far below it may have cancelled out."""
     equal = (there == now) | (np.isnan(there) & np.isnan(now))
-    loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else 0.0
+    loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else CANCELLED * largest
     near = np.isclose(now, there, rtol=NEAR[plan.settings.precision], atol=loose)
     return bool((equal if alike else equal | near).all())
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
+from ..model_interface.numbers import can_move, double
 from .criterion import Criterion
 from .data import Data, move
 from .gradient import LossFunction
@@ -164,7 +165,7 @@ class _Probe:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([t.detach().double().norm() for t in tensors]).norm())
+    return float(torch.stack([t.detach().abs().double().norm() for t in tensors]).norm())
 
 
 def _own_functions(loss: Tensor) -> bool:
@@ -184,12 +185,12 @@ def _own_functions(loss: Tensor) -> bool:
 @contextmanager
 def _double(model: ModelWrapper) -> Iterator[None]:
     """The model in float64 meanwhile; its tensors, and torch's generator, are what they were afterwards."""
-    tensors = [t for t in (*model.root.parameters(), *model.root.buffers()) if t.is_floating_point()]
+    tensors = [t for t in (*model.root.parameters(), *model.root.buffers()) if can_move(t)]
     kept = [(t, t.data) for t in tensors]
     with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda})):
         try:
             for t in tensors:
-                t.data = t.data.double()
+                t.data = double(t)
             yield
         finally:
             for t, data in kept:
