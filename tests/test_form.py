@@ -293,7 +293,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
     sets = read_data(settings, problem, comm, print)
-    directions = share_directions(settings, problem, sets, None, [], cpu, comm)
+    directions = share_directions(settings, problem, sets, None, [], cpu, comm, print)
     maker = Maker(settings, problem, sets, directions, cpu, True)
     evaluator, data = maker.choose(comm, print)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
