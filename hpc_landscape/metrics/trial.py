@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,10 @@ from .data import Data, fresh
 from .sizes import batch_size, part
 
 TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
+LOW, TF32 = 5e-2, 5e-3  # of models in 16 bits; on a GPU, where PyTorch lets convolutions round so
+FLOOR = 1e-8  # a loss that is 0 but for rounding, of a model and its own outputs, say
 SPREAD = 6.0  # a loss that draws differs from its parts by no more than so many times what it differs between seeds
-BATCHES = 3  # of so many the first ones are tried: not in every batch something is ignored
+BATCHES = 3  # so many first ones are tried: not in every batch something is ignored
 SEEDS = 7  # for a loss that draws
 
 
@@ -55,6 +57,12 @@ class Finding:
                 "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
                 'averaged; say so by Problem(..., reduction="sum"), or Loss(..., reduction="sum")'
             )
+        if criterion.derived and not self.counted:
+            return (
+                f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses {self.parts:.6g}: the "
+                "model mixes the samples of a batch, or output and target are of different shapes; values depend on "
+                "the batch size"
+            )
         off = f"{100 * self.off:.2g}% off" if np.isfinite(self.off) else "for want of samples"
         weight = "weighed by count" if self.counted else "weighed by samples"
         way = (
@@ -74,13 +82,27 @@ def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: f
 
     Draws as it likes from the generators of torch, NumPy and Python, and leaves them as they were.
     """
-    if criterion.sum or (criterion.derived and data.count is None) or data.alone:
+    if criterion.sum or data.alone:
         return None
+    seen, unseen = False, None
     with _generators_kept():
-        for batch in itertools.islice(data.on(model), BATCHES):
-            if (found := _try_batch(model, criterion, data, batch, tolerance)) is not None:
+        for batch in _some(model, data):
+            size = batch_size(batch)
+            if size is None or size < 2:
+                continue
+            found = _try_batch(model, criterion, data, batch, size, tolerance)
+            if found is not None and not found.unseen:
                 return found
-    return None
+            seen, unseen = seen or found is None, found
+    return None if seen else unseen
+
+
+def _some(model: ModelWrapper, data: Data) -> Iterator[Any]:
+    """The first batches; where no pass loads any, also one in the middle and the last two: data may be sorted."""
+    kept = isinstance(data.batches, Sequence) or not getattr(data.batches, "streamed", True)
+    total = sum(1 for _ in data.batches) if kept else 0
+    wanted = {*range(BATCHES), total // 2, total - 2, total - 1}
+    yield from (batch for i, batch in enumerate(itertools.islice(data.on(model), max(wanted) + 1)) if i in wanted)
 
 
 def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
@@ -88,9 +110,17 @@ def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
     if criterion.tried:
         return
     criterion.tried = True
-    if (found := try_loss(model, criterion, data)) is not None:
+    if (found := try_loss(model, criterion, data, _rounding(model))) is not None:
         warn(found.text(criterion))
         settle(criterion, found)
+
+
+def _rounding(model: ModelWrapper) -> float:
+    """What a batch and its parts may differ by, as the library computes them."""
+    parameters = list(model.root.parameters())
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters):
+        return LOW
+    return TOLERANCE if all(p.device.type == "cpu" for p in parameters) else TF32
 
 
 def settle(criterion: Criterion, found: Finding) -> None:
@@ -99,25 +129,26 @@ def settle(criterion: Criterion, found: Finding) -> None:
         criterion.sum = True
 
 
-def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, tolerance: float) -> Finding | None:
-    size = batch_size(batch)
-    if size is None or size < 2:
-        return None
+def _try_batch(
+    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, tolerance: float
+) -> Finding | None:
+    def measured(some: Any, items: int, seed: int = 0) -> tuple[np.ndarray, float]:
+        return _measured(model, criterion, data, some, items, seed)
 
-    def measured(some: Any, seed: int = 0) -> tuple[np.ndarray, float]:
-        return _measured(model, criterion, data, some, seed)
-
-    whole, weight = measured(batch)
-    spread = abs(measured(batch, seed=1)[0] - whole)
+    whole, weight = measured(batch, size)
+    spread = abs(measured(batch, size, seed=1)[0] - whole)
     if spread.any():
-        spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
-    cuts = sorted({1, size // 2})
-    try:
-        splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in cuts]
-    except Exception as error:  # the user's code need not take parts of a batch
-        if memory_is_out(error):
-            raise
-        return None if data.count else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
+        spread = np.max([abs(measured(batch, size, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
+    splits = []
+    for cut in sorted({1, size // 2}):
+        try:
+            splits.append([measured(part(batch, size, a, b), b - a) for a, b in ((0, cut), (cut, size))])
+        except Exception as error:  # the user's code need not take parts of a batch, nor single samples
+            if memory_is_out(error):
+                raise
+    if not splits:
+        told = data.count or criterion.derived
+        return None if told else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
     return _judged(whole, weight, splits, SPREAD * spread, tolerance, data.count is not None)
 
 
@@ -138,7 +169,7 @@ def _judged(
         total = one[1] + two[1]
         parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / total if total else whole
         scale = np.fmax(abs(whole), np.fmax(abs(one[0]), abs(two[0])))
-        allowed = tolerance * scale + drawn
+        allowed = tolerance * scale + drawn + FLOOR
         is_sum = is_sum and bool((abs(whole - one[0] - two[0]) <= allowed).all())
         off = abs(whole - parts)
         off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
@@ -153,15 +184,17 @@ def _judged(
 
 
 @torch.no_grad()
-def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, seed: int) -> tuple[np.ndarray, float]:
-    """(the loss's terms, their weight) for a batch."""
+def _measured(
+    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """(the loss's terms, their weight) for a batch of so many samples."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     batch = fresh(batch)  # the user's code may put something else into it
     output, target = data.output(model, batch), data.target(batch)
     terms = criterion.terms(output, target)
-    weight = criterion.weight(output, target, data.items(batch), data.count is not None)
+    weight = criterion.weight(output, target, data.items(batch) if data.count else size, data.count is not None)
     return np.array([float(term) for term in terms.values()]), float(weight)
 
 

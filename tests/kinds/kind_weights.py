@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from case import Case
@@ -136,6 +138,81 @@ def total_right(model: nn.Module) -> Tensor:
     return squares(model(draw(N, 4)), draw(N, 3))
 
 
+def functional_loss(name: str = "partial", streamed: bool = True) -> Problem:
+    """A function of torch.nn.functional as it is, or with options: it counts like the module."""
+    if name == "partial":
+        loss, y = partial(F.cross_entropy, weight=WEIGHT), labels()
+    else:
+        loss, y = F.cross_entropy, late()
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), y), batch_size=5) if streamed else (draw(N, 4), y))
+
+
+def late() -> Tensor:
+    """Ignored at the end alone."""
+    return torch.where(torch.arange(N) < N - 4, labels(), -100)
+
+
+def late_right(model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(draw(N, 4)), late())
+
+
+def sorted_by_kind() -> Problem:
+    """A function of the user's, and a mean over all samples but in the last batches."""
+    y = late()
+    y[-1] = 0
+    data = TensorDataset(draw(N, 4), y)
+    return Problem(net(), lambda o, t: F.cross_entropy(o, t), DataLoader(data, batch_size=4))
+
+
+def squeezed() -> Problem:
+    """Its loss of a single sample raises: no notice is due."""
+    torch.manual_seed(0)
+
+    def loss(o: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(o.squeeze(), y)
+
+    return Problem(nn.Linear(4, 1), loss, DataLoader(TensorDataset(draw(N, 4), labels().gt(0).float()), batch_size=5))
+
+
+def squeezed_right(model: nn.Module) -> Tensor:
+    return F.binary_cross_entropy_with_logits(model(draw(N, 4)).squeeze(), labels().gt(0).float())
+
+
+def broadcast(module: bool = True) -> Problem:
+    """(n, 1) against (n,): the mean over all pairs of a batch, which is hardly meant."""
+    torch.manual_seed(0)
+    loss = nn.MSELoss() if module else F.mse_loss
+    return Problem(nn.Linear(4, 1), loss, DataLoader(TensorDataset(draw(N, 4), labels().float()), batch_size=5))
+
+
+class Mixing(nn.Module):
+    """Takes the mean of the batch off."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x - x.mean(0))
+
+
+def mixing() -> Problem:
+    return Problem(Mixing(), nn.CrossEntropyLoss(), DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+def its_own() -> Problem:
+    """The loss is 0 but for rounding, at the centre: no notice is due."""
+    model = net()
+    with torch.no_grad():
+        data = TensorDataset(draw(N, 4), model(draw(N, 4)))
+    return Problem(model, squared, DataLoader(data, batch_size=5))
+
+
+def squared(o: Tensor, y: Tensor) -> Tensor:
+    return ((o - y) ** 2).mean()
+
+
 def noisy() -> Problem:
     """A mean over samples that draws: no notice is due."""
 
@@ -173,6 +250,7 @@ RUNNING = ("--bn", "running")
 FIVE = (*RUNNING, "--batch_size", "5")
 NOTICE = r"the loss of a batch is .* weighed by samples, .* off\): it is no mean over these.*count=lambda batch"
 SUM = r"is the sum of its parts' losses.*reduction=\"sum\""
+MIXES = r"the loss of a batch is .*the model mixes the samples of a batch, or output and target are of different shapes"
 QUIET = {"warm_up": False}
 
 
@@ -272,6 +350,25 @@ CASES = [
         name="said",
         **QUIET,
     ),
+    *(
+        Case(
+            "functional_loss",
+            right,
+            kwargs={"name": name},
+            options=(*RUNNING, *more),
+            said=[silent("finished")],
+            name=f"functional-{name}{''.join(more)}",
+            **QUIET,
+        )
+        for name, right in (("partial", class_right), ("late", late_right))
+        for more in ((), ("--block", "2"), ("--resident", "0"))
+    ),
+    Case("sorted_by_kind", options=RUNNING, said=[NOTICE], **QUIET),
+    Case("squeezed", squeezed_right, options=RUNNING, said=[silent("finished")], **QUIET),
+    Case("broadcast", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
+    Case("broadcast", options=RUNNING, kwargs={"module": False}, said=[MIXES], name="broadcast-functional", **QUIET),
+    Case("mixing", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
+    Case("its_own", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("noisy", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("contrastive", contrastive_right, options=RUNNING, said=[NOTICE], library_said=[NOTICE], **QUIET),
     Case(
