@@ -11,14 +11,14 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import memory_is_out, warn
 from ..model_interface.model_wrapper import ModelWrapper
-from .criterion import Criterion
+from .criterion import TOTAL, Criterion
 from .data import Data, fresh
 from .sizes import batch_size, part
 
@@ -43,6 +43,7 @@ class Finding:
     sum: bool
     counted: bool
     unseen: bool = False
+    term: str = TOTAL  # of a loss of several, the one that is off
 
     def text(self, criterion: Criterion) -> str:
         """The notice."""
@@ -57,6 +58,7 @@ class Finding:
                 "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
                 'averaged; say so by Problem(..., reduction="sum"), or Loss(..., reduction="sum")'
             )
+        what = "the loss" if self.term == TOTAL else f"the loss's term '{self.term}'"
         if criterion.derived and not self.counted:
             return (
                 f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses {self.parts:.6g}: the "
@@ -71,7 +73,7 @@ class Finding:
             else "say over how many items it is a mean: count=lambda batch: ..."
         )
         return (
-            f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
+            f"{what} of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
             f"({off}): it is no mean over these, so values depend on the batch size; {way} (a loss "
             "of a whole batch, a contrastive one, has no such number: its batches are part of the result)"
         )
@@ -88,7 +90,7 @@ def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: f
     with _generators_kept():
         for batch in _some(model, data):
             size = batch_size(batch)
-            if size is None or size < 2:
+            if size is None or size < 2 or (criterion.derived and not data.count and _two_ways(batch)):
                 continue
             found = _try_batch(model, criterion, data, batch, size, tolerance)
             if found is not None and not found.unseen:
@@ -129,16 +131,23 @@ def settle(criterion: Criterion, found: Finding) -> None:
         criterion.sum = True
 
 
+def _two_ways(batch: Any) -> bool:
+    """Whether the first dimension may be time as well, along which samples are not taken apart."""
+    if type(batch) not in (tuple, list) or not all(isinstance(t, torch.Tensor) and t.ndim > 1 for t in batch):
+        return False
+    return len({t.shape[:2] for t in batch}) == 1
+
+
 def _try_batch(
     model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, tolerance: float
 ) -> Finding | None:
-    def measured(some: Any, items: int, seed: int = 0) -> tuple[np.ndarray, float]:
+    def measured(some: Any, items: int, seed: int = 0) -> Measured:
         return _measured(model, criterion, data, some, items, seed)
 
-    whole, weight = measured(batch, size)
-    spread = abs(measured(batch, size, seed=1)[0] - whole)
+    whole = measured(batch, size)
+    spread = abs(measured(batch, size, seed=1).terms - whole.terms)
     if spread.any():
-        spread = np.max([abs(measured(batch, size, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
+        spread = np.max([abs(measured(batch, size, seed).terms - whole.terms) for seed in range(1, SEEDS)], axis=0)
     splits = []
     for cut in sorted({1, size // 2}):
         try:
@@ -149,45 +158,56 @@ def _try_batch(
     if not splits:
         told = data.count or criterion.derived
         return None if told else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
-    return _judged(whole, weight, splits, SPREAD * spread, tolerance, data.count is not None)
+    return _judged(whole, splits, SPREAD * spread, tolerance, data.count is not None)
+
+
+class Measured(NamedTuple):
+    """The loss's terms, their weight and their names, for a batch."""
+
+    terms: np.ndarray
+    weight: float
+    names: list[str]
 
 
 def _judged(
-    whole: np.ndarray,
-    weight: float,
-    splits: list[list[tuple[np.ndarray, float]]],
-    drawn: np.ndarray,
-    tolerance: float,
-    counted: bool,
+    measured: Measured, splits: list[list[Measured]], drawn: np.ndarray, tolerance: float, counted: bool
 ) -> Finding | None:
-    """whole: the terms of a batch of this weight; splits: (terms, weight) of the two parts of each."""
-    if weight == 0 or not np.isfinite(whole).all():
+    """measured: a batch; splits: the two parts of each."""
+    whole, names = measured.terms, measured.names
+    if measured.weight == 0 or not np.isfinite(whole).all():
         return None
     worst: Finding | None = None
     is_sum = True
     for one, two in splits:
-        total = one[1] + two[1]
-        parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / total if total else whole
-        scale = np.fmax(abs(whole), np.fmax(abs(one[0]), abs(two[0])))
+        total = one.weight + two.weight
+        parts = sum(np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two)) / total if total else whole
+        scale = np.fmax(abs(whole), np.fmax(abs(one.terms), abs(two.terms)))
         allowed = tolerance * scale + drawn + FLOOR
-        is_sum = is_sum and bool((abs(whole - one[0] - two[0]) <= allowed).all())
+        is_sum = is_sum and bool((abs(whole - one.terms - two.terms) <= allowed).all())
         off = abs(whole - parts)
         off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
         if (off > allowed).any():
             i = int((off / np.fmax(allowed, 1e-300)).argmax())
-            found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted)
-            if worst is None or not np.isfinite(worst.off) or worst.off < found.off < np.inf:
+            if TOTAL in names and off[names.index(TOTAL)] > allowed[names.index(TOTAL)]:
+                i = names.index(TOTAL)  # what is stored beside it matters less
+            found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted, term=names[i])
+            if worst is None or (found.term == TOTAL) > (worst.term == TOTAL) or _worse(found, worst):
                 worst = found
     if worst is not None:
         worst.sum = is_sum
     return worst
 
 
+def _worse(one: Finding, two: Finding) -> bool:
+    """Whether one is further off, as far as that is a number."""
+    if (one.term == TOTAL) < (two.term == TOTAL):
+        return False
+    return not np.isfinite(two.off) or two.off < one.off < np.inf
+
+
 @torch.no_grad()
-def _measured(
-    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int
-) -> tuple[np.ndarray, float]:
-    """(the loss's terms, their weight) for a batch of so many samples."""
+def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int) -> Measured:
+    """The loss of a batch of so many samples."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -195,7 +215,7 @@ def _measured(
     output, target = data.output(model, batch), data.target(batch)
     terms = criterion.terms(output, target)
     weight = criterion.weight(output, target, data.items(batch) if data.count else size, data.count is not None)
-    return np.array([float(term) for term in terms.values()]), float(weight)
+    return Measured(np.array([float(term) for term in terms.values()]), float(weight), list(terms))
 
 
 @contextmanager

@@ -201,6 +201,49 @@ def mixing() -> Problem:
     return Problem(Mixing(), nn.CrossEntropyLoss(), DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
 
 
+def beside() -> Problem:
+    """The loss is a mean; what is stored beside it is not, and is named."""
+
+    def loss(o: Tensor, y: Tensor) -> dict[str, Tensor]:
+        mean = F.cross_entropy(o, y)
+        return {"loss": mean, "perplexity": mean.exp()}
+
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+def beside_a_count() -> Problem:
+    """It is the loss that is named, though another term is further off."""
+
+    def loss(o: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(o, y, WEIGHT), "count": len(y)}
+
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+class Language(nn.Module):
+    """Time first: the state goes from one step to the next, and from no sample to another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.last = nn.LSTM(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(x)[0]).permute(0, 2, 1)
+
+
+def windows() -> list[tuple[Tensor, Tensor]]:
+    return list(zip(draw(18, 4, 4).split(6), (labels()[:18, None] * torch.arange(1, 5) % 3).split(6), strict=True))
+
+
+def time_first() -> Problem:
+    return Problem(Language(), nn.CrossEntropyLoss(), DataLoader(windows(), batch_size=None))
+
+
+def time_first_right(model: nn.Module) -> float:
+    return sum(F.cross_entropy(model(x), y).item() for x, y in windows()) / 3
+
+
 def its_own() -> Problem:
     """The loss is 0 but for rounding, at the centre: no notice is due."""
     model = net()
@@ -250,6 +293,7 @@ RUNNING = ("--bn", "running")
 FIVE = (*RUNNING, "--batch_size", "5")
 NOTICE = r"the loss of a batch is .* weighed by samples, .* off\): it is no mean over these.*count=lambda batch"
 SUM = r"is the sum of its parts' losses.*reduction=\"sum\""
+BESIDE = r"the loss's term 'perplexity' of a batch is .* weighed by samples"
 MIXES = r"the loss of a batch is .*the model mixes the samples of a batch, or output and target are of different shapes"
 QUIET = {"warm_up": False}
 
@@ -368,6 +412,9 @@ CASES = [
     Case("broadcast", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
     Case("broadcast", options=RUNNING, kwargs={"module": False}, said=[MIXES], name="broadcast-functional", **QUIET),
     Case("mixing", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
+    Case("beside", lambda m: F.cross_entropy(m(draw(N, 4)), labels()), options=RUNNING, said=[BESIDE], **QUIET),
+    Case("beside_a_count", options=RUNNING, said=[NOTICE], **QUIET),
+    Case("time_first", time_first_right, options=RUNNING, said=[silent("finished")], **QUIET),
     Case("its_own", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("noisy", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("contrastive", contrastive_right, options=RUNNING, said=[NOTICE], library_said=[NOTICE], **QUIET),
