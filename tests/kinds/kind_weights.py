@@ -122,6 +122,12 @@ def by_samples(model: nn.Module) -> float:
     return sum(functional(model(x), y).item() * len(y) for x, y in pairs) / N
 
 
+def counted_by(what: str) -> Problem:
+    """A count that is none: which of the targets count, or nothing."""
+    loader = DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5)
+    return Problem(net(), functional, loader, count=(lambda b: b[1] > 0) if what == "mask" else lambda b: None)
+
+
 def squares(o: Tensor, y: Tensor) -> Tensor:
     return ((o - y) ** 2).sum()
 
@@ -380,6 +386,10 @@ CASES = [
         said=[silent("finished")],
         name="counted",
         **QUIET,
+    ),
+    *(
+        Case("counted_by", kwargs={"what": what}, options=RUNNING, refused=rf"count= gave a {line}: it must", name=what)
+        for what, line in (("mask", r"Tensor of shape \(5,\)"), ("nothing", "NoneType"))
     ),
     Case("total", total_right, options=RUNNING, said=[SUM], library_said=[SUM], **QUIET),
     Case("total", total_right, kwargs={"plain": True}, options=FIVE, said=[SUM], name="sum-of-tensors", **QUIET),
