@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Count = Callable[[Any, Any, Any], Any]
@@ -23,6 +24,15 @@ def count_of(loss: Any) -> Callable[[Any, Any], Any] | None:
         if isinstance(loss, kind) and type(loss).forward is kind.forward:
             return partial(count, loss) if getattr(loss, "reduction", None) in ("mean", "batchmean") else None
     return None
+
+
+def as_module(loss: Any) -> Any:
+    """A function of torch.nn.functional, also with some of its options set by ``partial``, as the module it is."""
+    function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
+    try:
+        return FUNCTIONS[function](**options)
+    except (KeyError, TypeError):  # another function, or an option that the module does not have
+        return loss
 
 
 def ignored(loss: Any) -> int | None:
@@ -65,4 +75,13 @@ COUNTS: dict[type[nn.Module], Count] = {
     **dict.fromkeys((nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss), _elements),
     **dict.fromkeys((nn.BCELoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss, nn.HingeEmbeddingLoss), _elements),
     **dict.fromkeys((nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss), _samples),
+}
+
+FUNCTIONS: dict[Any, type[nn.Module]] = {
+    **{F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss, F.kl_div: nn.KLDivLoss},
+    **{F.mse_loss: nn.MSELoss, F.l1_loss: nn.L1Loss, F.smooth_l1_loss: nn.SmoothL1Loss, F.huber_loss: nn.HuberLoss},
+    **{F.binary_cross_entropy: nn.BCELoss, F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss},
+    **{F.poisson_nll_loss: nn.PoissonNLLLoss, F.soft_margin_loss: nn.SoftMarginLoss},
+    **{F.hinge_embedding_loss: nn.HingeEmbeddingLoss, F.multi_margin_loss: nn.MultiMarginLoss},
+    **{F.multilabel_margin_loss: nn.MultiLabelMarginLoss, F.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss},
 }

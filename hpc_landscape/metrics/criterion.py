@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .counts import count_of, ignored
+from .counts import as_module, count_of, ignored
 from .data import Data
 from .precise import precise
 
@@ -35,11 +35,12 @@ class Criterion:
         if reduction not in REDUCTIONS:
             raise UserError(f"reduction={reduction!r}: expected mean or sum")
         self.loss_fn, self.given, self.takes_data = loss_fn, reduction, not takes_no_data(loss_fn)
-        own = getattr(loss_fn, "reduction", None) if isinstance(loss_fn, nn.Module) else None
+        known = self._known = as_module(loss_fn)
+        own = getattr(known, "reduction", None) if isinstance(known, nn.Module) else None
         if own == "none" and reduction is None:
             raise UserError("the loss has reduction='none': it must be one number, reduction='mean' or 'sum'")
         self.sum = reduction == "sum" or (reduction is None and own == "sum")
-        self._count = None if self.sum else count_of(loss_fn)
+        self._count = None if self.sum else count_of(known)
         self.tried = False  # whether its batches have been compared with their parts
 
     @classmethod
@@ -49,7 +50,7 @@ class Criterion:
 
     @property
     def ignore_index(self) -> int | None:
-        return ignored(self.loss_fn)
+        return ignored(self._known)
 
     @property
     def derived(self) -> bool:

@@ -94,7 +94,12 @@ class Data:
         """Over how many items the mean of a batch was taken: a number or a 0-d tensor; None where nothing tells."""
         if self.count:
             count = self.count(batch)
-            return count if isinstance(count, Tensor) else float(count)
+            if isinstance(count, Tensor) and count.numel() == 1:
+                return count
+            try:
+                return float(count)
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(f"count= gave {_of_kind(count)}: it must give one number for a batch") from None
         return 1.0 if self.single else batch_size(batch)
 
     def samples(self, batch: Any) -> float:
@@ -122,6 +127,11 @@ class Data:
         first = iter(self.batches)
         next(first, None)
         return next(first, None) is None
+
+
+def _of_kind(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 def nothing(items: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .nest import rebuilt
 
@@ -21,14 +21,22 @@ def batch_size(batch: Any) -> int | None:
     """How many samples a batch holds, by what all of its parts agree on; None where they leave it open.
 
     Of a nest of tensors it is the first dimension that they have in common. Below the top a list may also be one of
-    samples, as a detector's images are: then its length. In (input, target) the input may be time first.
+    samples, as a detector's images are: then its length; one of mappings, as its targets are, is nothing else. In
+    (input, target) the input may be time first.
     """
     found = _readings(batch, top=True)
+    if found and len(found) > 1 and type(batch) in (tuple, list):
+        found = set.intersection(found, *({len(part)} for part in batch if _records(part)))
     if not found and type(batch) in (tuple, list) and len(batch) == 2:
         given, target = batch
         if isinstance(given, Tensor) and isinstance(target, Tensor) and given.ndim > 1 and target.ndim:
             return target.shape[0] if given.shape[1] == target.shape[0] else None
     return found.pop() if found and len(found) == 1 else None
+
+
+def _records(thing: Any) -> bool:
+    """Whether it is a list of samples, each a mapping, as a detector's targets are."""
+    return type(thing) in (tuple, list) and bool(thing) and all(isinstance(part, Mapping) for part in thing)
 
 
 def _readings(thing: Any, top: bool = False) -> set[int] | None:
@@ -68,7 +76,7 @@ def _own(thing: Any) -> int | None:
     return None
 
 
-def part(batch: Any, size: int, start: int, end: int) -> Any:
+def part(batch: Any, size: int, start: int, end: int, top: bool = True) -> Any:
     """Some samples of a batch of that size. ValueError where it cannot be taken apart."""
     if isinstance(batch, Tensor):
         dim = 0 if batch.ndim and batch.size(0) == size else 1
@@ -77,17 +85,22 @@ def part(batch: Any, size: int, start: int, end: int) -> Any:
         return batch.narrow(dim, start, end - start)
     if batch is None or isinstance(batch, (str, int, float)):
         return batch
-    named = isinstance(batch, tuple) and hasattr(batch, "_fields") and not isinstance(batch, PackedSequence)
+    if isinstance(batch, PackedSequence):
+        padded, lengths = pad_packed_sequence(batch)
+        return pack_padded_sequence(padded[:, start:end], lengths[start:end], enforce_sorted=False)
+    named = isinstance(batch, tuple) and hasattr(batch, "_fields")
     record = dataclasses.is_dataclass(batch) and not isinstance(batch, type)
     if isinstance(batch, Mapping) or named or record:
-        return rebuilt(batch, lambda value: part(value, size, start, end))
+        return rebuilt(batch, lambda value: part(value, size, start, end, False))
     if type(batch) in (tuple, list):
-        whole = batch_size(batch)
+        whole = None if _records(batch) else batch_size(batch)
+        if whole == size == len(batch) and not top:
+            raise ValueError("a list of samples, or of their parts")
         if whole is None or (whole != size and len(batch) == size):
             if len(batch) != size:
                 raise ValueError("no such length")
             return batch[start:end]  # a list of samples
-        return type(batch)(part(value, size, start, end) for value in batch)
+        return type(batch)(part(value, size, start, end, False) for value in batch)
     raise ValueError(f"a {type(batch).__name__} is not taken apart")
 
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import memory_is_out, warn
 from ..model_interface.model_wrapper import ModelWrapper
-from .criterion import Criterion
+from .criterion import TOTAL, Criterion
 from .data import Data, fresh
 from .sizes import batch_size, part
 
 TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
+LOW, TF32 = 5e-2, 5e-3  # of models in 16 bits; on a GPU, where PyTorch lets convolutions round so
+FLOOR = 1e-8  # a loss that is 0 but for rounding, of a model and its own outputs, say
 SPREAD = 6.0  # a loss that draws differs from its parts by no more than so many times what it differs between seeds
-BATCHES = 3  # of so many the first ones are tried: not in every batch something is ignored
+BATCHES = 3  # so many first ones are tried: not in every batch something is ignored
 SEEDS = 7  # for a loss that draws
 
 
@@ -41,6 +43,7 @@ class Finding:
     sum: bool
     counted: bool
     unseen: bool = False
+    term: str = TOTAL  # of a loss of several, the one that is off
 
     def text(self, criterion: Criterion) -> str:
         """The notice."""
@@ -55,6 +58,13 @@ class Finding:
                 "the loss of a batch is the sum of its parts' losses, no mean: it is added up over the batches, not "
                 'averaged; say so by Problem(..., reduction="sum"), or Loss(..., reduction="sum")'
             )
+        what = "the loss" if self.term == TOTAL else f"the loss's term '{self.term}'"
+        if criterion.derived and not self.counted:
+            return (
+                f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses {self.parts:.6g}: the "
+                "model mixes the samples of a batch, or output and target are of different shapes; values depend on "
+                "the batch size"
+            )
         off = f"{100 * self.off:.2g}% off" if np.isfinite(self.off) else "for want of samples"
         weight = "weighed by count" if self.counted else "weighed by samples"
         way = (
@@ -63,7 +73,7 @@ class Finding:
             else "say over how many items it is a mean: count=lambda batch: ..."
         )
         return (
-            f"the loss of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
+            f"{what} of a batch is {self.whole:.6g}, and the mean of its parts' losses, {weight}, {self.parts:.6g} "
             f"({off}): it is no mean over these, so values depend on the batch size; {way} (a loss "
             "of a whole batch, a contrastive one, has no such number: its batches are part of the result)"
         )
@@ -74,13 +84,27 @@ def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: f
 
     Draws as it likes from the generators of torch, NumPy and Python, and leaves them as they were.
     """
-    if criterion.sum or (criterion.derived and data.count is None) or data.alone:
+    if criterion.sum or data.alone:
         return None
+    seen, unseen = False, None
     with _generators_kept():
-        for batch in itertools.islice(data.on(model), BATCHES):
-            if (found := _try_batch(model, criterion, data, batch, tolerance)) is not None:
+        for batch in _some(model, data):
+            size = batch_size(batch)
+            if size is None or size < 2 or (criterion.derived and not data.count and _two_ways(batch)):
+                continue
+            found = _try_batch(model, criterion, data, batch, size, tolerance)
+            if found is not None and not found.unseen:
                 return found
-    return None
+            seen, unseen = seen or found is None, found
+    return None if seen else unseen
+
+
+def _some(model: ModelWrapper, data: Data) -> Iterator[Any]:
+    """The first batches; where no pass loads any, also one in the middle and the last two: data may be sorted."""
+    kept = isinstance(data.batches, Sequence) or not getattr(data.batches, "streamed", True)
+    total = sum(1 for _ in data.batches) if kept else 0
+    wanted = {*range(BATCHES), total // 2, total - 2, total - 1}
+    yield from (batch for i, batch in enumerate(itertools.islice(data.on(model), max(wanted) + 1)) if i in wanted)
 
 
 def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
@@ -88,9 +112,17 @@ def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
     if criterion.tried:
         return
     criterion.tried = True
-    if (found := try_loss(model, criterion, data)) is not None:
+    if (found := try_loss(model, criterion, data, _rounding(model))) is not None:
         warn(found.text(criterion))
         settle(criterion, found)
+
+
+def _rounding(model: ModelWrapper) -> float:
+    """What a batch and its parts may differ by, as the library computes them."""
+    parameters = list(model.root.parameters())
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters):
+        return LOW
+    return TOLERANCE if all(p.device.type == "cpu" for p in parameters) else TF32
 
 
 def settle(criterion: Criterion, found: Finding) -> None:
@@ -99,70 +131,91 @@ def settle(criterion: Criterion, found: Finding) -> None:
         criterion.sum = True
 
 
-def _try_batch(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, tolerance: float) -> Finding | None:
-    size = batch_size(batch)
-    if size is None or size < 2:
-        return None
+def _two_ways(batch: Any) -> bool:
+    """Whether the first dimension may be time as well, along which samples are not taken apart."""
+    if type(batch) not in (tuple, list) or not all(isinstance(t, torch.Tensor) and t.ndim > 1 for t in batch):
+        return False
+    return len({t.shape[:2] for t in batch}) == 1
 
-    def measured(some: Any, seed: int = 0) -> tuple[np.ndarray, float]:
-        return _measured(model, criterion, data, some, seed)
 
-    whole, weight = measured(batch)
-    spread = abs(measured(batch, seed=1)[0] - whole)
+def _try_batch(
+    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, tolerance: float
+) -> Finding | None:
+    def measured(some: Any, items: int, seed: int = 0) -> Measured:
+        return _measured(model, criterion, data, some, items, seed)
+
+    whole = measured(batch, size)
+    spread = abs(measured(batch, size, seed=1).terms - whole.terms)
     if spread.any():
-        spread = np.max([abs(measured(batch, seed)[0] - whole) for seed in range(1, SEEDS)], axis=0)
-    cuts = sorted({1, size // 2})
-    try:
-        splits = [[measured(part(batch, size, a, b)) for a, b in ((0, cut), (cut, size))] for cut in cuts]
-    except Exception as error:  # the user's code need not take parts of a batch
-        if memory_is_out(error):
-            raise
-        return None if data.count else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
-    return _judged(whole, weight, splits, SPREAD * spread, tolerance, data.count is not None)
+        spread = np.max([abs(measured(batch, size, seed).terms - whole.terms) for seed in range(1, SEEDS)], axis=0)
+    splits = []
+    for cut in sorted({1, size // 2}):
+        try:
+            splits.append([measured(part(batch, size, a, b), b - a) for a, b in ((0, cut), (cut, size))])
+        except Exception as error:  # the user's code need not take parts of a batch, nor single samples
+            if memory_is_out(error):
+                raise
+    if not splits:
+        told = data.count or criterion.derived
+        return None if told else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
+    return _judged(whole, splits, SPREAD * spread, tolerance, data.count is not None)
+
+
+class Measured(NamedTuple):
+    """The loss's terms, their weight and their names, for a batch."""
+
+    terms: np.ndarray
+    weight: float
+    names: list[str]
 
 
 def _judged(
-    whole: np.ndarray,
-    weight: float,
-    splits: list[list[tuple[np.ndarray, float]]],
-    drawn: np.ndarray,
-    tolerance: float,
-    counted: bool,
+    measured: Measured, splits: list[list[Measured]], drawn: np.ndarray, tolerance: float, counted: bool
 ) -> Finding | None:
-    """whole: the terms of a batch of this weight; splits: (terms, weight) of the two parts of each."""
-    if weight == 0 or not np.isfinite(whole).all():
+    """measured: a batch; splits: the two parts of each."""
+    whole, names = measured.terms, measured.names
+    if measured.weight == 0 or not np.isfinite(whole).all():
         return None
     worst: Finding | None = None
     is_sum = True
     for one, two in splits:
-        total = one[1] + two[1]
-        parts = sum(np.where(w == 0, 0.0, terms * w) for terms, w in (one, two)) / total if total else whole
-        scale = np.fmax(abs(whole), np.fmax(abs(one[0]), abs(two[0])))
-        allowed = tolerance * scale + drawn
-        is_sum = is_sum and bool((abs(whole - one[0] - two[0]) <= allowed).all())
+        total = one.weight + two.weight
+        parts = sum(np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two)) / total if total else whole
+        scale = np.fmax(abs(whole), np.fmax(abs(one.terms), abs(two.terms)))
+        allowed = tolerance * scale + drawn + FLOOR
+        is_sum = is_sum and bool((abs(whole - one.terms - two.terms) <= allowed).all())
         off = abs(whole - parts)
         off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
         if (off > allowed).any():
             i = int((off / np.fmax(allowed, 1e-300)).argmax())
-            found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted)
-            if worst is None or not np.isfinite(worst.off) or worst.off < found.off < np.inf:
+            if TOTAL in names and off[names.index(TOTAL)] > allowed[names.index(TOTAL)]:
+                i = names.index(TOTAL)  # what is stored beside it matters less
+            found = Finding(float(off[i] / scale[i]), float(whole[i]), float(parts[i]), False, counted, term=names[i])
+            if worst is None or (found.term == TOTAL) > (worst.term == TOTAL) or _worse(found, worst):
                 worst = found
     if worst is not None:
         worst.sum = is_sum
     return worst
 
 
+def _worse(one: Finding, two: Finding) -> bool:
+    """Whether one is further off, as far as that is a number."""
+    if (one.term == TOTAL) < (two.term == TOTAL):
+        return False
+    return not np.isfinite(two.off) or two.off < one.off < np.inf
+
+
 @torch.no_grad()
-def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, seed: int) -> tuple[np.ndarray, float]:
-    """(the loss's terms, their weight) for a batch."""
+def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int) -> Measured:
+    """The loss of a batch of so many samples."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     batch = fresh(batch)  # the user's code may put something else into it
     output, target = data.output(model, batch), data.target(batch)
     terms = criterion.terms(output, target)
-    weight = criterion.weight(output, target, data.items(batch), data.count is not None)
-    return np.array([float(term) for term in terms.values()]), float(weight)
+    weight = criterion.weight(output, target, data.items(batch) if data.count else size, data.count is not None)
+    return Measured(np.array([float(term) for term in terms.values()]), float(weight), list(terms))
 
 
 @contextmanager

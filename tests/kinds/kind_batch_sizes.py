@@ -122,6 +122,20 @@ class Two(nn.Module):
         return self.a(s) + (0 if d is None else self.b(d))
 
 
+def threes() -> Problem:
+    """Each image has three channels and three boxes, and the last batch three images."""
+
+    def item(i: int):
+        return draw(3, 6, 7, seed=i), {"label": torch.full((3,), i % 3), "box": draw(3, 2, seed=i)}
+
+    def loss(o: Tensor, batch) -> Tensor:
+        return F.cross_entropy(o[:, :3], torch.stack([t["label"][0] for t in batch[1]]))
+
+    return Problem(
+        Detector(), loss, loader(item, lambda items: tuple(zip(*items, strict=True))), forward=lambda m, b: m(b[0])
+    )
+
+
 def nested() -> Problem:
     return Problem(Two(), nn.MSELoss(), loader(lambda i: ((draw(4, seed=i), draw(2, seed=i)), draw(3, seed=i))))
 
@@ -295,6 +309,8 @@ CASES = [
     Case("packed", plainly(packed, **of_target)),
     Case("detector", warmed(detector, **of_target)),
     Case("detector", warmed(detector, **of_target), options=STREAMED),
+    Case("threes", warmed(threes, **of_target), said=[r"\A(?!(.|\n)*cannot be taken apart)"]),
+    Case("threes", warmed(threes, **of_target), options=(*STREAMED, "--batch_size", "1"), name="threes-streamed"),
     Case("nested", plainly(nested, **of_target), warm_up=False),
     Case("two_arguments", refused=r"a list of 2 parts \(.*forward=lambda model, batch: model\(\*batch\[0\]\)"),
     Case("three", refused=PARTS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from case import Case
@@ -120,6 +122,12 @@ def by_samples(model: nn.Module) -> float:
     return sum(functional(model(x), y).item() * len(y) for x, y in pairs) / N
 
 
+def counted_by(what: str) -> Problem:
+    """A count that is none: which of the targets count, or nothing."""
+    loader = DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5)
+    return Problem(net(), functional, loader, count=(lambda b: b[1] > 0) if what == "mask" else lambda b: None)
+
+
 def squares(o: Tensor, y: Tensor) -> Tensor:
     return ((o - y) ** 2).sum()
 
@@ -134,6 +142,124 @@ def total(module: bool = False, reduction: str | None = None, plain: bool = Fals
 
 def total_right(model: nn.Module) -> Tensor:
     return squares(model(draw(N, 4)), draw(N, 3))
+
+
+def functional_loss(name: str = "partial", streamed: bool = True) -> Problem:
+    """A function of torch.nn.functional as it is, or with options: it counts like the module."""
+    if name == "partial":
+        loss, y = partial(F.cross_entropy, weight=WEIGHT), labels()
+    else:
+        loss, y = F.cross_entropy, late()
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), y), batch_size=5) if streamed else (draw(N, 4), y))
+
+
+def late() -> Tensor:
+    """Ignored at the end alone."""
+    return torch.where(torch.arange(N) < N - 4, labels(), -100)
+
+
+def late_right(model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(draw(N, 4)), late())
+
+
+def sorted_by_kind() -> Problem:
+    """A function of the user's, and a mean over all samples but in the last batches."""
+    y = late()
+    y[-1] = 0
+    data = TensorDataset(draw(N, 4), y)
+    return Problem(net(), lambda o, t: F.cross_entropy(o, t), DataLoader(data, batch_size=4))
+
+
+def squeezed() -> Problem:
+    """Its loss of a single sample raises: no notice is due."""
+    torch.manual_seed(0)
+
+    def loss(o: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(o.squeeze(), y)
+
+    return Problem(nn.Linear(4, 1), loss, DataLoader(TensorDataset(draw(N, 4), labels().gt(0).float()), batch_size=5))
+
+
+def squeezed_right(model: nn.Module) -> Tensor:
+    return F.binary_cross_entropy_with_logits(model(draw(N, 4)).squeeze(), labels().gt(0).float())
+
+
+def broadcast(module: bool = True) -> Problem:
+    """(n, 1) against (n,): the mean over all pairs of a batch, which is hardly meant."""
+    torch.manual_seed(0)
+    loss = nn.MSELoss() if module else F.mse_loss
+    return Problem(nn.Linear(4, 1), loss, DataLoader(TensorDataset(draw(N, 4), labels().float()), batch_size=5))
+
+
+class Mixing(nn.Module):
+    """Takes the mean of the batch off."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x - x.mean(0))
+
+
+def mixing() -> Problem:
+    return Problem(Mixing(), nn.CrossEntropyLoss(), DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+def beside() -> Problem:
+    """The loss is a mean; what is stored beside it is not, and is named."""
+
+    def loss(o: Tensor, y: Tensor) -> dict[str, Tensor]:
+        mean = F.cross_entropy(o, y)
+        return {"loss": mean, "perplexity": mean.exp()}
+
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+def beside_a_count() -> Problem:
+    """It is the loss that is named, though another term is further off."""
+
+    def loss(o: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(o, y, WEIGHT), "count": len(y)}
+
+    return Problem(net(), loss, DataLoader(TensorDataset(draw(N, 4), labels()), batch_size=5))
+
+
+class Language(nn.Module):
+    """Time first: the state goes from one step to the next, and from no sample to another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.last = nn.LSTM(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(x)[0]).permute(0, 2, 1)
+
+
+def windows() -> list[tuple[Tensor, Tensor]]:
+    return list(zip(draw(18, 4, 4).split(6), (labels()[:18, None] * torch.arange(1, 5) % 3).split(6), strict=True))
+
+
+def time_first() -> Problem:
+    return Problem(Language(), nn.CrossEntropyLoss(), DataLoader(windows(), batch_size=None))
+
+
+def time_first_right(model: nn.Module) -> float:
+    return sum(F.cross_entropy(model(x), y).item() for x, y in windows()) / 3
+
+
+def its_own() -> Problem:
+    """The loss is 0 but for rounding, at the centre: no notice is due."""
+    model = net()
+    with torch.no_grad():
+        data = TensorDataset(draw(N, 4), model(draw(N, 4)))
+    return Problem(model, squared, DataLoader(data, batch_size=5))
+
+
+def squared(o: Tensor, y: Tensor) -> Tensor:
+    return ((o - y) ** 2).mean()
 
 
 def noisy() -> Problem:
@@ -173,6 +299,8 @@ RUNNING = ("--bn", "running")
 FIVE = (*RUNNING, "--batch_size", "5")
 NOTICE = r"the loss of a batch is .* weighed by samples, .* off\): it is no mean over these.*count=lambda batch"
 SUM = r"is the sum of its parts' losses.*reduction=\"sum\""
+BESIDE = r"the loss's term 'perplexity' of a batch is .* weighed by samples"
+MIXES = r"the loss of a batch is .*the model mixes the samples of a batch, or output and target are of different shapes"
 QUIET = {"warm_up": False}
 
 
@@ -259,6 +387,10 @@ CASES = [
         name="counted",
         **QUIET,
     ),
+    *(
+        Case("counted_by", kwargs={"what": what}, options=RUNNING, refused=rf"count= gave a {line}: it must", name=what)
+        for what, line in (("mask", r"Tensor of shape \(5,\)"), ("nothing", "NoneType"))
+    ),
     Case("total", total_right, options=RUNNING, said=[SUM], library_said=[SUM], **QUIET),
     Case("total", total_right, kwargs={"plain": True}, options=FIVE, said=[SUM], name="sum-of-tensors", **QUIET),
     Case("total", total_right, kwargs={"module": True}, options=RUNNING, said=[silent("finished")], name="nn", **QUIET),
@@ -272,6 +404,28 @@ CASES = [
         name="said",
         **QUIET,
     ),
+    *(
+        Case(
+            "functional_loss",
+            right,
+            kwargs={"name": name},
+            options=(*RUNNING, *more),
+            said=[silent("finished")],
+            name=f"functional-{name}{''.join(more)}",
+            **QUIET,
+        )
+        for name, right in (("partial", class_right), ("late", late_right))
+        for more in ((), ("--block", "2"), ("--resident", "0"))
+    ),
+    Case("sorted_by_kind", options=RUNNING, said=[NOTICE], **QUIET),
+    Case("squeezed", squeezed_right, options=RUNNING, said=[silent("finished")], **QUIET),
+    Case("broadcast", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
+    Case("broadcast", options=RUNNING, kwargs={"module": False}, said=[MIXES], name="broadcast-functional", **QUIET),
+    Case("mixing", options=RUNNING, said=[MIXES], library_said=[MIXES], **QUIET),
+    Case("beside", lambda m: F.cross_entropy(m(draw(N, 4)), labels()), options=RUNNING, said=[BESIDE], **QUIET),
+    Case("beside_a_count", options=RUNNING, said=[NOTICE], **QUIET),
+    Case("time_first", time_first_right, options=RUNNING, said=[silent("finished")], **QUIET),
+    Case("its_own", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("noisy", options=RUNNING, said=[silent("finished")], **QUIET),
     Case("contrastive", contrastive_right, options=RUNNING, said=[NOTICE], library_said=[NOTICE], **QUIET),
     Case(
