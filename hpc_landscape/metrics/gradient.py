@@ -18,6 +18,14 @@ from .criterion import Criterion, data_of
 from .data import Data, nothing
 from .metric import DataMetric
 
+UNWILLING = {  # what PyTorch says of a forward or loss whose derivatives cannot be taken, and what helps
+    "backward through the graph a second time": "a derivative that the forward or the loss takes for itself frees the "
+    "graph: give that torch.autograd.grad create_graph=True; where it says create_graph=self.training, give Problem, "
+    'or the landscape, mode="train_without_dropout"',
+    "use_reentrant=True": "give torch.utils.checkpoint use_reentrant=False",
+    "modified by an inplace operation": "the forward or the loss overwrites what its derivative needs",
+}
+
 LossFunction = Callable[..., Any]  # or a Criterion
 Parts = Sequence["Tensor | None"]  # one for each parameter; None where the loss does not depend on it
 
@@ -78,9 +86,24 @@ def batch_gradients(
         if not loss.requires_grad:
             raise UserError(
                 "the loss has no gradient with respect to the perturbed parameters: it does not depend on them, or is "
-                "not computed by torch alone (no .item(), no .detach(), no torch.no_grad())"
+                "not computed by torch alone (no .item(), no .detach(), no torch.no_grad(), no torch.utils.checkpoint "
+                "with use_reentrant=True)"
             )
-        yield torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph), weight
+        with _explained():
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph)
+        yield parts, weight
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """UserError that names what helps where the user's code is not made to be differentiated."""
+    try:
+        yield
+    except RuntimeError as error:
+        for said, advice in UNWILLING.items():
+            if said in str(error):
+                raise UserError(f"the loss cannot be differentiated by the parameters: {advice}") from error
+        raise
 
 
 def weighted_mean(
