@@ -7,6 +7,7 @@ float64, with small steps, so that the kinks of a ReLU do not count; where float
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import like
+from ..model_interface.numbers import double, like
 from ..model_interface.parts import is_plain
-from .criterion import Criterion
+from .criterion import Criterion, loss_on
 from .data import Data, move
-from .derivative import LossFunction, check_reached
+from .derivative import LossFunction, check_reached, explained
 
 TOLD = re.compile(
     r"once_differentiable|derivative for .* is not implemented|not (twice )?differentiable|double backward|"
@@ -103,7 +104,9 @@ class _Probe:
         batch: Any,
         seed: int,
     ):
-        self.model, self.parameters, self.loss_fn, self.data, self.batch = model, parameters, loss_fn, data, batch
+        self.model, self.parameters, self.data, self.batch = model, parameters, data, batch
+        self.criterion = copy.copy(Criterion.of(loss_fn))
+        self.criterion.loss_fn = loss_on(self.criterion.loss_fn, model.root, None, torch.float64)
         self.seed = seed % 2**63
         self.buffers = [(b, b.clone()) for b in model.root.buffers() if is_plain(b)]
         self.start = [p.detach().clone() for p in parameters]
@@ -121,14 +124,15 @@ class _Probe:
             if not torch.equal(buffer, before):
                 buffer.copy_(before)  # an observer's, say
         torch.manual_seed(self.seed)
-        return Criterion.of(self.loss_fn)(self.data.output(self.model, self.batch), self.data.target(self.batch))
+        return self.criterion(self.data.output(self.model, self.batch), self.data.target(self.batch))
 
     def value(self) -> float:
         with torch.no_grad():
             return float(self.loss())
 
     def slopes(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True, create_graph=create_graph)
+        with explained():
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True, create_graph=create_graph)
         check_reached(loss, found)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
 
@@ -219,7 +223,7 @@ class _Probe:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([t.detach().double().norm() for t in tensors]).norm())
+    return float(torch.stack([double(t).norm() for t in tensors]).norm())
 
 
 def _own_functions(loss: Tensor) -> bool:
