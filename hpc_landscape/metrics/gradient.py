@@ -36,7 +36,8 @@ def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
     if not parameter.is_complex():
         return part.reshape(parameter.shape)
     part = part if part.is_floating_point() else part.float()  # signs
-    return numbers_of(part.reshape(*parameter.shape, 2), parameter)
+    pairs = part.reshape(*parameter.shape, 2)
+    return numbers_of(pairs.clone(), parameter)  # of its own: a pair may begin anywhere in the vector
 
 
 @contextmanager
