@@ -6,7 +6,6 @@ origin in eval mode, and the user's model is bitwise what it was when a call ret
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from .evaluate.evaluator import Evaluator
 from .landscape_base import Landscape
 from .metrics import Loss, Metric
+from .metrics.criterion import loss_on
 from .model_interface.model_wrapper import ModelWrapper, wrap_model
 from .model_interface.subspace import Subspace
 from .parallel.torch_state import one_at_a_time
@@ -189,6 +189,5 @@ def eval_warm_up(landscape: Landscape, loader: Any, device: torch.device | str, 
 
 def eval_loss(landscape: Landscape, loader: Any, device: torch.device | str, criterion: Callable[..., Any]) -> Any:
     """The loss over the whole of a loader's data, weighted by samples, at every point: (steps, steps)."""
-    if isinstance(criterion, nn.Module):  # class weights, say
-        criterion = copy.deepcopy(criterion).to(device)
+    criterion = loss_on(criterion, landscape.model_wrapper.root, device)
     return landscape.compute(Loss(criterion, as_batches(loader)), device)

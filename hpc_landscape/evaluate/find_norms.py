@@ -110,7 +110,7 @@ def _inputs(
     def hear(layer: nn.Module, args: Any, kwargs: Any) -> None:
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor):
-                x = double(x).reshape(-1)
+                x = double(reals(x)).reshape(-1)
                 ramp = torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device)
                 sums = torch.stack([x.sum(), x.square().sum(), (x * ramp).sum()])
                 seen.setdefault(names[layer], []).append(sums.cpu())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.form import Form, compiling, shown_dtypes
 from ..grid import Grid
 from ..metrics import Data, Loss
+from ..metrics.criterion import loss_on
 from ..metrics.metric import Metric
 from ..model_interface import state
 from ..model_interface.batchnorm import batchnorm_layers, used_once
@@ -115,8 +115,7 @@ class Maker:
         self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
         if self.bn == "warmup" and sets.warmup is None:
             self.bn = "running"
-        loss = problem.loss  # may hold class weights, say
-        self.loss = copy.deepcopy(loss).to(device, self.dtype) if isinstance(loss, nn.Module) else loss
+        self.loss = loss_on(problem.loss, problem.root, device, self.dtype)
 
     def make(self, form: Form, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
         """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.

@@ -20,6 +20,7 @@ from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
 from ..metrics.criterion import TOTAL, Criterion
 from ..metrics.curvature import CurvatureMetric
+from ..metrics.gradient import GradientMetric
 from ..metrics.trial import try_loss
 from ..parallel.comm import Comm
 from ..problems.data import TensorBatches
@@ -196,21 +197,26 @@ def choose_metrics(
     quantities: list[Quantity] = []
     with comm.together():
         if comm.is_root:
-            _check_curvature(evaluator)
+            _check_derivatives(evaluator, say)
             quantities = [_quantity(name, metric, evaluator) for name, metric in chosen.items()]
             _check_names(quantities)
     for metric in chosen.values():
-        if isinstance(metric, CurvatureMetric):
+        if isinstance(metric, (CurvatureMetric, GradientMetric)):
             metric.checked = True
     return comm.bcast(quantities)
 
 
-def _check_curvature(evaluator: Evaluator) -> None:
-    """UserError where a metric needs second derivatives that the loss has not; seen once, at the origin."""
+def _check_derivatives(evaluator: Evaluator, say: Callable[[str], None]) -> None:
+    """UserError where a metric needs second derivatives that the loss has not; seen once, at the origin.
+
+    A gradient that is not the loss's slope is said.
+    """
     for metric in evaluator.metrics.values():
-        if isinstance(metric, CurvatureMetric):
+        if isinstance(metric, (CurvatureMetric, GradientMetric)):
             with evaluator.at_origin():
-                metric.check(evaluator.model)
+                found = metric.check(evaluator.model)
+            if found:
+                say(f"warning: {found}")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..model_interface.numbers import can_move, like
 from .counts import as_module, count_of, ignored
 from .data import Data
 from .precise import precise
@@ -117,6 +119,28 @@ def number(value: Any, name: str = "") -> Tensor:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def loss_on(loss: Any, model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:
+    """A loss that is a module, class weights and all, on the device and in the dtype: a copy.
+
+    What it has of the model, a term of its parameters, say, is the model's own, which goes to each point.
+    """
+    if not isinstance(loss, nn.Module):
+        return loss
+    own = {id(thing): thing for thing in (*model.modules(), *model.parameters(), *model.buffers())}
+    kept = {*own, *(id(p.grad) for p in model.parameters())}
+    try:
+        made = copy.deepcopy(loss, dict(own))
+    except RuntimeError:  # a weight that is computed from others, say, is no leaf
+        made = loss
+
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) in kept:
+            return tensor
+        return tensor.to(device, like(dtype, tensor) if dtype is not None and can_move(tensor) else None)
+
+    return made._apply(moved)
 
 
 def takes_no_data(loss_fn: Any) -> bool:

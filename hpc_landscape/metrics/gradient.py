@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..model_interface.model_parameters import ModelParameters
 from ..model_interface.model_wrapper import ModelWrapper
 from ..model_interface.numbers import can_move, count, double, numbers_of
 from .criterion import Criterion, data_of
 from .data import Data, nothing
+from .derivative import REENTRANT, LossFunction, Parts, check_reached, explained
 from .metric import DataMetric
-
-LossFunction = Callable[..., Any]  # or a Criterion
-Parts = Sequence["Tensor | None"]  # one for each parameter; None where the loss does not depend on it
+from .second import not_the_slope
 
 
 def floating(model: ModelWrapper) -> list[nn.Parameter]:
@@ -37,7 +36,8 @@ def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
     if not parameter.is_complex():
         return part.reshape(parameter.shape)
     part = part if part.is_floating_point() else part.float()  # signs
-    return numbers_of(part.reshape(*parameter.shape, 2), parameter)
+    pairs = part.reshape(*parameter.shape, 2)
+    return numbers_of(pairs.clone(), parameter)  # of its own: a pair may begin anywhere in the vector
 
 
 @contextmanager
@@ -78,9 +78,13 @@ def batch_gradients(
         if not loss.requires_grad:
             raise UserError(
                 "the loss has no gradient with respect to the perturbed parameters: it does not depend on them, or is "
-                "not computed by torch alone (no .item(), no .detach(), no torch.no_grad())"
+                "not computed by torch alone (no .item(), no .detach(), no torch.no_grad(), no torch.utils.checkpoint "
+                f"with {REENTRANT})"
             )
-        yield torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph), weight
+        with explained():
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph)
+        check_reached(loss, parts)
+        yield parts, weight
 
 
 def weighted_mean(
@@ -136,7 +140,30 @@ def movable(model: ModelWrapper) -> Iterator[Callable[[ModelParameters, float], 
         move(None)
 
 
-class LossGradient(DataMetric):
+class GradientMetric(DataMetric):
+    """What is made of gradients: whether they are the loss's slopes is seen once, on the first batch."""
+
+    checked = False
+    loss_fn: Criterion
+
+    def check(self, model_wrapper: ModelWrapper) -> str:
+        """What there is to say where they are not; nothing the next time."""
+        if self.checked:
+            return ""
+        self.checked = True
+        with differentiable(model_wrapper) as parameters:
+            found = not_the_slope(model_wrapper, parameters, self.loss_fn, self.data)
+        return found and f"{self.name}: {found}"
+
+    def gradient(self, model_wrapper: ModelWrapper) -> ModelParameters:
+        """The gradient at the point; a warning the first time, where there is something to say."""
+        here = gradient(model_wrapper, self.loss_fn, self.data)
+        if found := self.check(model_wrapper):
+            warn(found)
+        return here
+
+
+class LossGradient(GradientMetric):
     """The gradient of the mean loss: float64, shape (P,), the floating-point parameters as one vector, in order.
 
     Complex ones are pairs of real numbers. A parameter that the loss does not use has zeros; UserError where that is
@@ -150,10 +177,10 @@ class LossGradient(DataMetric):
         self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
-        return gradient(model_wrapper, self.loss_fn, self.data).as_numpy()
+        return self.gradient(model_wrapper).as_numpy()
 
 
-class GradientNorm(DataMetric):
+class GradientNorm(GradientMetric):
     """The Euclidean norm of the gradient of the mean loss."""
 
     shape = ()
@@ -163,10 +190,10 @@ class GradientNorm(DataMetric):
         self.loss_fn = Criterion.of(loss_fn)
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
-        return gradient(model_wrapper, self.loss_fn, self.data).model_norm()
+        return self.gradient(model_wrapper).model_norm()
 
 
-class GradientPredictiveness(DataMetric):
+class GradientPredictiveness(GradientMetric):
     """How far the gradient g changes in a step against it: ||g(w) - g(w - step * g(w))||; the less, the smoother.
 
     Santurkar et al. 2018 (arXiv 1805.11604), section 3.1 and figure 4. step: a length in units of the gradient, or
@@ -183,7 +210,7 @@ class GradientPredictiveness(DataMetric):
             self.shape, self.dims = (len(step),), ("step",)
 
     def __call__(self, model_wrapper: ModelWrapper) -> float | np.ndarray:
-        here = gradient(model_wrapper, self.loss_fn, self.data)
+        here = self.gradient(model_wrapper)
         distances = []
         with movable(model_wrapper) as move:
             for step in self.step if isinstance(self.step, Sequence) else [self.step]:

@@ -7,6 +7,8 @@ float64, with small steps, so that the kinks of a ReLU do not count; where float
 
 from __future__ import annotations
 
+import copy
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import can_move, double
-from .criterion import Criterion
+from ..model_interface.numbers import double, like
+from ..model_interface.parts import is_plain
+from .criterion import Criterion, loss_on
 from .data import Data, move
-from .gradient import LossFunction
+from .derivative import LossFunction, check_reached, explained
 
 TOLD = re.compile(
     r"once_differentiable|derivative for .* is not implemented|not (twice )?differentiable|double backward|"
@@ -29,7 +32,9 @@ TOLD = re.compile(
 )
 ADVICE = "take the functions of torch that can be differentiated twice, or leave curvature out"
 TENSORS = 8  # whose gradients are compared with the loss
-STEPS = (1e-3, 1e-4)  # relative to a parameter's norm
+STEPS = (1e-3, 1e-4, 1e-5)  # relative to a parameter's norm
+BESIDE = 1e-3  # relative, from the parameters to where it is tried: at zero a ReLU has no slope
+OFF, FLAT = 0.05, 0.01  # of a slope: less may be a kink; so little is a step of a stair
 ROUNDING = 1e-7  # of a loss: some models compute in float32 whatever they are given
 
 
@@ -44,26 +49,51 @@ def check_second(
     model: ModelWrapper, parameters: Sequence[nn.Parameter], loss_fn: LossFunction, data: Data, seed: int = 0
 ) -> None:
     """UserError where products with the Hessian would not be those of the loss, as the first batch tells."""
-    batch = next((b for b in data.on(model) if data.items(b)), None)
-    if batch is None:
-        return
-    with _double(model):
-        try:
-            wide = move(batch, None, torch.float64)
-            probe = _Probe(model, parameters, loss_fn, data, wide, seed)
-            found = probe.straight_through() or probe.without_second()
-        except UserError:
-            raise
-        except Exception as error:
-            if isinstance(error, RuntimeError):
-                refuse(error)
-            return  # not to be had in float64
-    if found:
+    if found := _seen(model, parameters, loss_fn, data, seed):
         raise UserError(f"curvature: {found}: {ADVICE}")
 
 
+def not_the_slope(
+    model: ModelWrapper, parameters: Sequence[nn.Parameter], loss_fn: LossFunction, data: Data, seed: int = 0
+) -> str:
+    """What there is to say where the gradient is not the slope of the loss, as the first batch tells."""
+    found = _seen(model, parameters, loss_fn, data, seed, whole=True)
+    advice = 'where a derivative in it says create_graph=self.training, give mode="train_without_dropout"'
+    return found and f"{found}: what is stored is autograd's gradient; {advice}"
+
+
+def _seen(
+    model: ModelWrapper,
+    parameters: Sequence[nn.Parameter],
+    loss_fn: LossFunction,
+    data: Data,
+    seed: int,
+    whole: bool = False,
+) -> str:
+    """What is found on the first batch in float64; nothing where that cannot be had.
+
+    whole: of the whole gradient alone, and not of second derivatives.
+    """
+    batch = next((b for b in data.on(model) if data.items(b)), None)
+    if batch is None:
+        return ""
+    try:
+        with _double(model):
+            probe = _Probe(model, parameters, loss_fn, data, move(batch, None, torch.float64), seed)
+            found = probe.straight_through(whole)
+            if whole:
+                return found
+            return f"{found}, and its second derivatives are not the loss's" if found else probe.without_second()
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and not whole:
+            refuse(error)
+        return ""
+
+
 class _Probe:
-    """A loss on one batch, in float64, at the parameters and beside them."""
+    """A loss on one batch, in float64, near the parameters and beside that. Use within ``_double``."""
 
     def __init__(
         self,
@@ -74,25 +104,36 @@ class _Probe:
         batch: Any,
         seed: int,
     ):
-        self.model, self.parameters, self.loss_fn, self.data, self.batch = model, parameters, loss_fn, data, batch
+        self.model, self.parameters, self.data, self.batch = model, parameters, data, batch
+        self.criterion = copy.copy(Criterion.of(loss_fn))
+        self.criterion.loss_fn = loss_on(self.criterion.loss_fn, model.root, None, torch.float64)
         self.seed = seed % 2**63
+        self.buffers = [(b, b.clone()) for b in model.root.buffers() if is_plain(b)]
         self.start = [p.detach().clone() for p in parameters]
+        self.size = _norm(self.start) or 1.0
+        with torch.no_grad():
+            for p, start, drawn in zip(parameters, self.start, self._random(1), strict=True):
+                p.copy_(start.add_(drawn, alpha=BESIDE))
         here = self.loss()
         self.gradient = [g.detach() for g in self.slopes(here)]
         self.here = float(here.detach())
-        self.size = _norm(self.start) or 1.0
         self.steady = self.value() == self.here  # else it draws what no seed of torch's decides
 
     def loss(self) -> Tensor:
+        for buffer, before in self.buffers:
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)  # an observer's, say
         torch.manual_seed(self.seed)
-        return Criterion.of(self.loss_fn)(self.data.output(self.model, self.batch), self.data.target(self.batch))
+        return self.criterion(self.data.output(self.model, self.batch), self.data.target(self.batch))
 
     def value(self) -> float:
         with torch.no_grad():
             return float(self.loss())
 
     def slopes(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True, create_graph=create_graph)
+        with explained():
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True, create_graph=create_graph)
+        check_reached(loss, found)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
 
     @contextmanager
@@ -107,22 +148,42 @@ class _Probe:
                 for p, start in zip(self.parameters, self.start, strict=True):
                     p.copy_(start)
 
-    def straight_through(self) -> str:
-        """Along each parameter's gradient the loss must grow by that gradient's length."""
+    def straight_through(self, whole: bool = False) -> str:
+        """Along each parameter's gradient the loss must grow by that gradient's length.
+
+        whole: along the whole gradient instead, and as the gradient says also in a random direction.
+        """
         usable = [i for i, g in enumerate(self.gradient) if self.steady and 0 < _norm([g]) < float("inf")]
-        for chosen in usable[:: max(1, len(usable) // TENSORS)]:
-            length, size = _norm([self.gradient[chosen]]), _norm([self.start[chosen]]) or 1.0
-            direction = [torch.zeros_like(p) for p in self.start]
-            direction[chosen] = self.gradient[chosen] / length
-            slopes = [self._slope(direction, step * size) for step in STEPS]
-            noise = [ROUNDING * abs(self.here) / (step * size) for step in STEPS]
-            if all(abs(s - length) > 0.3 * max(abs(s), length) + n for s, n in zip(slopes, noise, strict=True)):
+        groups = [[i] for i in usable[:: max(1, len(usable) // TENSORS)]]
+        directions = (self._along(group) for group in ([usable] * bool(usable) if whole else groups))
+        for direction in itertools.chain(directions, [self._random()] * (whole and self.steady)):
+            said = float(sum((g * d.conj()).real.sum() for g, d in zip(self.gradient, direction, strict=True)))
+            if (slope := self._other_slope(direction, said)) is not None:
                 return (
-                    f"the loss does not change along its gradient as that says ({slopes[-1]:.2g} instead of "
-                    f"{length:.2g}): a part of it is detached, rounded or straight through, and its second derivatives "
-                    "are not the loss's"
+                    f"the loss does not change along its gradient as that says ({slope:.2g} instead of {said:.2g}): "
+                    "a part of it is detached, rounded or straight through"
                 )
         return ""
+
+    def _along(self, chosen: Sequence[int]) -> list[Tensor]:
+        """The gradient by these parameters, of their length."""
+        length = _norm([self.gradient[i] for i in chosen])
+        size = _norm([self.start[i] for i in chosen]) or 1.0
+        return [g / length * size * (i in chosen) for i, g in enumerate(self.gradient)]
+
+    def _random(self, number: int = 0) -> list[Tensor]:
+        """A direction, as long as the parameters."""
+        generator = torch.Generator().manual_seed((self.seed + number) % 2**63)
+        drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in self.start]
+        length = _norm(drawn)
+        return [d / length * self.size for d in drawn]
+
+    def _other_slope(self, direction: Sequence[Tensor], said: float) -> float | None:
+        """The slope along a direction, where it is not what is said with any step, or flat with the smallest."""
+        slopes, noise = [self._slope(direction, step) for step in STEPS], [ROUNDING * abs(self.here) / s for s in STEPS]
+        off = [abs(s - said) > OFF * max(abs(s), abs(said)) + n for s, n in zip(slopes, noise, strict=True)]
+        flat = abs(slopes[-1]) < FLAT * abs(said) and abs(said) > noise[-1]
+        return slopes[-1] if all(off) or flat else None
 
     def _slope(self, direction: Sequence[Tensor], step: float) -> float:
         with self.beside(direction, step):
@@ -137,10 +198,7 @@ class _Probe:
         gradient = self.slopes(here, create_graph=True)
         if not self.steady or not (own or not any(g.requires_grad for g in gradient)):
             return ""
-        generator = torch.Generator().manual_seed(self.seed)
-        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) for p in self.start]
-        length = _norm(direction)
-        direction = [d / length * self.size for d in direction]
+        direction = self._random()
         pairs = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
         product = [torch.zeros_like(p) for p in self.start]
         if pairs:
@@ -165,7 +223,7 @@ class _Probe:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([t.detach().abs().double().norm() for t in tensors]).norm())
+    return float(torch.stack([double(t).norm() for t in tensors]).norm())
 
 
 def _own_functions(loss: Tensor) -> bool:
@@ -185,12 +243,13 @@ def _own_functions(loss: Tensor) -> bool:
 @contextmanager
 def _double(model: ModelWrapper) -> Iterator[None]:
     """The model in float64 meanwhile; its tensors, and torch's generator, are what they were afterwards."""
-    tensors = [t for t in (*model.root.parameters(), *model.root.buffers()) if can_move(t)]
+    held = (*model.root.parameters(), *model.root.buffers())
+    tensors = [t for t in held if t.is_floating_point() or t.is_complex()]
     kept = [(t, t.data) for t in tensors]
     with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.is_cuda})):
         try:
             for t in tensors:
-                t.data = double(t)
+                t.data = t.data.to(like(torch.float64, t), copy=True)
             yield
         finally:
             for t, data in kept:

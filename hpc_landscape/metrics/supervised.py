@@ -101,6 +101,7 @@ class Accuracy(BatchMetric):
             and isinstance(target, Tensor)
             and not target.is_floating_point()
             and not target.is_complex()
+            and not output.is_complex()  # nor have these a largest
             and output.ndim >= 2
             and output.shape[1] > 1  # a single score has no largest
             and output.shape[:1] + output.shape[2:] == target.shape

@@ -126,6 +126,26 @@ def path(folder: Path) -> None:
         torch.save(Operator(10 + epoch).state_dict(), folder / f"epoch{epoch}.pt")
 
 
+class Odd(nn.Module):
+    """Pairs that begin at odd places among the numbers, of which there is an odd number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.gain, self.w, self.out = nn.Parameter(torch.rand(3)), nn.Parameter(torch.randn(9) + 0j), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.fft.irfft(torch.fft.rfft(x) * self.w, n=16)) * self.gain.sum()
+
+
+def odd() -> Problem:
+    return Problem(Odd(), nn.MSELoss(), (data()[0], data()[1][..., :2]))
+
+
+def right_odd(model: nn.Module) -> Tensor:
+    return F.mse_loss(model(data()[0]), data()[1][..., :2])
+
+
 class Counting(nn.Module):
     """Whole numbers as a parameter, which nothing can move."""
 
@@ -158,6 +178,7 @@ CASES = [
     Case("operator", right, options=TO, prepare=other, library=False),
     Case("operator", right, others={"gradient_norm": gradient_norm}, options=["--metrics", "loss,gradient_norm"]),
     Case("diagonal", right),
+    Case("odd", right_odd, options=["--metrics", "loss,curvature,hessian_trace"], library=False),
     Case("signals", right_signals),
     Case("signals", right_signals, options=["--precision", "fp64"], library=False),
     Case("operator", right, options=PCA, prepare=path, model=lambda: Operator(13), rtol=2e-5, library=False),

@@ -65,6 +65,17 @@ class Functional(nn.Module):
         return F.batch_norm(x, self.m, self.v, training=self.training)
 
 
+class Waves(nn.Module):
+    """Complex numbers, centred."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("running_mean", torch.full((width,), 0.3 + 0.1j))
+
+    def forward(self, z):
+        return z - (z.mean(0) if self.training else self.running_mean)
+
+
 def net(layer: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), layer, nn.ReLU(), nn.Linear(8, 3))
@@ -113,6 +124,20 @@ def instance() -> Problem:
 def mixed() -> Problem:
     """One of torch's, and one that cannot be re-estimated."""
     return Problem(nn.Sequential(FrozenBatchNorm2d(4), *net(nn.BatchNorm1d(8))), nn.CrossEntropyLoss(), data())
+
+
+def waves() -> Problem:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, dtype=torch.cfloat), Waves(6), nn.Linear(6, 3, dtype=torch.cfloat))
+    return Problem(model, power, (torch.complex(*data()[0].chunk(2)), data()[1][:30]))
+
+
+def power(output, target):
+    return F.cross_entropy(output.abs(), target)
+
+
+def waves_as_they_are(model: nn.Module) -> float:
+    return power(model(torch.complex(*data()[0].chunk(2))), data()[1][:30])
 
 
 @torch.no_grad()
@@ -164,5 +189,6 @@ CASES = [
     Case("problem", as_it_is, kwargs={"layer": "none"}, name="none", said=["by each batch's own statistics alone"]),
     Case("instance", instances_by_hand),
     Case("instance", instances_by_hand, options=["--block", "3"], library=False),
+    Case("waves", waves_as_they_are, said=["1 keeps the checkpoint's"], library_said=["1 keeps the checkpoint's"]),
     Case("mixed", updated, said=[r"in 1 of 2 layers \(not: 0\)"], library_said=["0 keeps the checkpoint's statistics"]),
 ]
