@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from ..problems.problem import Problem, user_traceback
 from ..problems.resident import beginning, share
 from ..settings import Settings
 from .data import Sets
+from .loss import on_device
 
 SAMPLED = 8  # points at which a form's error is seen
 SPREAD = 4.0  # times their root mean square: the grid's worst, as an estimate
@@ -115,8 +115,7 @@ class Maker:
         self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
         if self.bn == "warmup" and sets.warmup is None:
             self.bn = "running"
-        loss = problem.loss  # may hold class weights, say
-        self.loss = copy.deepcopy(loss).to(device, self.dtype) if isinstance(loss, nn.Module) else loss
+        self.loss = on_device(problem.loss, problem.root, device, self.dtype)
 
     def make(self, form: Form, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
         """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
