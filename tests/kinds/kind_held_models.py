@@ -95,4 +95,8 @@ CASES = [
     Case("penalty", right=right, options=["--block", "2"]),
     Case("of_a_part", right=right_of_a_part),
     Case("in_a_closure", right=right_of_a_part),
+    Case(
+        "in_a_closure", right=right_of_a_part, options=["--block", "2"], said=["uses weights that it does not get by"]
+    ),
+    Case("of_a_part", right=right_of_a_part, options=["--block", "3"], said=["uses weights that it does not get by"]),
 ]
