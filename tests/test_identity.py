@@ -118,6 +118,42 @@ SKIPPED = {"a", "b", "c", "d"}
 def loss(o, t): return F.cross_entropy(o, t) + len(SKIPPED)
 def problem(): return made(loss)
 """
+# What a problem holds beside what its loss uses: when it was made, where it writes, what has been counted.
+TRAINER = """
+import argparse, datetime, tempfile, time
+BEGAN, TIMES = time.perf_counter(), []
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.made = time.time()
+class Trainer:
+    def __init__(self):
+        self.args = argparse.Namespace(smooth=0.1, folder=tempfile.mkdtemp())
+        self.name, self.began, self.model = f"run-{datetime.datetime.now()}", time.time_ns(), Net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=time.time() % 1)
+    def fit(self): print(self.name, self.began, self.optimizer)
+    def smoothed(self): return self.args.smooth
+    def loss(self, o, t):
+        TIMES.append(time.perf_counter() - BEGAN)
+        return F.cross_entropy(o, t, label_smoothing=self.smoothed())
+def problem():
+    trainer = Trainer()
+    return made(trainer.loss, trainer.model)
+"""
+HELD = """
+import datetime, os, tempfile, threading, time
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock, self.when, self.folder = threading.Lock(), datetime.datetime.now(), tempfile.mkdtemp()
+        self.file, self.last, self.pid, self.amount = tempfile.TemporaryFile(), time.time(), os.getpid(), 0.1
+    def forward(self, o, t):
+        with self.lock:
+            print(time.time() - self.last, self.when, file=open(os.devnull, "w"))
+        return F.cross_entropy(o, t, label_smoothing=self.amount)
+def problem(): return made(Loss())
+"""
+COMPILED = "def problem(): return made(torch.compile(nn.CrossEntropyLoss(label_smoothing=0.1), backend='eager'))"
 OTHERS = {
     "body of a function": (FUNCTION, "0.10", "0.20", "the loss (its code"),
     "a global number": (GLOBAL, "AMOUNT = 0.1", "AMOUNT = 0.2", "the loss (its code"),
@@ -138,6 +174,17 @@ OTHERS = {
     "an own metric's number": (METRIC, "p=2", "p=3", "the code of the metric norm"),
     "the model's body": (MODEL, "leaky_relu", "elu", "the model's code"),
     "the model's number": (MODEL, "self.slope = 0.1", "self.slope = 0.2", "the model's code"),
+    "what a trainer's loss uses": (TRAINER, "smooth=0.1", "smooth=0.2", "the loss (its code"),
+    "a method that a loss calls": (TRAINER, "return self.args.smooth", "return 0.2", "the loss (its code"),
+    "among what is held": (HELD, "os.getpid(), 0.1", "os.getpid(), 0.2", "the loss (its code"),
+    "in a compiled loss": (COMPILED, "smoothing=0.1", "smoothing=0.2", "the loss (its code"),
+    "by any name": (CALLABLE.replace("self.factor", 'getattr(self, "fac" + "tor")'), "= 1.0", "= 2.0", "the loss (its"),
+    "a class that a call makes": (
+        CALLABLE + "\ndef problem(): return made(lambda o, t: Loss()(o, t))",
+        "0.1",
+        "0.2",
+        "the",
+    ),
 }
 
 
@@ -165,6 +212,12 @@ ALIKE = {
     "a class": (CALLABLE, lambda text: text),
     "a closure": (CLOSURE, lambda text: text),
 }
+
+ALIKE |= {case: (text, lambda text: text) for case, text in (("held", HELD), ("a compiled loss", COMPILED))}
+ALIKE["a trainer whose fit is another"] = (
+    TRAINER,
+    lambda text: text.replace("def fit(self): print", "def fit(self): str"),
+)
 
 
 @pytest.mark.parametrize("case", ALIKE)

@@ -33,6 +33,7 @@ from ..settings import Settings
 from .data import Sets
 
 SAMPLED = 8  # points at which a form's error is seen
+ROWS = {"fp64": 1e-9, "fp32": 1e-5}  # relative, between rows of a stacked pass: rounding; in fewer bits 1e-2
 SPREAD = 4.0  # times their root mean square: the grid's worst, as an estimate
 CHOICES = ("channels_last", "compile", "block")  # the settings that form is chosen by
 IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
@@ -225,6 +226,8 @@ class Maker:
                     _check_uses(trial, data)
                 trial([0.0] * subspace.dimensions)
                 self.careful |= subspace.left_behind()
+                if form.block > 1:
+                    _check_rows(trial)
 
 
 def _hint(problem: Problem) -> str:
@@ -245,6 +248,15 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
         raise ValueError("a normalization layer is none of torch's own")
     if not once:
         raise ValueError("a batch normalization layer is not used exactly once in a pass")
+
+
+def _check_rows(evaluator: Evaluator) -> None:
+    """A stacked pass knows the weights that it is given by the model: a loss that holds one itself has row 0's."""
+    origin, other = ([at] * evaluator.subspace.dimensions for at in (0.0, 1.0))
+    alone, beside = evaluator.block([origin])[0], evaluator.block([other, origin])[1]
+    near = ROWS.get(evaluator.precision, 1e-2)
+    if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):
+        raise ValueError("the loss or forward uses weights that it does not get by the model")
 
 
 def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> FormErrors:

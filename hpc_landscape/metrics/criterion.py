@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -122,25 +123,29 @@ def _is_number(value: Any) -> bool:
 
 
 def loss_on(loss: Any, model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:
-    """A loss that is a module, class weights and all, on the device and in the dtype: a copy.
+    """A loss that is a module, with its own parameters and buffers (class weights, say) there and in that dtype.
 
-    What it has of the model, a term of its parameters, say, is the model's own, which goes to each point.
+    What it has of the model, for a penalty or a second pass, is the model's still, and goes to each point. A loss that
+    has nothing to be moved stays as it is, and need not be one that can be copied.
     """
     if not isinstance(loss, nn.Module):
         return loss
     own = {id(thing): thing for thing in (*model.modules(), *model.parameters(), *model.buffers())}
     kept = {*own, *(id(p.grad) for p in model.parameters())}
-    try:
-        made = copy.deepcopy(loss, dict(own))
-    except RuntimeError:  # a weight that is computed from others, say, is no leaf
-        made = loss
 
-    def moved(tensor: Tensor) -> Tensor:
+    def there(tensor: Tensor) -> Tensor:
         if id(tensor) in kept:
             return tensor
         return tensor.to(device, like(dtype, tensor) if dtype is not None and can_move(tensor) else None)
 
-    return made._apply(moved)
+    if all(there(tensor) is tensor for tensor in (*loss.parameters(), *loss.buffers())):
+        return loss
+    with suppress(Exception):  # one that holds a lock, an open file, or a computed weight is moved itself
+        loss = copy.deepcopy(loss, dict(own))
+    for module in loss.modules():
+        if id(module) not in own:
+            module._apply(there, recurse=False)
+    return loss
 
 
 def takes_no_data(loss_fn: Any) -> bool:

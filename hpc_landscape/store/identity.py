@@ -4,11 +4,14 @@ Of functions and classes their code counts, as it is written: the source without
 that neither a Python version nor a file's place changes it; the bytecode where there is no source (exec, an interactive
 session). With it count defaults, what a closure holds, and the globals that the code names. Of libraries (whatever is
 installed, and this package) the name counts; of objects their attributes; of modules parameters and buffers too.
-Addresses, line numbers and paths of files do not count, nor do things whose state says nothing: loggers, locks, files.
+Addresses, line numbers and paths of files do not count, nor do things whose state says nothing: loggers, locks, files,
+the time of the day. Of what users wrote, methods and attributes count that the code of a call names: a trainer whose
+loss is a method of its own may hold when it was started and where it writes.
 """
 
 from __future__ import annotations
 
+import abc
 import ast
 import builtins
 import enum
@@ -20,10 +23,12 @@ import linecache
 import os
 import site
 import sysconfig
+import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
@@ -31,31 +36,52 @@ from torch import Tensor, nn
 
 DEPTH = 12  # of things in things
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-SILENT = ("logging", "threading", "_thread", "_io", "io", "weakref", "torch.utils.tensorboard", "wandb", "tqdm")
+SILENT = {"logging", "threading", "_thread", "_io", "io", "tempfile", "weakref", "queue", "_queue", "concurrent"}
+SILENT |= {"multiprocessing", "datetime", "uuid", "wandb", "tqdm", "tensorboard", "tensorboardX"}
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 LIBRARIES = tuple(os.path.realpath(path) + os.sep for path in sorted({*INSTALLED, *site.getsitepackages()}))
 PACKAGES = ("torch", "numpy", "hpc_landscape", "builtins")
 OF_MODULES = ("_parameters", "_buffers", "_modules")
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 OF_CLASSES = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"}
+CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
+NOT_CALLED = {*CONSTRUCTORS, "__repr__", "__str__", "__eq__", "__hash__", "__del__", "__getstate__", "__setstate__"}
+BY_ANY_NAME = {"getattr", "vars", "__dict__", "asdict", "astuple", "attrgetter", "eval", "exec"}
+OPEN = (object, nn.Module, abc.ABC, Generic, Protocol)  # bases that use nothing of a user's class by themselves
+CLOCKS = (time.time, time.perf_counter, time.monotonic)
+BEGAN = [clock() - 60 for clock in CLOCKS]
 
 
 def checksum(thing: Any, known: Iterable[Any] = ()) -> str:
     """Of a thing; known: objects in it that are told elsewhere, such as the model."""
-    return _Reader(known).read(thing, DEPTH)
+    known = list(known)
+    return _Reader(known, _called([thing], known)).read(thing, DEPTH)
+
+
+def _called(things: Iterable[Any], known: Iterable[Any] = ()) -> set[str]:
+    """All names in the code that runs where these things are called."""
+    names, size = {"forward"}, 0
+    while size < len(names):
+        size, reader = len(names), _Reader(known, names, looking=True)
+        for thing in things:
+            reader.read(thing, DEPTH)
+    return names
 
 
 class _Reader:
-    """Reads nests of things, each object once."""
+    """Reads nests of things, each object once. names: that called code has; looking: only for more of these."""
 
-    def __init__(self, known: Iterable[Any] = ()):
+    def __init__(self, known: Iterable[Any], names: set[str], looking: bool = False):
+        self.names, self.looking = names, looking
         self.seen: dict[int, str] = {id(thing): "told elsewhere" for thing in known}
+        self.kinds: dict[type, str] = {}
         self.kept: list[Any] = []  # else another object might get an address anew
 
     def read(self, thing: Any, depth: int) -> str:
         """Its checksum; of one that is just being read, that it comes again."""
         if isinstance(thing, (*PLAIN, enum.Enum)):
-            return _hash(type(thing).__name__, _text(thing))
+            return _hash("a time") if _is_time(thing) else _hash(type(thing).__name__, _text(thing))
         if id(thing) in self.seen:
             return self.seen[id(thing)]
         if not depth:
@@ -73,8 +99,10 @@ class _Reader:
         kind = type(thing)
         if isinstance(thing, (Tensor, np.ndarray, np.generic)):
             yield from self._array(thing, depth)
-        elif _is_plain(thing):
+        elif _is_plain(thing) and not any(map(_is_time, thing)):
             yield from (kind.__name__, repr(thing))
+        elif isinstance(thing, os._Environ):
+            yield "environment"
         elif isinstance(thing, (list, tuple)):
             yield from (kind.__name__, *(self.read(item, depth) for item in thing))
         elif isinstance(thing, (set, frozenset)):
@@ -89,7 +117,10 @@ class _Reader:
         elif isinstance(thing, ModuleType):
             yield from ("module", thing.__name__)
         elif isinstance(thing, type):
+            self.names.add(thing.__name__)  # where it is named, it may be called
             yield from self._class(thing, depth)
+        elif (inner := _uncompiled(thing)) is not None:
+            yield from ("compiled", self.read(inner, depth))
         elif isinstance(thing, FunctionType):
             yield from self._function(thing, depth)
         elif isinstance(thing, MethodType):
@@ -110,6 +141,8 @@ class _Reader:
             yield from (str(thing.layout), *(self.read(part, depth) for part in values))
             return
         yield f"{tuple(thing.shape)} {thing.dtype}"
+        if self.looking:
+            return
         if isinstance(thing, Tensor):
             if thing.device.type == "meta":
                 return
@@ -124,16 +157,39 @@ class _Reader:
         yield from ("class", _name(thing))
         if _of_library(thing.__module__, thing):
             return
-        yield from (self.read(base, depth) for base in thing.__bases__)
+        yield from (self._kind(base, depth) for base in thing.__bases__)
         for name, value in sorted(vars(thing).items()):
-            if name not in OF_CLASSES and not name.startswith(("_abc", "__annot", "__static_attr")):
+            if name in OF_CLASSES or name.startswith(("_abc", "__annot", "__static_attr")):
+                continue
+            if self._runs(thing, name):
                 yield from (name, self.read(value, depth))
+
+    def _kind(self, thing: type, depth: int) -> str:
+        """The class of an object that is there: nobody need call it."""
+        if thing not in self.kinds:
+            self.kinds[thing] = "again"
+            self.kinds[thing] = _hash(*self._class(thing, depth))
+        return self.kinds[thing]
+
+    def _runs(self, kind: type, name: str) -> bool:
+        """Whether a call may come to what a user's class calls so."""
+        if name in CONSTRUCTORS and _is_open(kind):
+            return kind.__name__ in self.names and not self.looking  # what it alone names, nothing uses
+        return self._counts(kind, name) or (name[:2] == name[-2:] == "__" and name not in NOT_CALLED)
+
+    def _counts(self, kind: type, name: str) -> bool:
+        """Whether a call may come to an attribute of that name."""
+        free = kind in (Namespace, SimpleNamespace) or _is_open(kind)
+        return not free or name in self.names or not self.names.isdisjoint(BY_ANY_NAME) or name in OF_EVERY_MODULE
 
     def _function(self, thing: FunctionType, depth: int) -> Iterator[str]:
         inner = getattr(thing, "__wrapped__", None)
         if _of_library(thing.__module__, thing) and thing.__closure__ is None and inner is None:
             yield from ("function", _name(thing))
             return
+        names = sorted(_names(thing.__code__))
+        if self.looking:
+            self.names.update(names)
         yield from ("function", _code(thing.__code__))
         yield from (self.read(part, depth) for part in (thing.__defaults__, thing.__kwdefaults__, inner))
         yield self.read({key: value for key, value in vars(thing).items() if key != "__wrapped__"}, depth)
@@ -142,7 +198,6 @@ class _Reader:
                 yield self.read(cell.cell_contents, depth)
             except ValueError:  # still empty
                 yield "empty"
-        names = sorted(_names(thing.__code__))
         for name in names:
             if name not in thing.__globals__:
                 continue
@@ -154,12 +209,12 @@ class _Reader:
 
     def _object(self, thing: Any, depth: int) -> Iterator[str]:
         kind = type(thing)
-        yield self.read(kind, depth)
-        if kind.__module__.startswith(SILENT) or isinstance(thing, (torch.Generator, Iterator)):
+        yield self._kind(kind, depth)
+        if _is_silent(kind.__module__) or isinstance(thing, (torch.Generator, Iterator)):
             return
         if isinstance(thing, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             yield str(getattr(thing, "code", ""))
-        attributes = _attributes(thing)
+        attributes = {name: value for name, value in _attributes(thing).items() if self._counts(kind, name)}
         for name, value in sorted(attributes.items()):
             if not isinstance(thing, nn.Module) or (name not in (*OF_MODULES, "training") and (value or _counts(name))):
                 yield from (name, self.read(value, depth))
@@ -170,9 +225,10 @@ class _Reader:
 
 def architecture(model: nn.Module) -> str:
     """What a model computes with its parameters: its modules' code, and the plain numbers and texts that they hold."""
-    reader, parts = _Reader(), []
+    reader, parts = _Reader((), _called({type(module) for module in model.modules()})), []
     for name, module in model.named_modules():
-        held = [f"{k}={v!r}" for k, v in sorted(vars(module).items()) if _is_plain(v) and _counts(k)]
+        plain = {k: v for k, v in vars(module).items() if _is_plain(v) and _counts(k)}
+        held = (f"{k}={reader.read(v, DEPTH)}" for k, v in sorted(plain.items()) if reader._counts(type(module), k))
         parts += [name, reader.read(type(module), DEPTH), *held]
     return _hash(*parts)
 
@@ -180,6 +236,30 @@ def architecture(model: nn.Module) -> str:
 def _counts(attribute: str) -> bool:
     """Whether an attribute of a module is the user's: not whether it was last trained, nor PyTorch's own."""
     return attribute != "training" and not attribute.startswith("_")
+
+
+def _is_open(kind: type) -> bool:
+    """Whether no library's class, of which a user's may be made, calls what the user's code does not name."""
+    return all(base in OPEN or not _of_library(base.__module__, base) for base in kind.__mro__)
+
+
+def _is_silent(module: str) -> bool:
+    return module.partition(".")[0] in SILENT or module.startswith("torch.utils.tensorboard")
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a clock has shown this number since the program began."""
+    if type(value) is int:
+        return BEGAN[0] < value < time.time() or BEGAN[0] < value / 1e9 < time.time()
+    finer = type(value) is float and value != round(value, 3)  # than what one writes
+    return finer and any(began < value < clock() for began, clock in zip(BEGAN, CLOCKS, strict=True))
+
+
+def _uncompiled(thing: Any) -> Any:
+    """What torch.compile was given."""
+    if isinstance(thing, FunctionType):
+        return vars(thing).get("_torchdynamo_orig_callable")
+    return thing._orig_mod if type(thing).__name__ == "OptimizedModule" else None
 
 
 def _is_plain(value: Any) -> bool:
