@@ -31,9 +31,9 @@ def made_of(settings: Settings, problem: Problem) -> dict[str, str]:
         "problem_mode": str(getattr(problem, "mode", None) or "eval"),
         "problem_reduction": str(getattr(problem, "reduction", None) or "mean"),
         "sha256_architecture": architecture(problem.root),
-        "sha256_loss": checksum(problem.loss, known),
-        "sha256_forward": checksum(called, known),
-        "sha256_count": checksum(problem.count, known),
+        "sha256_loss": checksum(problem.loss, known, problem.neutral),
+        "sha256_forward": checksum(called, known, problem.neutral),
+        "sha256_count": checksum(problem.count, known, problem.neutral),
         **{name: checksum(metric, known) for name, metric in own.items()},
     }
 

@@ -116,7 +116,7 @@ class _Tuner:
     def _measure(self, form: Form) -> None:
         """Note how long a point takes; nothing where the model cannot be evaluated in this form, or not in time."""
         try:
-            with _until(self.end), warnings.catch_warnings(), compiling(form):
+            with _until(self.end), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 seconds, once = self._time(form)
         except (Exception, _OutOfTime):
@@ -125,6 +125,10 @@ class _Tuner:
 
     def _time(self, form: Form) -> tuple[float, float]:
         """(seconds a point on the first batches, what the first one took more)."""
+        with compiling(form):
+            return self._timed(form)
+
+    def _timed(self, form: Form) -> tuple[float, float]:
         start = time.perf_counter()
         self.short.try_first_batches(form)
         evaluator, data = self.short.make(form)

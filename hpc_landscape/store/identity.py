@@ -53,10 +53,15 @@ CLOCKS = (time.time, time.perf_counter, time.monotonic)
 BEGAN = [clock() - 60 for clock in CLOCKS]
 
 
-def checksum(thing: Any, known: Iterable[Any] = ()) -> str:
-    """Of a thing; known: objects in it that are told elsewhere, such as the model."""
+def checksum(thing: Any, known: Iterable[Any] = (), neutral: Iterable[str] = ()) -> str:
+    """Of a thing; known: objects in it that are told elsewhere, such as the model.
+
+    neutral: names of what functions hold of a factory's arguments, and no value depends on.
+    """
     known = list(known)
-    return _Reader(known, _called([thing], known)).read(thing, DEPTH)
+    reader = _Reader(known, _called([thing], known))
+    reader.neutral = frozenset(neutral)
+    return reader.read(thing, DEPTH)
 
 
 def _called(things: Iterable[Any], known: Iterable[Any] = ()) -> set[str]:
@@ -76,6 +81,7 @@ class _Reader:
         self.names, self.looking = names, looking
         self.seen: dict[int, str] = {id(thing): "told elsewhere" for thing in known}
         self.kinds: dict[type, str] = {}
+        self.neutral: frozenset[str] = frozenset()
         self.kept: list[Any] = []  # else another object might get an address anew
 
     def read(self, thing: Any, depth: int) -> str:
@@ -193,7 +199,9 @@ class _Reader:
         yield from ("function", _code(thing.__code__))
         yield from (self.read(part, depth) for part in (thing.__defaults__, thing.__kwdefaults__, inner))
         yield self.read({key: value for key, value in vars(thing).items() if key != "__wrapped__"}, depth)
-        for cell in thing.__closure__ or ():
+        for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+            if name in self.neutral:
+                continue
             try:
                 yield self.read(cell.cell_contents, depth)
             except ValueError:  # still empty
