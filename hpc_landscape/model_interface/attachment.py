@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .modes import EVAL, set_mode
+from .parts import is_plain
 
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
 KEPT = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
@@ -100,8 +101,7 @@ class Attachment:
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        for copy, value in self.now.pristine + (self.guarded if thoroughly else []):
-            copy.copy_(value)
+        put_back(self.now.pristine + (self.guarded if thoroughly else []))
         for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
             if p.grad is not None:
                 p.grad = None
@@ -147,6 +147,17 @@ class Attachment:
             if other(held, own):
                 held.clear()
                 held.update(own)
+
+
+def put_back(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies as their originals: plain tensors all at once, since there may be a hundred, at every point."""
+    plain = [pair for pair in pairs if is_plain(pair[0])]
+    if plain:
+        torch._foreach_copy_([copy for copy, _ in plain], [value for _, value in plain])
+    if len(plain) < len(pairs):
+        for copy, value in pairs:
+            if not is_plain(copy):
+                copy.copy_(value)
 
 
 def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
