@@ -1062,7 +1062,7 @@ def test_warm_up_keeps_small_arrays():
     modules, size = held()
     plane.warm_up((x, y))
     modules_after, size_after = held()
-    assert modules_after == modules
+    assert modules_after <= modules  # fewer, where the collector has found one of another test's meanwhile
     assert 64 * 2 * 7 * 4 <= size_after - size < 2 * 64 * 2 * 7 * 4
 
 

@@ -139,12 +139,12 @@ def test_one_landscape_in_two_threads():
 
 
 def test_points_and_functions_in_threads():
-    shared, loss = model(), Loss(noisy, *data())
+    shared, end, loss = model(), model(1), Loss(noisy, *data())  # here: to make one draws from the process's generator
     at_a_point = hpc_landscape.point(shared, loss)
-    line = hpc_landscape.linear_interpolation(shared, model(1), loss, 5)
+    line = hpc_landscape.linear_interpolation(shared, end, loss, 5)
     point, found = at_once(
         lambda: hpc_landscape.point(shared, loss),
-        lambda: hpc_landscape.linear_interpolation(shared, model(1), loss, 5),
+        lambda: hpc_landscape.linear_interpolation(shared, end, loss, 5),
     )
     assert point == at_a_point
     np.testing.assert_array_equal(found, line)
