@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, few
 from ..metrics.data import Data
 from ..metrics.metric import BatchMetric
 from ..metrics.supervised import Loss
@@ -100,8 +100,7 @@ def not_finite(tried: Tried) -> str:
     """The line that says so; nothing where the model is finite, or its values are."""
     if not tried.broken:
         return ""
-    names = ", ".join(tried.broken[:3]) + (f" and {len(tried.broken) - 3} more" if len(tried.broken) > 3 else "")
     return (
-        f"the model is not finite where it starts: NaN or infinity in {names}, and so is its value on the first batch. "
-        "Is it the checkpoint of a run that has diverged? Take an earlier one"
+        f"the model is not finite where it starts: NaN or infinity in {few(tried.broken)}, and so is its value on the "
+        "first batch. Is it the checkpoint of a run that has diverged? Take an earlier one"
     )

@@ -7,9 +7,7 @@ how they were made. Nobody is told so by the numbers; so a batch is taken apart 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import torch
 
 from ..errors import memory_is_out, warn
 from ..model_interface.model_wrapper import ModelWrapper
+from ..parallel.generators import Generators
 from .criterion import TOTAL, Criterion
 from .data import Data, fresh
 from .sizes import batch_size, part
@@ -87,7 +86,7 @@ def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: f
     if criterion.sum or data.alone:
         return None
     seen, unseen = False, None
-    with _generators_kept():
+    with _generators(model).kept():
         for batch in _some(model, data):
             size = batch_size(batch)
             if size is None or size < 2 or (criterion.derived and not data.count and _two_ways(batch)):
@@ -208,9 +207,7 @@ def _worse(one: Finding, two: Finding) -> bool:
 @torch.no_grad()
 def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int) -> Measured:
     """The loss of a batch of so many samples."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    _generators(model).seed(seed)
     batch = fresh(batch)  # the user's code may put something else into it
     output, target = data.output(model, batch), data.target(batch)
     terms = criterion.terms(output, target)
@@ -218,12 +215,5 @@ def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any,
     return Measured(np.array([float(term) for term in terms.values()]), float(weight), list(terms))
 
 
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+def _generators(model: ModelWrapper) -> Generators:
+    return Generators({p.device for p in model.root.parameters()})

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, printable
+from ..errors import UserError, few, printable
 
 # What save_pretrained, the Trainer and accelerate leave in a directory, the whole model before its adapters.
 MODELS = tuple(
@@ -121,5 +121,4 @@ def first_line(error: BaseException) -> str:
 
 def first_few(names: Sequence[str], shown: int = SHOWN) -> str:
     """The first names, and how many more there are, on one line whatever a file holds as a name."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return printable(", ".join(name[:MOST_SAID] for name in names[:shown])) + more
+    return few([name[:MOST_SAID] for name in names], shown)
