@@ -199,7 +199,8 @@ class Landscape:
         with self.comm.all_or_none():
             if self.comm.is_root:
                 self._try(evaluator, metric)
-        evaluator.careful = self.comm.bcast(evaluator.careful)
+        if self.comm.bcast(evaluator.careful):
+            evaluator.be_careful()
         with self.comm.all_or_none(), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}

@@ -160,7 +160,9 @@ def choose_metrics(
     with comm.together():
         if comm.is_root:
             unfit = _try_first_batch(evaluator, chooser, chosen, default)
-    unfit, evaluator.careful = comm.bcast((unfit, evaluator.careful))
+    unfit, careful = comm.bcast((unfit, evaluator.careful))
+    if careful:
+        evaluator.be_careful()
     for name in unfit:
         say(f"{name} is left out: the targets are no class indices")
         del chosen[name]
