@@ -243,7 +243,8 @@ class Landscape:
             if self.comm.is_root:
                 self._try(evaluator, metric)
             self._check_losses(evaluator, metric)
-        evaluator.careful = self.comm.bcast(evaluator.careful)
+        if self.comm.bcast(evaluator.careful):
+            evaluator.be_careful()
         with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +35,7 @@ class Evaluator:
     bn: ``warmup`` on warmup_data, ``running``, ``batch``, or ``none`` for a model without running statistics. seed: of
     what models and metrics draw at a point, the same at each. form: how the model computes; the subspace is made for
     it. A value depends on the point alone. Use inside ``attached()``.
-    ``careful``, to be set before that: user code leaves more behind than mere passes do (``trial``); such points are
-    evaluated one by one.
+    careful: whether user code leaves more behind in the model than mere passes do (``trial`` finds out).
     """
 
     careful = False
@@ -56,6 +56,10 @@ class Evaluator:
         self.bn = bn if batchnorm_layers(model) else "none"
         self.warmup_data = warmup_data
         self.precision, self.seed, self.form = precision, seed % 2**63, form  # as far as torch counts
+
+    def be_careful(self) -> None:
+        """Put everything back before each point, and mix none: what is left behind would be of another."""
+        self.careful, self.form = True, replace(self.form, in_turn=1)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -85,8 +89,7 @@ class Evaluator:
 
         Metrics that do not add up over batches are computed one point at a time.
         """
-        alone = not self._adds_up or (self.careful and self.form.block == 1)
-        if self.form.points == 1 or len(points) == 1 == self.form.block or alone:
+        if self.form.points == 1 or len(points) == 1 == self.form.block or not self._adds_up:
             return [self(coordinates) for coordinates in points]
         with self._arithmetic():
             return self._stacked(points) if self.form.block > 1 else self._in_turn(points)

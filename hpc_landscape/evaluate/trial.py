@@ -45,7 +45,8 @@ def try_batch(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetri
             again, _ = _once(evaluator, data, metrics, gradients)
     finally:
         evaluator.careful = careful
-    evaluator.careful |= left
+    if left:
+        evaluator.be_careful()
     kind = next((view.device.type for view in evaluator.subspace.views.values()), "cpu")
     for name, value in first.values.items():
         _compare(name, value, again.values[name], TOLERANCE.get(kind, ON_GPU))

@@ -128,7 +128,8 @@ class Maker:
             here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
         evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
-        evaluator.careful = self.careful
+        if self.careful:
+            evaluator.be_careful()
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
 
     def _subspace(self, form: Form) -> Subspace:

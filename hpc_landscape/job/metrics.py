@@ -184,7 +184,8 @@ def choose_metrics(
             tried = _try_first_batch(evaluator, chooser, chosen, default)
             tried.careful = evaluator.careful
     tried = comm.bcast(tried)
-    evaluator.careful = tried.careful
+    if tried.careful:
+        evaluator.be_careful()
     for name in tried.unfit:
         say(f"{name} is left out: the targets are no class indices")
         del chosen[name]

@@ -158,10 +158,10 @@ def remembers(stream: bool = False) -> Problem:
 def remembering(model: nn.Module) -> float:
     model.state = None
     x, y = _three()
-    sums = [
-        nn.functional.cross_entropy(model(a), b) * len(a) for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)
-    ]
-    return float(sum(sums)) / 20
+    total = 0.0
+    for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True):
+        total += nn.functional.cross_entropy(model(a), b).item() * len(a)
+    return total / 20
 
 
 STREAM = ["--resident", "0"]
