@@ -110,7 +110,7 @@ def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     if isinstance(error, Stopped):
         code = error.code
         if code == FAILED:
-            time.sleep(min(0.3 * comm.rank, 3))
+            comm.leave_if_told(min(0.3 * comm.rank, 3))
             print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
     elif isinstance(error, SystemExit):
         if isinstance(error.code, int) and error.code:  # exit(0) in the middle is no success either
@@ -119,7 +119,7 @@ def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
     else:
-        time.sleep(min(0.3 * comm.rank, 3))  # where many ranks fail at once, the first to speak ends the others
+        comm.leave_if_told(min(0.3 * comm.rank, 3))  # where many ranks fail at once, the first to speak ends the others
         if memory_is_out(error):
             from .job.memory import explain
 

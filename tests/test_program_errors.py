@@ -299,6 +299,33 @@ def test_one_process_that_fails(tmp_path: Path, program: Callable[..., Finished]
     assert read(tmp_path / "landscape.h5", "done").all()
 
 
+CRASHES = """
+import ctypes
+from pathlib import Path
+from tiny_problem_for_tests import tiny
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)
+def tidy(code, argument):
+    Path("tidied").touch()
+    ctypes.string_at(0)
+
+def problem():
+    ctypes.CDLL(None).on_exit(tidy, None)
+    return tiny(fault="error", fault_at=1)
+"""
+
+
+def test_abort_does_not_tidy_up(tmp_path: Path) -> None:
+    """What libraries do at exit() may crash beside threads that run, and mpirun would give the crash as the code."""
+    (tmp_path / "crashes.py").write_text(CRASHES)
+    env = environment()
+    env["PYTHONPATH"] += os.pathsep + str(PROBLEMS)
+    job = [*SMALL, "--problem", "crashes.py:problem"]
+    finished = run_program(*job, folder=tmp_path, ranks=2, env=env)
+    assert finished.code == 1 and "failed on rank 0 of 2" in finished.err, finished
+    assert not (tmp_path / "tidied").exists()
+
+
 def test_exit_with_words_says_them(program: Callable[..., Finished]) -> None:
     finished = program(*SMALL, "--problem.fault", "exit_text")
     assert finished.code == 1 and "words of the user's own" in finished.err, finished

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import STOPPED, UserError, reason
-from ..parallel.comm import Comm, orphaned
+from ..parallel.comm import LEAVE, Comm, orphaned
 from .layout import sync
 
 POLL = 0.01  # seconds between looks at the queue and at messages
@@ -216,7 +216,7 @@ class Writer:
             self.on_report(sender, content)
         elif kind == "late":
             self._late_ranks += 1
-        elif kind == "leave":
+        elif kind == LEAVE:
             _leave(content)
         else:
             self._receive(kind, content)
@@ -257,7 +257,7 @@ class Writer:
             self._sync()
             code = self.on_abandon()
             for rank in range(1, self.comm.size):
-                self._send(rank, "leave", code)
+                self._send(rank, LEAVE, code)
             end = time.monotonic() + reserve / 4
             while not all(request.Test() for request in self._requests) and time.monotonic() < end:
                 time.sleep(POLL)
