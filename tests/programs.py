@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -158,10 +159,11 @@ class Job:
         return self.finished()
 
     def finished(self) -> Finished:
+        """How it ended; without the lines that tell once a minute how far a run is: a slow machine's may be long."""
         texts = []
         for stream in self._streams:
             stream.seek(0)
-            texts.append(stream.read())
+            texts.append(re.sub(r"(?m)^\d+/\d+ points, .* left\n", "", stream.read()))
         return Finished(self.process.returncode, *texts, time.monotonic() - self.start)
 
     def until(self, condition: Callable[[], Any], limit: float = LIMIT) -> Any:

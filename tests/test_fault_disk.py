@@ -291,9 +291,9 @@ def test_a_stopped_root(tmp_path: Path, check: Callable[..., None]) -> None:
             pids[writer] = {line.rank: line.pid for line in log_lines(log, "begin")}[0]
             os.kill(pids[writer], 19)
         time.sleep(30)
-        for writer, job in jobs.items():
-            others = [line for line in log_lines(tmp_path / writer / "log", "point") if line.rank == 1]
-            assert len(others) == 60, "rank 1 waited for rank 0"
+        for writer, job in jobs.items():  # rank 1 does all of its points, however slow the machine: rank 0 is stopped
+            log = tmp_path / writer / "log"
+            job.until(lambda log=log: sum(line.rank == 1 for line in log_lines(log, "point")) == 60)
             start = time.monotonic()
             os.kill(pids[writer], 18)
             finished = job.wait()
