@@ -46,7 +46,10 @@ def test_gpus_before_ampere(gpu, precision):
 )
 def test_cpus_that_emulate(monkeypatch, info, said):
     real = builtins.open
-    cpu = lambda path, *a, **k: io.StringIO(info) if path == "/proc/cpuinfo" else real(path, *a, **k)  # noqa: E731
+
+    def cpu(path, *rest, **named):
+        return io.StringIO(info) if path == "/proc/cpuinfo" else real(path, *rest, **named)
+
     monkeypatch.setattr(builtins, "open", cpu)
     note = emulated("bf16", torch.device("cpu"))
     assert ("no bf16 instructions" in note) == said

@@ -151,13 +151,14 @@ class Attachment:
 
 def put_back(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copies as their originals: plain tensors all at once, since there may be a hundred, at every point."""
-    plain = [pair for pair in pairs if is_plain(pair[0])]
+    plain: list[tuple[Tensor, Tensor]] = []
+    for copy, value in pairs:
+        if is_plain(copy):
+            plain.append((copy, value))
+        else:
+            copy.copy_(value)
     if plain:
         torch._foreach_copy_([copy for copy, _ in plain], [value for _, value in plain])
-    if len(plain) < len(pairs):
-        for copy, value in pairs:
-            if not is_plain(copy):
-                copy.copy_(value)
 
 
 def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:

@@ -41,6 +41,13 @@ def launched() -> tuple[int, int, str]:
     return 1, 0, ""
 
 
+def leave(code: int) -> None:
+    """End this process, whatever its main thread does. Not by MPI's abort: under srun its code may become 137."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 _parent = os.getppid()
 
 
@@ -168,9 +175,7 @@ class SerialComm(Comm):
         pass
 
     def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 class MPIComm(Comm):
@@ -229,7 +234,7 @@ class MPIComm(Comm):
         while time.monotonic() < end:
             for _, (kind, content) in self.received():
                 if kind == LEAVE:
-                    os._exit(content)
+                    leave(content)
             time.sleep(0.01)
 
     def abort(self, code: int) -> None:
@@ -240,8 +245,10 @@ class MPIComm(Comm):
         """
         sys.stdout.flush()
         sys.stderr.flush()
-        for rank in {*range(self.size)} - {self.rank}:
-            self.isend((LEAVE, code), rank)
+        requests = []  # a message that nobody holds may be gone before it is sent
+        with suppress(Exception):  # whoever cannot be told is ended all the same
+            for rank in {*range(self.size)} - {self.rank}:
+                requests.append(self.isend((LEAVE, code), rank))
         if self.size > 1:
             time.sleep(HEARD)
         _exit_at_once()

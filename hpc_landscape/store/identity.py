@@ -59,9 +59,7 @@ def checksum(thing: Any, known: Iterable[Any] = (), neutral: Iterable[str] = ())
     neutral: names of what functions hold of a factory's arguments, and no value depends on.
     """
     known = list(known)
-    reader = _Reader(known, _called([thing], known))
-    reader.neutral = frozenset(neutral)
-    return reader.read(thing, DEPTH)
+    return _Reader(known, _called([thing], known), neutral=neutral).read(thing, DEPTH)
 
 
 def _called(things: Iterable[Any], known: Iterable[Any] = ()) -> set[str]:
@@ -77,11 +75,10 @@ def _called(things: Iterable[Any], known: Iterable[Any] = ()) -> set[str]:
 class _Reader:
     """Reads nests of things, each object once. names: that called code has; looking: only for more of these."""
 
-    def __init__(self, known: Iterable[Any], names: set[str], looking: bool = False):
-        self.names, self.looking = names, looking
+    def __init__(self, known: Iterable[Any], names: set[str], looking: bool = False, neutral: Iterable[str] = ()):
+        self.names, self.looking, self.neutral = names, looking, frozenset(neutral)
         self.seen: dict[int, str] = {id(thing): "told elsewhere" for thing in known}
         self.kinds: dict[type, str] = {}
-        self.neutral: frozenset[str] = frozenset()
         self.kept: list[Any] = []  # else another object might get an address anew
 
     def read(self, thing: Any, depth: int) -> str:

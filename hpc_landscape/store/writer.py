@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import STOPPED, UserError, reason
-from ..parallel.comm import LEAVE, Comm, orphaned
+from ..parallel.comm import LEAVE, Comm, leave, orphaned
 from .layout import sync
 
 POLL = 0.01  # seconds between looks at the queue and at messages
@@ -217,7 +216,7 @@ class Writer:
         elif kind == "late":
             self._late_ranks += 1
         elif kind == LEAVE:
-            _leave(content)
+            leave(content)
         else:
             self._receive(kind, content)
 
@@ -261,7 +260,7 @@ class Writer:
             end = time.monotonic() + reserve / 4
             while not all(request.Test() for request in self._requests) and time.monotonic() < end:
                 time.sleep(POLL)
-            _leave(code)
+            leave(code)
         elif late > reserve * 3 / 4:
             self.comm.abort(self.stop_code)
 
@@ -307,13 +306,6 @@ class Writer:
 
     def _close(self) -> None:
         raise NotImplementedError
-
-
-def _leave(code: int) -> None:
-    """End this process, whatever its main thread does. Not by MPI's abort: under srun its code may become 137."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def merge(blocks: Sequence[Block]) -> Block:
