@@ -20,12 +20,13 @@ from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.norms import share_norms
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
-from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long
+from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long, without_root
 from .job.room import check_plan
-from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
+from .parallel.control import Control
 from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
+from .parallel.signals import Signals
 from .parallel.torch_state import as_before
 from .problems.problem import load_problem, script_alone
 from .progress import Progress
@@ -39,7 +40,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
     Every rank of comm calls it. UserError, on all ranks alike, where the user can mend what is wrong.
     """
-    with ExitStack() as stack, leaving(settings.grace), as_before():
+    with ExitStack() as stack, Signals(comm, settings.grace) as signals, as_before():
         say = Say(comm)
         start = time.monotonic()
 
@@ -110,41 +111,46 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Evaluate this rank's share
         mine = strided(unfinished, comm.rank, comm.size)
-        stop_code = _evaluate(plan, mine, len(unfinished), writer, comm, say)
+        control = Control(comm, signals, settings.grace)
+        stop_code = _evaluate(plan, mine, len(unfinished), writer, control, say)
 
         # Say how it went
-        with leaving():
-            return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
+        signals.in_vain = False
+        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
 
 
-def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], comm: Comm, say: Say) -> int:
+def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], control: Control, say: Say) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
+    comm = control.comm
     progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
     reporter = Reporter(plan.grid)
-    writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear)
-    writer.on_abandon = lambda: stopped(plan, progress.done, writer.stop_code, say, abandoned=True)
+    writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear, control)
+    control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, say, after)
+    control.on_silence = lambda: without_root(plan)
+    stopping = control.signals.stopping(writer.check, plan.sets.awaited)
     try:
-        plan.sets.obey(lambda: writer.stop_code)
-        with stopping(writer, plan.settings.grace, plan.sets.awaited), plan.evaluator.attached(), writer:
+        plan.sets.obey(lambda: control.stop_code)
+        with stopping, plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
-                if writer.stop_code:
+                if control.stop_code:
                     break
                 start = time.perf_counter()
                 try:
                     found = evaluate(plan, writer, block)
                 except Stopped:  # in a stream that may have no end
                     break
-                seconds = (time.perf_counter() - start) / len(block)
+                taken = time.perf_counter() - start
+                control.longest = max(control.longest, taken)
                 if block[0] == points[0]:
-                    warn_if_long(plan.settings, seconds, len(block), say)
+                    warn_if_long(plan.settings, taken / len(block), len(block), say)
                 for point, values in zip(block, found, strict=True):
                     if isinstance(values, Failure):
                         reporter.found(writer, int(point), values)
-                        writer.put(int(point), seconds, nothing(plan), failed=True)
+                        writer.put(int(point), taken / len(block), nothing(plan), failed=True)
                     else:
-                        writer.put(int(point), seconds, values)
+                        writer.put(int(point), taken / len(block), values)
     finally:
         if progress is not None:
             progress.close()
-    return writer.stop_code
+    return control.stop_code

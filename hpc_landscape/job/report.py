@@ -24,10 +24,11 @@ from ..model_interface.numbers import can_move
 from ..model_interface.rest import told
 from ..parallel.comm import Comm
 from ..parallel.device import describe, shared_gpus
+from ..parallel.signals import time_to_finish
 from ..progress import duration, size
 from ..settings import Settings
 from ..store import layout
-from ..store.writer import Writer, time_to_finish
+from ..store.writer import Writer
 from .directions import moving
 from .failures import place
 from .plan import Plan
@@ -202,16 +203,25 @@ def _failed_text(plan: Plan, path: str) -> str:
     return f"{len(failed)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}"
 
 
-def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: bool = False) -> int:
-    """Say what there is; returns the exit code: FAILED where the allocation was over and has brought nothing."""
+def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: float | None = None) -> int:
+    """Say what there is; returns the exit code: FAILED where the allocation was over and has brought nothing.
+
+    abandoned: seconds after the stop at which the points in hand are given up.
+    """
     total, path = plan.grid.size, plan.settings.output
-    if abandoned:
-        say(f"abandoned    points in hand, {time_to_finish(plan.settings.grace):g} s after the stop")
+    if abandoned is not None:
+        say(f"abandoned    points in hand, {abandoned:.3g} s after the stop")
     say(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
     if plan.settings.grace is not None and code == STOPPED and done == total - len(plan.unfinished):
         print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
         return FAILED
     return code or FAILED
+
+
+def without_root(plan: Plan) -> None:
+    """What another rank says where rank 0 does not answer."""
+    text = f"rank 0 does not answer; what the others have finished is in {plan.settings.output}, if they can see it"
+    print(f"hpc_landscape: stopped: {text}; the same command goes on from there", file=sys.stderr, flush=True)
 
 
 def warn_if_long(settings: Settings, seconds: float, points: int, say: Say) -> None:

@@ -1,49 +1,72 @@
-"""GatherStore: ranks send finished points to rank 0, which writes them."""
+"""GatherStore: ranks send finished points to rank 0, which writes them; no other rank needs to see the file."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter, deque
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
-from .layout import DONE, FAILED, WALL_TIME
+from .block import LARGE, Block, merged
 from .raw import RawFile
-from .writer import Block, Writer, merge
+from .writer import Writer
 
 
 class GatherStore(Writer):
-    """Rank 0's thread receives and writes, also while its main thread computes."""
+    """Rank 0's thread receives and writes, also while its main thread computes, and says so to whom has sent."""
 
     _file: RawFile | None = None
-    _received: list[Block]
 
-    def _open(self) -> None:
-        self._received = []
-        if self.comm.is_root:
-            self._file = RawFile(self.path)
+    def _open(self) -> Any:
+        self._received: list[tuple[int, Block]] = []
+        self._bytes = 0  # of these
+        self._sent: deque[Block] = deque()  # and not known to be written
+        if not self.comm.is_root:
+            return None
+        self._file = RawFile(self.path)
+        self._opened = os.stat(self.path)
+        return self._file.created
 
     def _deliver(self, block: Block) -> None:
         if self.comm.is_root:
-            self._received.append(block)
+            self._take(0, block)
         else:
-            self._send(0, "points", block)
+            self._sent.append(block)
+            self.control.send(0, "points", block)
 
-    def _receive(self, kind: str, content: Any) -> None:
-        self._received.append(content)
+    def _receive(self, sender: int, kind: str, content: Any) -> None:
+        if kind == "points":
+            self._take(sender, content)
+        else:
+            for _ in range(content):
+                self._arrived(self._sent.popleft().nbytes)
 
-    def _tick(self) -> None:
-        """Values, then flags: a flag that the system has means that it has its values too."""
-        if self._file is not None and self._received:
-            block, self._received = merge(self._received), []
-            for name, values in block.values.items():
-                self._file.write(name, block.points, values)
-            self._file.write(WALL_TIME, block.points, block.wall_times)
-            if block.failed.any():
-                self._file.write(FAILED, block.points[block.failed], np.ones(block.failed.sum()))
-            self._file.write(DONE, block.points, np.ones(len(block.points)))
-            self._unsynced = True
-            self.on_progress(len(block.points))
-        super()._tick()
+    def _take(self, sender: int, block: Block) -> None:
+        self._received.append((sender, block))
+        self._bytes += block.nbytes
+        if self._bytes >= LARGE:  # before there are more: what other ranks have waits where it is
+            self._written()
+
+    def _written(self) -> None:
+        if self._file is None or not self._received:
+            return
+        received, self._received, self._bytes = self._received, [], 0
+        for block in merged([block for _, block in received]):
+            self._file.write_block(block)
+        self._unsynced = True
+        self.on_progress(sum(len(block.points) for _, block in received))
+        self._arrived(sum(block.nbytes for sender, block in received if sender == 0))
+        for sender, count in Counter(sender for sender, _ in received).items():
+            self.control.send(sender, "written", count)
+
+    def _rescue(self) -> None:
+        """Where this rank can see the file: what it has sent, past rank 0. Written twice it is the same."""
+        self._deliver_queue()
+        with suppress(Exception):
+            file = RawFile(self.path)
+            if file.created == self._created:
+                for block in self._sent:
+                    file.write_block(block)
 
     def _close(self) -> None:
         if self._file is not None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import suppress
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..parallel.comm import Comm
+from .block import Block
 from .layout import DONE, FAILED, LIBVER, WALL_TIME, write
-from .writer import Block, Writer
+from .writer import Writer
+
+SEEN = 5.0  # seconds in which every node sees a file that has just been made
 
 
 class ParallelStore(Writer):
@@ -21,9 +27,10 @@ class ParallelStore(Writer):
 
     _file: h5py.File
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         self._file = _open_together(self.path, self.comm)
         self._shape = self._file[DONE].shape
+        self._opened = os.stat(self.path)
 
     def _deliver(self, block: Block) -> None:
         for name, values in block.values.items():
@@ -33,12 +40,13 @@ class ParallelStore(Writer):
             write(self._file[FAILED], self._shape, block.points[block.failed], np.ones(block.failed.sum()))
         write(self._file[DONE], self._shape, block.points, np.ones(len(block.points)))
         self._unsynced = True
+        self._arrived(block.nbytes)
         if self.comm.is_root:
             self.on_progress(len(block.points))
         else:
-            self._send(0, "count", len(block.points))
+            self.control.send(0, "count", len(block.points))
 
-    def _receive(self, kind: str, content: Any) -> None:
+    def _receive(self, sender: int, kind: str, content: Any) -> None:
         self.on_progress(content)
 
     def _close(self) -> None:
@@ -64,17 +72,42 @@ def require(comm: Comm) -> None:
         )
 
 
-def works(path: str, comm: Comm) -> bool:
-    """Whether the file system takes independent writes: some ROMIO ones (NFS) refuse them.
+def works(path: str, comm: Comm) -> str:
+    """Why independent writes cannot be had here; empty where they can.
 
-    Every rank rewrites a value as it is; nothing of the file changes.
+    Some nodes may not see the file; some file systems (ROMIO's of NFS) refuse to open or to write it in this way. Every
+    rank rewrites a value as it is; nothing of the file changes.
     """
+    created = comm.bcast(_created(path) if comm.is_root else None)
+    if not all(comm.allgather(_sees(path, created))):
+        return "not every rank sees the file"
     fault = None
-    file = _open_together(path, comm)
     try:
-        where = np.array([comm.rank % file[DONE].size])
-        write(file[DONE], file[DONE].shape, where, file[DONE][()].reshape(-1)[where])
+        file = _open_together(path, comm)  # all can, or none
     except OSError as error:
-        fault = str(error)
-    file.close()
-    return not any(comm.allgather(fault))
+        fault = reason(error)
+    if not any(faults := comm.allgather(fault)):
+        try:
+            where = np.array([comm.rank % file[DONE].size])
+            write(file[DONE], file[DONE].shape, where, file[DONE][()].reshape(-1)[where])
+        except OSError as error:
+            fault = reason(error)
+        file.close()
+        faults = comm.allgather(fault)
+    said = next(filter(None, faults), "")
+    return said and f"this file system refuses independent parallel writes ({said})"
+
+
+def _sees(path: str, created: Any) -> bool:
+    """Whether this rank finds the same file; a node may learn of a new one a little later."""
+    end = time.monotonic() + SEEN
+    while _created(path) != created:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _created(path: str) -> Any:
+    with suppress(OSError), h5py.File(path, "r", locking=False) as file:
+        return file.attrs.get("created", "")

@@ -13,30 +13,44 @@ import h5py
 import numpy as np
 
 from ..errors import UserError
+from .block import Block
+from .layout import DONE, FAILED, WALL_TIME
 
 
 class RawFile:
-    """A laid-out file open for writing values; its structure stays as it is."""
+    """A laid-out file open for writing values; its structure stays as it is. created: when it was laid out."""
 
     def __init__(self, path: str):
         with h5py.File(path, "r", locking=False) as file:
             datasets = {name: thing for name, thing in file.items() if isinstance(thing, h5py.Dataset)}
             self._places = {name: (d.id.get_offset(), d.dtype, d.nbytes) for name, d in datasets.items()}
+            self.created = file.attrs.get("created")
         if None in (self._places[name][0] for name, d in self._places.items() if d[2]):
             raise UserError(f"{path} was repacked: its datasets are no longer contiguous; choose another --output")
         self._descriptor = os.open(path, os.O_RDWR)
 
+    def write_block(self, block: Block) -> None:
+        """Values, then flags: a flag that the system has means that it has its values too."""
+        for name, values in block.values.items():
+            self.write(name, block.points, values)
+        self.write(WALL_TIME, block.points, block.wall_times)
+        if block.failed.any():
+            self.write(FAILED, block.points[block.failed], np.ones(block.failed.sum()))
+        self.write(DONE, block.points, np.ones(len(block.points)))
+
     def write(self, name: str, points: np.ndarray, values: np.ndarray) -> None:
         """Write values[i] at the flat index points[i]: (n,), and (n, ...) of one value's shape."""
         offset, dtype, _ = self._places[name]
-        order = np.argsort(points, kind="stable")
-        points, values = points[order], np.ascontiguousarray(values[order], dtype)
+        if len(points) > 1:
+            order = np.argsort(points, kind="stable")
+            points, values = points[order], values[order]
+        values = np.ascontiguousarray(values, dtype)
         size = values[0].nbytes
-        edges = np.flatnonzero(np.diff(points) != 1) + 1  # neighbours go out together
-        for run in np.split(np.arange(len(points)), edges):
-            self._write_all(values[run].tobytes(), offset + int(points[run[0]]) * size)
+        edges = (np.flatnonzero(np.diff(points) != 1) + 1).tolist()  # neighbours go out together
+        for start, end in zip([0, *edges], [*edges, len(points)], strict=True):
+            self._write_all(memoryview(values[start:end]).cast("B"), offset + int(points[start]) * size)
 
-    def _write_all(self, content: bytes, offset: int) -> None:
+    def _write_all(self, content: memoryview, offset: int) -> None:
         while content:
             written = os.pwrite(self._descriptor, content, offset)
             content, offset = content[written:], offset + written

@@ -24,7 +24,7 @@ def choose_writer(wanted: str, comm: Comm) -> type[Writer]:
 
 def fall_back(writer: type[Writer], path: str, comm: Comm, notice: Callable[[str], None]) -> type[Writer]:
     """The writer, or the gathering one where this file system takes no independent writes."""
-    if writer is ParallelStore and not parallel.works(path, comm):
-        notice("this file system refuses independent parallel writes: rank 0 writes instead (--writer gather)")
+    if writer is ParallelStore and (fault := parallel.works(path, comm)):
+        notice(f"{fault}: rank 0 writes instead (--writer gather)")
         return GatherStore
     return writer

@@ -127,7 +127,7 @@ def test_a_stop_code_spreads_to_all(comm: Any, new: Any, kind: Any, culprit: int
     with kind(path, comm) as store:
         store.put(comm.rank, comm.rank / 8, _values(comm.rank))
         if comm.rank == culprit % comm.size:
-            store.stop_code = 75
+            store.control.stop_code = 75
         end = time.monotonic() + 60
         while not store.stop_code:
             assert time.monotonic() < end
@@ -147,10 +147,10 @@ def test_stop_codes_of_several_ranks_at_once(comm: Any, new: Any, kind: Any) -> 
     _skip_serial(kind, comm)
     path, _ = new((3, 5))
     store = kind(path, comm)
-    late = threading.Timer(0.02, lambda: setattr(store, "stop_code", store.stop_code or 75))
+    late = threading.Timer(0.02, lambda: setattr(store.control, "stop_code", store.stop_code or 75))
     with store:
         if comm.is_root:
-            store.stop_code = 130
+            store.control.stop_code = 130
         late.start()
     late.join()
     assert set(comm.allgather(store.stop_code)) <= {75, 130}

@@ -1,0 +1,168 @@
+"""What signals do: leave, or stop after the point in hand; and no stop waits for ever.
+
+Python runs a handler in the main thread and between two of its instructions: not before a long call into a library has
+returned. Its wakeup descriptor gets the signal's number at once; a thread reads it there, whatever the main thread is
+in. A main thread that does not come to an end is left behind by that thread.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ..errors import FAILED, INTERRUPTED, STOPPED, Stopped
+from .comm import Comm, launched, leave
+
+_NAMES = {"SIGTERM": STOPPED, "SIGUSR1": STOPPED, "SIGHUP": STOPPED, "SIGXCPU": STOPPED, "SIGINT": INTERRUPTED}
+CODES = {int(getattr(signal, name)): code for name, code in _NAMES.items() if hasattr(signal, name)}
+REPEATED = getattr(signal, "SIGXCPU", None)  # the kernel sends it every second: it presses for nothing
+PATIENCE = 20.0  # seconds, at least, that a stop waits for what is in hand
+RESERVE = 10.0  # seconds of a stop's grace, a quarter of it at most, that are kept for leaving
+ECHO = 0.5  # seconds in which a launcher passes on a signal that the process has got already
+
+
+def reserve(grace: float | None) -> float:
+    """Seconds that are kept for leaving, after those for the points in hand."""
+    return RESERVE if grace is None else min(RESERVE, grace / 4)
+
+
+def time_to_finish(grace: float | None) -> float:
+    """Seconds that a point in hand has after a stop; without a grace at least."""
+    return PATIENCE if grace is None else grace - reserve(grace)
+
+
+class Signals:
+    """Hears this process's stop signals: ``with Signals(comm, grace) as signals``.
+
+    Before and after points there is nothing to save: a signal ends the program with its own exit code. With a grace, in
+    seconds, SIGUSR1 is the end of an allocation in which not one point has come about, as long as ``in_vain``.
+
+    code: the exit code of the first signal, or 0; pressed: another one has come since.
+    """
+
+    def __init__(self, comm: Comm, grace: float | None = None):
+        self.comm, self.grace, self.in_vain = comm, grace, grace is not None
+        self.code, self.pressed = 0, False
+        self._first = self._leave_by = math.inf
+        self._points = False
+
+    def __enter__(self) -> Signals:
+        self._ear, self._mouth = os.pipe()
+        os.set_blocking(self._mouth, False)
+        self._wakeup = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+        _open.append(self._mouth)
+        ignored = getattr(signal, "SIGHUP", None)  # by nohup
+        hears = [number for number in CODES if number != signal.SIGINT]
+        self._hears = [n for n in hears if n != ignored or signal.getsignal(n) != signal.SIG_IGN]
+        self._handling = _handling({number: self._leave for number in self._hears})
+        self._handling.__enter__()
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handling.__exit__(None, None, None)
+        signal.set_wakeup_fd(self._wakeup)
+        _open.remove(self._mouth)
+        os.close(self._mouth)  # ends the thread
+        self._thread.join()
+        os.close(self._ear)
+
+    def leave_by(self, when: float) -> None:
+        """However it comes: end this process then, by the monotonic clock."""
+        self._leave_by = min(self._leave_by, when)
+
+    @contextmanager
+    def stopping(self, check: Callable[[], None], hopeless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """A signal lets every rank finish the point in hand: the thread that speaks with them looks at ``code``.
+
+        check raises where there is nothing to finish it for. hopeless: whether the point in hand waits for what may
+        never come: then a signal raises Stopped.
+        """
+
+        def stop(number: int, frame: Any) -> None:
+            check()
+            if hopeless():
+                raise Stopped(self.code or CODES[number])
+
+        self._points = True
+        try:
+            with _handling(dict.fromkeys([*self._hears, signal.SIGINT], stop)):
+                yield
+        finally:
+            self._points, self._leave_by = False, math.inf
+
+    def _leave(self, number: int, frame: Any) -> None:
+        raise Stopped(self._code_of(number))
+
+    def _code_of(self, number: int) -> int:
+        in_vain = number == signal.SIGUSR1 and self.in_vain and not self._points
+        return FAILED if in_vain else CODES[number]
+
+    # What the thread does
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._ear, select.POLLIN)
+        while True:
+            if poll.poll(None if self._leave_by == math.inf and not self._points else 200):
+                numbers = os.read(self._ear, 64)
+                if not numbers:
+                    return
+                for number in numbers:
+                    self._hear(number)
+            if time.monotonic() >= self._leave_by:
+                self._end()
+
+    def _hear(self, number: int) -> None:
+        now = time.monotonic()
+        if number not in CODES:
+            return
+        if not self.code:
+            self.code, self._first = self._code_of(number), now
+            if not self._points:
+                self.leave_by(now + time_to_finish(self.grace))
+        elif number != REPEATED and now - self._first > (ECHO if launched()[2] else 0):
+            self.pressed = True
+            if not self._points:
+                self.leave_by(now)
+
+    def _end(self) -> None:
+        if self.comm.size > 1:  # MPI may hang as well
+            ending = threading.Thread(target=self.comm.abort, args=(self.code or STOPPED,), daemon=True)
+            ending.start()
+            ending.join(5)
+        leave(self.code or STOPPED)
+
+
+@contextmanager
+def _handling(handlers: dict[int, Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_open: list[int] = []
+
+
+def _as_without_us() -> None:
+    """In a forked process, a data-loading worker say: what ends that one is not for us, and does end it."""
+    if _open:
+        with suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+            for number in CODES:
+                if getattr(signal.getsignal(number), "__module__", None) == __name__:
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_as_without_us)
