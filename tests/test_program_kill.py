@@ -1,14 +1,17 @@
 """Killed at any time, started again with any number of ranks: the same file, and nothing finished is done twice.
 
 HPC_LANDSCAPE_KILLS says how many kills, in all: by default 50 in each of CI's two environments, which makes 100. With
-an h5py that has MPI half of them are of the parallel writer.
+an h5py that has MPI half of them are of the parallel writer. Every fifth file holds 160 kB a point, on a disk that takes
+8 MB a second.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +22,14 @@ import fault_table
 import numpy as np
 import pytest
 from programs import (
+    PROBLEMS,
     PROGRAM,
     TINY,
     WRITERS,
     Job,
     Line,
     assert_same_landscape,
+    environment,
     living,
     log_lines,
     mpirun,
@@ -41,41 +46,77 @@ CHAINS = max(1, round(KILLS / PER_CHAIN / (1 + parallel_h5py())))  # for each wr
 AT_ONCE = 3  # chains: they sleep half of the time
 LOSS = 2.0  # seconds of finished points that a kill may cost
 END = 30.0  # seconds within which all that was started has ended
-JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:18", "--plot", "false")  # more points than five starts finish
+SHAPE = (20, 18)
+JOB = (
+    "--problem",
+    TINY,
+    f"--x=-1:1:{SHAPE[0]}",
+    f"--y=-1:1:{SHAPE[1]}",
+    "--plot",
+    "false",
+)  # more points than five starts finish
+WIDE = ("--problem", f"{PROBLEMS / 'wide_problem_for_tests.py'}:wide", "--metrics", "loss,wide")
+SLOW = 5  # of so many chains one has large values and a slow disk
 KINDS = {"all": "SIGKILL of all at once", "rank": "SIGKILL of one rank", "mpirun": "SIGKILL of mpirun"}
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("reference")
-    finished = run_program(*JOB, folder=folder)
-    assert finished.code == 0, finished
-    return folder / "landscape.h5"
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The files of undisturbed runs, of small values and of large ones."""
+    found = {}
+    for large in (False, True):
+        folder = tmp_path_factory.mktemp("reference")
+        finished = run_program(*_job(large), folder=folder)
+        assert finished.code == 0, finished
+        found[large] = folder / "landscape.h5"
+    return found
+
+
+@pytest.fixture(scope="module")
+def slow_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What slows the writes of a process down, in its environment; nothing where there is no compiler."""
+    compiler, library = shutil.which("cc") or shutil.which("gcc"), tmp_path_factory.mktemp("slow") / "slow.so"
+    if compiler is None:
+        return {}
+    source = Path(__file__).with_name("slow_disk.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=60)
+    return {"LD_PRELOAD": str(library), "SLOW_DISK": "8e6"}
+
+
+def _job(large: bool) -> tuple[str, ...]:
+    return (*JOB, *(WIDE if large else ()))
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_killed_again_and_again(tmp_path: Path, reference: Path, writer: str) -> None:
+def test_killed_again_and_again(
+    tmp_path: Path, references: dict[bool, Path], slow_disk: dict[str, str], writer: str
+) -> None:
     mpirun()  # skips here, not in a thread
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        chains = [pool.submit(_chain, tmp_path / str(chain), reference, writer, chain) for chain in range(CHAINS)]
+        chains = []
+        for chain in range(CHAINS):
+            large = chain % SLOW == SLOW - 1
+            env = environment(**(slow_disk if large else {}))
+            chains.append(pool.submit(_chain, tmp_path / str(chain), references[large], writer, chain, large, env))
     for chain in chains:
         chain.result()
 
 
-def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
+def _chain(folder: Path, reference: Path, writer: str, number: int, large: bool, env: dict[str, str]) -> None:
     """One file: computed, killed, gone on with, killed, ..., completed."""
     draw = random.Random(f"{writer} {number}")
     folder.mkdir()
-    file, log = folder / "landscape.h5", folder / "log"
-    expected = read(reference, "loss")
+    file, log, job_of = folder / "landscape.h5", folder / "log", _job(large)
+    names = ["loss", "wide"] if large else ["loss"]
+    expected = [array.reshape(SHAPE[0] * SHAPE[1], -1) for array in read(reference, "done", *names)[1:]]
+    points = len(expected[0])
     kills: list[tuple[str, float, float, int, int]] = []  # kind, when, seconds to end, log lines before, after
     known = 0  # points done before the start at hand
-    while len(kills) < PER_CHAIN and known < expected.size:  # a kill may come after the last point
+    while len(kills) < PER_CHAIN and known < points:  # a kill may come after the last point
         ranks = draw.choice([1, 1, 2, 2, 3])
-        arguments = [*JOB, "--writer", writer, "--problem.log", log, "--problem.delay", 0.1 * ranks]
+        arguments = [*job_of, "--writer", writer, "--problem.log", log, "--problem.delay", 0.1 * ranks]
         before = len(log_lines(log))
-        with Job([*PROGRAM, *arguments], ranks, folder) as job:
+        with Job([*PROGRAM, *arguments], ranks, folder, env) as job:
             first = draw.choice(["", "begin", "point", "point", "point"])  # from when on: "", before a rank has begun
             job.until(lambda before=before, first=first: not first or _started(log, before, first))
             until = time.monotonic() + draw.choice([0.0, 0.5, 1.0, 2.0, 3.0, 5.0]) * draw.uniform(0.5, 1.5)
@@ -86,27 +127,29 @@ def _chain(folder: Path, reference: Path, writer: str, number: int) -> None:
             kind, when, seconds = _kill(job, draw, log, before)
         kills.append((kind, when, seconds, before, len(log_lines(log))))
         if file.exists():
-            done, loss = (array.reshape(-1) for array in read(file, "done", "loss"))
+            done, *found = (array.reshape(points, -1) for array in read(file, "done", *names))
+            done = done[:, 0] == 1
             assert done.sum() >= known, "points were lost"
             known = done.sum()
-            assert loss[done == 1].tobytes() == expected.reshape(-1)[done == 1].tobytes()
+            for values, right in zip(found, expected, strict=True):
+                assert values[done].tobytes() == right[done].tobytes()
     begin = len(log_lines(log))
-    left = expected.size - (read(file, "done").sum() if file.exists() else 0)
-    finished = run_program(*JOB, "--writer", writer, "--problem.log", log, folder=folder, ranks=draw.choice([1, 2]))
+    left = points - (read(file, "done").sum() if file.exists() else 0)
+    finished = run_program(*job_of, "--writer", writer, "--problem.log", log, folder=folder, ranks=draw.choice([1, 2]))
     assert finished.code == 0, finished
     assert_same_landscape(file, reference)
     lines = log_lines(log)
-    compared = 0 < left < expected.size  # a finished point is computed once more, first of all
+    compared = 0 < left < points  # a finished point is computed once more, first of all
     assert len([line for line in lines[begin:] if line.kind == "point"]) == left + compared
-    assert len({line.what for line in lines if line.kind == "point"}) == expected.size
+    assert len({line.what for line in lines if line.kind == "point"}) == points
     assert [path.name for path in folder.iterdir() if "tmp" in path.name] == []
     for kind, when, seconds, begin, end in kills:
         safe = {line.what for line in lines[begin:end] if line.kind == "point" and line.time < when - LOSS}
         again = {line.what for line in lines[end:] if line.kind == "point"} - _compared(lines)
         assert not safe & again, f"{len(safe & again)} points finished {LOSS} s before the kill were computed again"
         then = "resumed on 1 or 2 ranks: the same bits, nothing computed twice"
-        lost = len(safe & again)
-        fault_table.record(KINDS[kind], writer, finished=len(safe), lost=lost, seconds=seconds, then=then)
+        lost, fault = len(safe & again), KINDS[kind] + ", large values on a slow disk" * large
+        fault_table.record(fault, writer, finished=len(safe), lost=lost, seconds=seconds, then=then)
 
 
 def _compared(lines: list[Line]) -> set[str]:
