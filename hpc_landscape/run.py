@@ -127,7 +127,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear, control)
     control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, say, after)
     control.on_silence = lambda: without_root(plan)
-    stopping = control.signals.stopping(writer.check, plan.sets.awaited)
+    stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
     try:
         plan.sets.obey(lambda: control.stop_code)
         with stopping, plan.evaluator.attached(), writer:

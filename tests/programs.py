@@ -227,6 +227,20 @@ def run_program(
         return job.wait(limit)
 
 
+def slow_disk(folder: Path, rate: float, when: Path | None = None) -> dict[str, str]:
+    """The environment of a process whose disk takes so many bytes a second; skips the test without a C compiler.
+
+    when: a file that has to exist for it.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library, source = folder / "slow_disk.so", Path(__file__).with_name("slow_disk.c")
+    if not library.exists():
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=LIMIT)
+    return environment(LD_PRELOAD=str(library), SLOW_DISK=str(rate), SLOW_DISK_WHEN=when and str(when))
+
+
 def read(path: Any, *names: str) -> Any:
     """Datasets of a landscape file, which may be in use: one array, or a list of them."""
     with h5py.File(path, "r", locking=False) as file:

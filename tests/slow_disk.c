@@ -1,15 +1,17 @@
-/* A slow disk for tests, by LD_PRELOAD: each positioned write takes as long as SLOW_DISK (bytes per second) says. */
+/* A slow disk for tests, by LD_PRELOAD: each positioned write takes as long as SLOW_DISK (bytes per second) says; once
+   the file SLOW_DISK_WHEN exists, where that is given. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
 
 static void wait_for(size_t bytes)
 {
-    const char *rate = getenv("SLOW_DISK");
-    double seconds = rate ? bytes / atof(rate) : 0;
+    const char *rate = getenv("SLOW_DISK"), *when = getenv("SLOW_DISK_WHEN");
+    double seconds = rate && (!when || !access(when, F_OK)) ? bytes / atof(rate) : 0;
     struct timespec pause = {(time_t)seconds, (long)((seconds - (time_t)seconds) * 1e9)};
     while (nanosleep(&pause, &pause)) {
     }

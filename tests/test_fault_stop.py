@@ -23,6 +23,7 @@ from programs import (
     parallel_h5py,
     read,
     run_program,
+    slow_disk,
 )
 
 pytestmark = pytest.mark.slow
@@ -93,6 +94,18 @@ def _factory(folder: Path) -> float:
     return time.monotonic() - start
 
 
+def _disk(folder: Path) -> float:
+    """The thread that writes is stuck in it."""
+    with Job(_tiny(folder), None, folder, slow_disk(folder, 1e-3, when=folder / "now")) as job:
+        job.until(lambda: len(log_lines(folder / "log", "point")) > 10)
+        (folder / "now").touch()
+        seen = len(log_lines(folder / "log", "point"))
+        job.until(lambda: len(log_lines(folder / "log", "point")) > seen + 10)  # one has been begun to be written
+        start = time.monotonic()
+        job.process.terminate()
+        return _ended(job, folder, start)
+
+
 def _rank(stopped: int, writer: str) -> Callable[[Path], float]:
     """One of two ranks is stopped by SIGSTOP; the other one is told to stop."""
 
@@ -119,6 +132,7 @@ FAULTS = {
     "points that do not end, and SIGTERM twice": ("gather", _again),
     "a data-loading worker that hangs, and SIGUSR1": ("gather", _worker),
     "a factory that does not end, and SIGHUP": ("any", _factory),
+    "a disk that hangs, and SIGTERM": ("gather", _disk),
     "rank 0 is stopped, and SIGTERM to rank 1": ("gather", _rank(0, "gather")),
     "rank 1 is stopped, and SIGTERM to rank 0": ("gather", _rank(1, "gather")),
 }
@@ -128,7 +142,7 @@ if parallel_h5py():
 
 def test_a_stop_always_ends(tmp_path: Path) -> None:
     """All at once: each waits for 20 s. What is left is computed by the same command."""
-    mpirun()  # skips here, not in a thread
+    mpirun(), slow_disk(tmp_path, 1)  # these skip here, not in a thread
     folders = {fault: tmp_path / str(number) for number, fault in enumerate(FAULTS)}
     with ThreadPoolExecutor(len(FAULTS)) as pool:
         for folder in folders.values():

@@ -1,7 +1,7 @@
 """Killed at any time, started again with any number of ranks: the same file, and nothing finished is done twice.
 
 HPC_LANDSCAPE_KILLS says how many kills, in all: by default 50 in each of CI's two environments, which makes 100. With
-an h5py that has MPI half of them are of the parallel writer. Every fifth file holds 160 kB a point, on a disk that takes
+an h5py that has MPI half of them are of the parallel writer. Every fifth file holds 160 kB a point, and its disk takes
 8 MB a second.
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +34,7 @@ from programs import (
     parallel_h5py,
     read,
     run_program,
+    slow_disk,
 )
 
 pytestmark = pytest.mark.slow
@@ -72,32 +71,20 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def slow_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What slows the writes of a process down, in its environment; nothing where there is no compiler."""
-    compiler, library = shutil.which("cc") or shutil.which("gcc"), tmp_path_factory.mktemp("slow") / "slow.so"
-    if compiler is None:
-        return {}
-    source = Path(__file__).with_name("slow_disk.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=60)
-    return {"LD_PRELOAD": str(library), "SLOW_DISK": "8e6"}
-
-
 def _job(large: bool) -> tuple[str, ...]:
     return (*JOB, *(WIDE if large else ()))
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_killed_again_and_again(
-    tmp_path: Path, references: dict[bool, Path], slow_disk: dict[str, str], writer: str
-) -> None:
+def test_killed_again_and_again(tmp_path: Path, references: dict[bool, Path], writer: str) -> None:
     mpirun()  # skips here, not in a thread
+    env = {False: environment(), True: slow_disk(tmp_path, 8e6)}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         chains = []
         for chain in range(CHAINS):
             large = chain % SLOW == SLOW - 1
-            env = environment(**(slow_disk if large else {}))
-            chains.append(pool.submit(_chain, tmp_path / str(chain), references[large], writer, chain, large, env))
+            arguments = (tmp_path / str(chain), references[large], writer, chain, large, env[large])
+            chains.append(pool.submit(_chain, *arguments))
     for chain in chains:
         chain.result()
 
@@ -137,7 +124,7 @@ def _chain(folder: Path, reference: Path, writer: str, number: int, large: bool,
     left = points - (read(file, "done").sum() if file.exists() else 0)
     finished = run_program(*job_of, "--writer", writer, "--problem.log", log, folder=folder, ranks=draw.choice([1, 2]))
     assert finished.code == 0, finished
-    assert_same_landscape(file, reference)
+    assert_same_landscape(file, reference, names if large else ("loss", "accuracy"))
     lines = log_lines(log)
     compared = 0 < left < points  # a finished point is computed once more, first of all
     assert len([line for line in lines[begin:] if line.kind == "point"]) == left + compared

@@ -108,7 +108,7 @@ class Control:
         now = time.monotonic()
         self._stopped = min(self._stopped, now)
         self.leave_at = min(self.leave_at, now + (0 if pressed else seconds))
-        self.signals.leave_by(self.leave_at + self.reserve)  # where this thread is stuck itself
+        self.signals.leave_by(self.leave_at + self.reserve)  # should this thread be stuck itself
 
     def _tell(self) -> None:
         self._told = (self.stop_code, self._pressed)

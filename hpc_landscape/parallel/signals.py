@@ -80,11 +80,17 @@ class Signals:
         self._leave_by = min(self._leave_by, when)
 
     @contextmanager
-    def stopping(self, check: Callable[[], None], hopeless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def stopping(
+        self,
+        check: Callable[[], None] = lambda: None,
+        hopeless: Callable[[], bool] = lambda: False,
+        patience: Callable[[], float] = lambda: PATIENCE,
+    ) -> Iterator[None]:
         """A signal lets every rank finish the point in hand: the thread that speaks with them looks at ``code``.
 
         check raises where there is nothing to finish it for. hopeless: whether the point in hand waits for what may
-        never come: then a signal raises Stopped.
+        never come: then a signal raises Stopped. patience: seconds that a stop waits for it; so long, and the reserve,
+        that thread has to end all of this.
         """
 
         def stop(number: int, frame: Any) -> None:
@@ -92,7 +98,7 @@ class Signals:
             if hopeless():
                 raise Stopped(self.code or CODES[number])
 
-        self._points = True
+        self._points, self._patience = True, patience
         try:
             with _handling(dict.fromkeys([*self._hears, signal.SIGINT], stop)):
                 yield
@@ -127,12 +133,11 @@ class Signals:
             return
         if not self.code:
             self.code, self._first = self._code_of(number), now
-            if not self._points:
-                self.leave_by(now + time_to_finish(self.grace))
+            wait = self._patience() + reserve(self.grace) if self._points else time_to_finish(self.grace)
+            self.leave_by(now + wait)
         elif number != REPEATED and now - self._first > (ECHO if launched()[2] else 0):
             self.pressed = True
-            if not self._points:
-                self.leave_by(now)
+            self.leave_by(now + (reserve(self.grace) if self._points else 0))
 
     def _end(self) -> None:
         if self.comm.size > 1:  # MPI may hang as well

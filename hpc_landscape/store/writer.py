@@ -199,8 +199,9 @@ class Writer:
         if kind == "report":
             self.on_report(sender, content)
         elif kind == LEAVE:
-            self._deliver_queue()
-            self._written()
+            with suppress(Exception):
+                self._deliver_queue()
+                self._written()
             leave(content)
         elif not self.control.hear(sender, kind, content):
             self._receive(sender, kind, content)

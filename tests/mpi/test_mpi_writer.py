@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -191,6 +192,34 @@ def test_an_error_in_the_main_thread_keeps_what_was_put(comm: Any, new: Any, kin
         store.put(4, 4 / 8, _values(4))
         raise ArithmeticError
     _check(path, np.array([4]))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_is_under_way_is_bounded(comm: Any, new: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk slower than the ranks, and values larger than what may be under way: of each rank one point is, no more.
+
+    So a kill costs no more, whatever had been computed before; values and flag of a point go out before the next's.
+    """
+    _skip_serial(kind, comm)
+    path, grid = new((3, 5))
+    monkeypatch.setattr(writer, "WINDOW", 8)
+    where = os if kind is GatherStore else parallel
+    name = "pwrite" if kind is GatherStore else "write"
+    real = getattr(where, name)
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return real(*arguments)
+
+    monkeypatch.setattr(where, name, slow)
+    mine = strided(np.arange(grid.size), comm.rank, comm.size)
+    with kind(path, comm) as store:
+        for number, point in enumerate(mine):
+            store.put(int(point), point / 8, _values(point))
+            with h5py.File(path, "r", locking=False) as file:
+                done = file["done"][()].reshape(-1)[mine]
+            assert done.sum() >= number
+    _check(path, np.arange(grid.size))
 
 
 def test_syncs_now_and_then(comm: Any, new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
