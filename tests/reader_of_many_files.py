@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 from hpc_landscape.cli import main
-from hpc_landscape.store import layout
+from hpc_landscape.store import probe
 
 
 def state(path: str) -> list:
@@ -38,7 +38,7 @@ def run(words: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    layout.PROBE_SECONDS = 20  # damage can make HDF5 read for ever: it is refused then, here sooner than for a user
+    probe.PROBE_SECONDS = 20  # damage can make HDF5 read for ever: it is refused then, here sooner than for a user
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         path, commands = json.loads(line)

@@ -15,7 +15,7 @@ from h5py import h5d
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid
-from hpc_landscape.store import layout
+from hpc_landscape.store import layout, probe
 from hpc_landscape.store.layout import Quantity
 
 GRIDS = {
@@ -341,12 +341,12 @@ def test_a_file_with_changed_metadata(tmp_path):
 
 def test_a_file_whose_reading_does_not_end(tmp_path, monkeypatch):
     path = created(tmp_path / "a.h5")
-    monkeypatch.setattr(layout, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(probe, "_PROBE", "import time; time.sleep(60)")
     with pytest.raises(UserError, match="did not end in 0.2 s"):
         layout.read(path, 0.2)
 
 
 def test_a_file_that_kills_its_reader(tmp_path, monkeypatch):
     path = created(tmp_path / "a.h5")
-    monkeypatch.setattr(layout, "_PROBE", "import os; os.abort()")
+    monkeypatch.setattr(probe, "_PROBE", "import os; os.abort()")
     assert "the reader died (-6)" in refused(path)

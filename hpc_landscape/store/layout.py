@@ -6,10 +6,9 @@ cannot break the structure. The format's low version bound is HDF5 1.8's: checks
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,16 +20,17 @@ from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
+from .probe import damaged, probe
 from .space import give_back, reserve
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
+NAME = "name"  # an attribute: of a parameter whose name no dataset can have
 MIXED = "runs/mixed"  # 1 once runs on other processors, or by other kernels, have written points
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
-PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,21 @@ def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
 
 
 def _save(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    """By name; one that HDF5 takes for a path is kept in an attribute, as JSON, and its dataset is called otherwise."""
     for name, array in arrays.items():
-        group.create_dataset(name, data=array, track_times=False)
+        key = name
+        if not name or {"/", "\0"} & set(name) or set(name) == {"."}:
+            key = name.replace("/", "|").replace("\0", "|").replace(".", "|") or "|"
+            while key in arrays or key in group:
+                key += "|"
+        dataset = group.create_dataset(key, data=array, track_times=False)
+        if key != name:
+            dataset.attrs[NAME] = json.dumps(name)
+
+
+def _name_of(key: str, dataset: h5py.Dataset) -> str:
+    name = dataset.attrs.get(NAME)
+    return key if name is None else json.loads(name)
 
 
 def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray, values: np.ndarray) -> None:
@@ -253,48 +266,9 @@ class Stored:
         return np.flatnonzero(~self.done.reshape(-1))
 
 
-# Run in a process of its own: a damaged file can hang or abort the HDF5 library.
-_PROBE = """
-import sys
-sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
-import h5py
-try:
-    with h5py.File(sys.argv[1], "r", locking=False) as file:
-        def look(name, thing):
-            dict(thing.attrs)
-            if isinstance(thing, h5py.Dataset) and thing.size:
-                thing[() if thing.dtype.hasobject and thing.size < 10**6 else (0,) * thing.ndim]
-        dict(file.attrs)
-        file.visititems(look)
-except Exception as error:
-    sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
-"""
-_LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
-
-
 def read(path: str, probe_seconds: float | None = None) -> Stored:
     """What the file at path holds; UserError where it is missing, foreign or damaged. Never writes."""
-    probe_seconds = probe_seconds or PROBE_SECONDS
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a directory, not a landscape file")
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such file")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: no permission to read it")
-    if not h5py.is_hdf5(path):
-        raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
-    environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
-    damaged = f"{path} is damaged or cut short; it is left as it is (restore a copy, or choose another --output)"
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE, path], capture_output=True, text=True, timeout=probe_seconds, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{damaged}: reading it did not end in {probe_seconds:g} s") from None
-    if probe.returncode:
-        said = probe.stderr.strip().splitlines()[-1:] or [f"the reader died ({probe.returncode})"]
-        raise UserError(f"{damaged}: {said[0]}")
+    probe(path, probe_seconds)
     try:
         with h5py.File(path, "r", locking=False) as file:
             if not isinstance(form := _plain(file.attrs.get("format")), str) or form != FORMAT:
@@ -308,7 +282,7 @@ def read(path: str, probe_seconds: float | None = None) -> Stored:
         raise
     except Exception as error:  # what a file holds that this program did not write may be anything
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{damaged}: {said}") from None
+        raise UserError(f"{damaged(path)}: {said}") from None
 
 
 def _describe(file: h5py.File) -> Stored:
@@ -384,4 +358,4 @@ def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
     with h5py.File(path, "r", locking=False) as file:
         if not isinstance(found := _find(file, group), h5py.Group):
             raise KeyError(f"no group '{group}'")
-        return {name: dataset[()] for name, dataset in _datasets(found)}
+        return {_name_of(name, dataset): dataset[()] for name, dataset in _datasets(found)}

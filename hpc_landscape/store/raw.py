@@ -28,6 +28,11 @@ class RawFile:
         if None in (self._places[name][0] for name, d in self._places.items() if d[2]):
             raise UserError(f"{path} was repacked: its datasets are no longer contiguous; choose another --output")
         self._descriptor = os.open(path, os.O_RDWR)
+        begins = sorted((offset, nbytes) for offset, _, nbytes in self._places.values() if nbytes)
+        ends = [offset + nbytes for offset, nbytes in begins]
+        nexts = [*(offset for offset, _ in begins[1:]), os.fstat(self._descriptor).st_size]
+        if any(end > following for end, following in zip(ends, nexts, strict=True)):
+            raise UserError(f"{path} is damaged: its datasets overlap, or end beyond it; choose another --output")
 
     def write_block(self, block: Block) -> None:
         """Values, then flags: a flag that the system has means that it has its values too."""

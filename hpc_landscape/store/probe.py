@@ -1,0 +1,92 @@
+"""Whether a file can be read: found out in a process of its own, since a damaged one can hang or abort HDF5.
+
+A file may also lead elsewhere: by links, by values that are kept in other files, by virtual datasets. Read or written
+through those, other files would be, which nobody has named: it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import h5py
+
+from ..errors import UserError, printable
+
+PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
+ELSEWHERE = "leads elsewhere: "
+_PROBE = """
+import sys
+sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
+import h5py
+
+def refuse(where, how):
+    sys.exit(f"leads elsewhere: {where} {how}")
+
+def check(group, seen):
+    for name in group:
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            refuse(f"{group.name.rstrip('/')}/{name}", "is a link into another file")
+        if not isinstance(link, h5py.HardLink):
+            continue
+        thing = group[name]
+        if (address := h5py.h5o.get_info(thing.id).addr) in seen:
+            continue
+        seen.add(address)
+        if isinstance(thing, h5py.Group):
+            check(thing, seen)
+        elif isinstance(thing, h5py.Dataset):
+            made = thing.id.get_create_plist()
+            if made.get_layout() == h5py.h5d.VIRTUAL:
+                refuse(thing.name, "is a view of other files (a virtual dataset)")
+            if made.get_external_count():
+                refuse(thing.name, "has its values in another file (external storage)")
+
+def look(name, thing):
+    dict(thing.attrs)
+    if isinstance(thing, h5py.Dataset) and thing.size:
+        thing[() if thing.dtype.hasobject and thing.size < 10**6 else (0,) * thing.ndim]
+
+try:
+    with h5py.File(sys.argv[1], "r", locking=False) as file:
+        check(file, set())
+        dict(file.attrs)
+        file.visititems(look)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+"""
+_LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
+
+
+def damaged(path: str) -> str:
+    """The beginning of a line that refuses a damaged file."""
+    return f"{path} is damaged or cut short; it is left as it is (restore a copy, or choose another --output)"
+
+
+def probe(path: str, seconds: float | None = None) -> None:
+    """UserError where there is no readable HDF5 file at path, or one that leads into others. Never writes."""
+    seconds = seconds or PROBE_SECONDS
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory, not a landscape file")
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no permission to read it")
+    if not h5py.is_hdf5(path):
+        raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
+    try:
+        found = subprocess.run(
+            [sys.executable, "-c", _PROBE, path], capture_output=True, text=True, timeout=seconds, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{damaged(path)}: reading it did not end in {seconds:g} s") from None
+    if found.returncode:
+        said = (found.stderr.strip().splitlines()[-1:] or [f"the reader died ({found.returncode})"])[0]
+        if said.startswith(ELSEWHERE):
+            where = printable(said.removeprefix(ELSEWHERE))
+            raise UserError(f"{path}: {where}, which is neither read nor written; copy what it leads to into the file")
+        raise UserError(f"{damaged(path)}: {said}")
