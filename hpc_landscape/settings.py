@@ -245,5 +245,5 @@ class Settings:
 
 def split(text: str | None) -> list[str]:
     """The parts between commas, but for those inside brackets."""
-    parts = re.split(r",(?![^(]*\))", text or "")
+    parts = re.findall(r"(?:\([^()]*\)|[^,])+", text or "")
     return [part.strip() for part in parts if part.strip()]

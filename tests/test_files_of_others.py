@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from programs import TINY, Finished, read
 
+from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.store import layout
 
 JOB = ("--problem", TINY, "--x=-1:1:3", "--y=none", "--plot", "false")

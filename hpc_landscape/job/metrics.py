@@ -295,10 +295,11 @@ def _add_terms(chooser: Chooser, chosen: dict[str, Metric], terms: list[str]) ->
         if term != TOTAL:
             names[term] = _name(term, taken)
             taken.add(names[term])
+    known = {name: term for term, name in names.items()}
     for name, metric in chosen.items():
         if isinstance(metric, LossTerm):  # asked for by its name
             asked = metric.term
-            metric.term = next((term for term, known in names.items() if asked in (term, known)), TOTAL)
+            metric.term = asked if asked in names else known.get(asked, TOTAL)
             if metric.term == TOTAL:
                 raise chooser.no_such(name, names.values())
     for on, data in chooser.sets.items():
@@ -340,6 +341,7 @@ def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:
 def _check_names(quantities: list[Quantity]) -> None:
     """Metrics and their dimensions are names of one file: none may mean two things."""
     lengths: dict[str, int] = {}
+    names = {quantity.name for quantity in quantities}
     for quantity in quantities:
         for name in (quantity.name, *quantity.dims):
             if name in RESERVED or not name.isidentifier():
@@ -347,7 +349,7 @@ def _check_names(quantities: list[Quantity]) -> None:
                     f"--metrics: '{name}' cannot be a name in the file; give the metric another name or dims"
                 )
         for dim, length in zip(quantity.dims, quantity.shape, strict=True):
-            if lengths.setdefault(dim, length) != length or dim in {q.name for q in quantities}:
+            if lengths.setdefault(dim, length) != length or dim in names:
                 raise UserError(
                     f"--metrics: the dimension '{dim}' of {quantity.name} is also a metric's name, or has another "
                     "length in another metric: give it another name (dims)"
