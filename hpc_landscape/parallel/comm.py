@@ -187,9 +187,13 @@ class MPIComm(Comm):
         self._MPI = MPI
         self.mpi = mpi.Dup()  # our messages never meet the user's
         self.rank, self.size = mpi.Get_rank(), mpi.Get_size()
-        self._node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        self._node = self._split()
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
         self.library = _library(MPI)
+
+    def _split(self) -> Any:
+        """The ranks of this node: those that share memory."""
+        return self.mpi.Split_type(self._MPI.COMM_TYPE_SHARED)
 
     def barrier(self, seconds: float | None = None) -> bool:
         """Wait for all ranks, at most so long; returns whether all have come."""

@@ -1,0 +1,70 @@
+"""Ranks that believe in nodes of unequal size, on one machine.
+
+``mpirun -n 3 python tests/uneven.py 2+1 [FAULT:NODE] ARGUMENTS...`` is the program on nodes of two ranks and of one.
+FAULT is what that node has not: ``shm`` (there is no room in /dev/shm) or ``memory`` (no more than ``LITTLE`` is left).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpc_landscape.parallel import comm as comm_module
+from hpc_landscape.parallel.comm import MPIComm
+
+LITTLE = 2**30  # bytes
+NODES = (2, 1)
+
+
+class UnevenComm(MPIComm):
+    """MPI's world as so many ranks on each node."""
+
+    nodes = NODES
+
+    def _split(self) -> Any:
+        return self.mpi.Split(color=node_of(self.mpi.Get_rank(), self.nodes))
+
+
+def node_of(rank: int, nodes: tuple[int, ...]) -> int:
+    """The number of the node that this rank is on."""
+    return [node for node, ranks in enumerate(nodes) for _ in range(ranks)][rank]
+
+
+real = os.posix_fallocate
+
+
+def _no_room(descriptor: int, *where: int) -> None:
+    if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/shm"):
+        return real(descriptor, *where)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _play(fault: str) -> None:
+    if fault == "shm":
+        os.posix_fallocate = _no_room
+    elif fault == "memory":
+        there = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (there + LITTLE, resource.RLIM_INFINITY))
+    else:
+        raise SystemExit(f"there is no fault {fault}")
+
+
+def main(words: list[str]) -> int:
+    from hpc_landscape.cli import main as program
+    from hpc_landscape.run import run  # noqa: F401
+
+    UnevenComm.nodes = tuple(map(int, words.pop(0).split("+")))
+    comm_module.MPIComm = UnevenComm
+    while ":" in words[0]:
+        fault, node = words.pop(0).split(":")
+        if node_of(comm_module.launched()[1], UnevenComm.nodes) == int(node):
+            _play(fault)
+    return program(words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
