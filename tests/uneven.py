@@ -29,23 +29,24 @@ class UnevenComm(MPIComm):
         return self.mpi.Split(color=node_of(self.mpi.Get_rank(), self.nodes))
 
 
-def node_of(rank: int, nodes: tuple[int, ...]) -> int:
+def node_of(rank: int, nodes: tuple[int, ...] = NODES) -> int:
     """The number of the node that this rank is on."""
     return [node for node, ranks in enumerate(nodes) for _ in range(ranks)][rank]
 
 
-real = os.posix_fallocate
+_allocate = os.posix_fallocate
 
 
-def _no_room(descriptor: int, *where: int) -> None:
+def no_room(descriptor: int, *where: int) -> None:
+    """In the place of posix_fallocate: /dev/shm is full."""
     if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/shm"):
-        return real(descriptor, *where)
+        return _allocate(descriptor, *where)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _play(fault: str) -> None:
     if fault == "shm":
-        os.posix_fallocate = _no_room
+        os.posix_fallocate = no_room
     elif fault == "memory":
         there = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (there + LITTLE, resource.RLIM_INFINITY))
@@ -54,6 +55,7 @@ def _play(fault: str) -> None:
 
 
 def main(words: list[str]) -> int:
+    """Play the nodes and their faults, and be the program."""
     from hpc_landscape.cli import main as program
     from hpc_landscape.run import run  # noqa: F401
 

@@ -21,9 +21,7 @@ from ..problems.streams import Seen, look
 from ..settings import Settings
 
 Say = Callable[[str], None]
-SAME = (
-    "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
-)
+SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
 
 
 @dataclass

@@ -104,7 +104,10 @@ def _check_threads(MPI: Any, comm: MPIComm, begun: bool) -> None:
 
 
 def _start_mpi(variable: str) -> tuple[Any, bool]:
-    """(mpi4py's MPI, initialized; whether it was before); UserError where it would end the process: MPICH does under Open MPI's launcher."""
+    """(mpi4py's MPI, initialized; whether it was before).
+
+    UserError where it would end the process: MPICH does under Open MPI's launcher.
+    """
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
@@ -151,17 +154,23 @@ class Comm:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Each rank's share of the work: an exception on one is raised on all, after every rank has come."""
+        """Each rank's share of the work: an exception on one is raised on all, after every rank has come.
+
+        As a UserError where it was one, else as a RuntimeError; the step itself must not communicate.
+        """
         fault = None
         try:
             yield
+        except UserError as error:
+            fault = UserError(str(error))
+            raise
         except BaseException as error:
-            fault = f"{type(error).__name__}: {error}"
+            fault = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}")
             raise
         finally:
-            said = [(rank, text) for rank, text in enumerate(self.allgather(fault)) if text is not None]
+            said = [other for other in self.allgather(fault) if other is not None]
             if said and fault is None:
-                raise RuntimeError(f"on rank {said[0][0]}: {said[0][1]}")
+                raise said[0]
 
 
 class SerialComm(Comm):
