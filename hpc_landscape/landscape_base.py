@@ -158,8 +158,7 @@ class Landscape:
             vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
             self._vectors = vectors
             self.trajectory = self._project(points)
-        sides = [around(c, margin)[:2] for c in self.trajectory.coordinates.T]
-        return self._define("pca", vectors, sides)
+        return self._define("pca", vectors, [around(c, margin)[:2] for c in self.trajectory.coordinates.T])
 
     @one_at_a_time
     def load_directions(self, *paths: Path, distance: float = 2, centered: bool = True) -> Any:
@@ -201,8 +200,8 @@ class Landscape:
         with self.comm.all_or_none():
             if isinstance(data, DataMetric):
                 data = data.data
-            elif isinstance(data, Iterable) or not callable(data):
-                data = data if isinstance(data, Data) else Data(as_batches(data))
+            elif not isinstance(data, Data) and (isinstance(data, Iterable) or not callable(data)):
+                data = Data(as_batches(data))
         self._find_norms(data, device)
         if not batchnorm_layers(self.model_wrapper):
             return
@@ -249,8 +248,8 @@ class Landscape:
         """
         grid = self._defined()
         with self.comm.all_or_none():
-            where = self._subspace(device)
-            evaluator = Evaluator(self.model_wrapper, where, {"": metric}, "running", seed=self.seed or 0)
+            subspace, seed = self._subspace(device), self.seed or 0
+            evaluator = Evaluator(self.model_wrapper, subspace, {"": metric}, "running", seed=seed)
             with self._told_of_modes(evaluator):
                 if self.comm.is_root:
                     self._try(evaluator, metric)
@@ -345,8 +344,8 @@ class Landscape:
     def _check_alike(self) -> None:
         """UserError, on all ranks, where another one has another model or another grid: only values may differ."""
         mine = [*state.shapes(self.model_wrapper.root), *(name for name, _ in self.model_wrapper.named_moving())]
-        seen = self.comm.allgather((mine, self.steps))
-        if any(other != seen[0] for other in seen):
+        first, *others = self.comm.allgather((mine, self.steps))
+        if any(other != first for other in others):
             raise UserError("the ranks have other models, or other steps, than each other: make the same on all")
 
     def _defined(self) -> Grid:

@@ -1,22 +1,19 @@
 """Ranks that believe in nodes of unequal size, on one machine.
 
-``mpirun -n 3 python tests/uneven.py 2+1 [FAULT:NODE] ARGUMENTS...`` is the program on nodes of two ranks and of one.
-FAULT is what that node has not: ``shm`` (there is no room in /dev/shm) or ``memory`` (no more than ``LITTLE`` is left).
+``mpirun -n 3 python tests/uneven.py 2+1 [shm:NODE] ARGUMENTS...`` is the program on nodes of two ranks and of one;
+on the node of that number there is no room in /dev/shm.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 from hpc_landscape.parallel import comm as comm_module
 from hpc_landscape.parallel.comm import MPIComm
 
-LITTLE = 2**30  # bytes
 NODES = (2, 1)
 
 
@@ -44,27 +41,16 @@ def no_room(descriptor: int, *where: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _play(fault: str) -> None:
-    if fault == "shm":
-        os.posix_fallocate = no_room
-    elif fault == "memory":
-        there = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (there + LITTLE, resource.RLIM_INFINITY))
-    else:
-        raise SystemExit(f"there is no fault {fault}")
-
-
 def main(words: list[str]) -> int:
     """Play the nodes and their faults, and be the program."""
     from hpc_landscape.cli import main as program
-    from hpc_landscape.run import run  # noqa: F401
 
     UnevenComm.nodes = tuple(map(int, words.pop(0).split("+")))
     comm_module.MPIComm = UnevenComm
-    while ":" in words[0]:
-        fault, node = words.pop(0).split(":")
-        if node_of(comm_module.launched()[1], UnevenComm.nodes) == int(node):
-            _play(fault)
+    if words[0].startswith("shm:"):
+        full = int(words.pop(0).removeprefix("shm:"))
+        if node_of(comm_module.launched()[1], UnevenComm.nodes) == full:
+            os.posix_fallocate = no_room
     return program(words)
 
 
