@@ -31,7 +31,7 @@ def node_of(rank: int, nodes: tuple[int, ...] = NODES) -> int:
     return [node for node, ranks in enumerate(nodes) for _ in range(ranks)][rank]
 
 
-_allocate = os.posix_fallocate
+_allocate = getattr(os, "posix_fallocate", None)  # Linux has it
 
 
 def no_room(descriptor: int, *where: int) -> None:
