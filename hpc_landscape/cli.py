@@ -84,7 +84,7 @@ def _refuse(mistake: UserError, comm: Comm) -> int:
     """
     if comm.is_root:
         _say(mistake)
-    if not comm.barrier(MEET):
+    if not comm.meet(MEET):
         if not comm.is_root:
             _say(mistake)
         comm.abort(MISTAKE)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -103,3 +106,14 @@ def _short(value: float) -> str:
 def strided(points: np.ndarray, rank: int, size: int) -> np.ndarray:
     """The points that rank takes of size ranks: every size-th, so that cheap and dear regions are shared evenly."""
     return points[rank::size]
+
+
+def counts(steps: Any, dimensions: int) -> tuple[int, ...]:
+    """Points along each axis, from one whole number or one for each."""
+    try:
+        found = tuple(map(index, steps)) if isinstance(steps, Iterable) else (index(steps),) * dimensions
+    except TypeError:
+        found = ()
+    if len(found) != dimensions or min(found) < 1:
+        raise UserError(f"steps={steps!r}: expected a positive whole number, or {dimensions} of them")
+    return found

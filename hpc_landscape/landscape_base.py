@@ -18,7 +18,7 @@ from . import __version__
 from .directions.file import read_directions
 from .directions.given import as_direction, as_long
 from .directions.interpolation import differences
-from .directions.normalize import normalize, standing
+from .directions.normalize import checked, normalize, standing
 from .directions.pca import principal_directions
 from .directions.projection import project
 from .directions.random import random_directions
@@ -27,7 +27,7 @@ from .errors import UserError, warn
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms
 from .evaluate.trial import not_finite, try_batch
-from .grid import NAMES, Axis, Grid, strided
+from .grid import NAMES, Axis, Grid, counts, strided
 from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
 from .metrics.trial import check_loss
 from .model_interface import state
@@ -70,7 +70,7 @@ class Landscape:
             self.model_wrapper = wrap_model(copy.deepcopy(model) if deepcopy_model else model)
         if mode is not None:
             self.model_wrapper = self.model_wrapper.in_mode(mode)
-        self.steps = _counts(steps, self.dimensions)
+        self.steps = counts(steps, self.dimensions)
         self.comm: Comm = comm if isinstance(comm, Comm) else SerialComm() if comm is None else ours_of(comm)
         self.seed: int | None = None
         self.trajectory: layout.Trajectory | None = None
@@ -115,30 +115,35 @@ class Landscape:
         drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else index(seed)
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
-        vectors = [
-            as_long(normalize(d, weights, _checked(normalization), ignore), weights)
-            for d in random_directions(weights, self.dimensions, self.seed, random)
-        ]
-        return self._define("random", vectors, self._sides(distance, centered), normalization=_checked(normalization))
+        sides = self._sides(distance, centered)
+        with self.comm.all_or_none():
+            vectors = [
+                as_long(normalize(d, weights, checked(normalization), ignore), weights)
+                for d in random_directions(weights, self.dimensions, self.seed, random)
+            ]
+        return self._define("random", vectors, sides, normalization=checked(normalization))
 
     @one_at_a_time
     def _precomputed(
         self, directions: Sequence[Any], distance: float, normalization: str | None, centered: bool, ignore: str
     ) -> Any:
         weights = self._weights()
-        vectors = [as_direction(direction, weights) for direction in directions]
-        if normalization not in (None, "none"):
-            vectors = [as_long(normalize(d, weights, _checked(normalization), ignore), weights) for d in vectors]
-        return self._define("precomputed", vectors, self._sides(distance, centered))
+        sides = self._sides(distance, centered)
+        with self.comm.all_or_none():
+            vectors = [as_direction(direction, weights) for direction in directions]
+            if normalization not in (None, "none"):
+                vectors = [as_long(normalize(d, weights, checked(normalization), ignore), weights) for d in vectors]
+        return self._define("precomputed", vectors, sides)
 
     @one_at_a_time
     def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         weights = self._weights()
-        models = [read_other(end, self.model_wrapper, weights, key)() for end in ends]
-        models = [{name: t.to(weights[name].dtype) for name, t in model.items()} for model in models]
-        others = [read_rest(end, self.model_wrapper, key) for end in ends]
-        sides = [(low, high)] * self.dimensions
-        return self._define("interpolation", differences(weights, models), sides, models, others)
+        with self.comm.all_or_none():
+            models = [read_other(end, self.model_wrapper, weights, key)() for end in ends]
+            models = [{name: t.to(weights[name].dtype) for name, t in model.items()} for model in models]
+            others = [read_rest(end, self.model_wrapper, key) for end in ends]
+            vectors = differences(weights, models)
+        return self._define("interpolation", vectors, [(low, high)] * self.dimensions, models, others)
 
     @one_at_a_time
     def pca(self, checkpoints: Path | Iterable[Point], margin: float = 0.25, key: str | None = None) -> Any:
@@ -148,18 +153,20 @@ class Landscape:
         and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there. key: which of several
         networks in a file, as --checkpoint_key.
         """
-        points = self._points(checkpoints, key)
-        vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
-        self._vectors = vectors
-        self.trajectory = self._project(points)
-        sides = [around(c, margin)[:2] for c in self.trajectory.coordinates.T]
-        return self._define("pca", vectors, sides)
+        with self.comm.all_or_none():
+            points = self._points(checkpoints, key)
+            vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
+            self._vectors = vectors
+            self.trajectory = self._project(points)
+        return self._define("pca", vectors, [around(c, margin)[:2] for c in self.trajectory.coordinates.T])
 
     @one_at_a_time
     def load_directions(self, *paths: Path, distance: float = 2, centered: bool = True) -> Any:
         """Directions from an earlier run's file, or from one .npz, .pt or .safetensors per axis, as they are."""
-        vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
-        return self._define("file", vectors, self._sides(distance, centered))
+        sides = self._sides(distance, centered)
+        with self.comm.all_or_none():
+            vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
+        return self._define("file", vectors, sides)
 
     @one_at_a_time
     def project(self, checkpoints: Path | Iterable[Point], key: str | None = None) -> np.ndarray:
@@ -190,16 +197,18 @@ class Landscape:
         """
         grid = self._defined()
         self._statistics = {}
-        if isinstance(data, DataMetric):
-            data = data.data
-        elif isinstance(data, Iterable) or not callable(data):
-            data = data if isinstance(data, Data) else Data(as_batches(data))
+        with self.comm.all_or_none():
+            if isinstance(data, DataMetric):
+                data = data.data
+            elif not isinstance(data, Data) and (isinstance(data, Iterable) or not callable(data)):
+                data = Data(as_batches(data))
         self._find_norms(data, device)
         if not batchnorm_layers(self.model_wrapper):
             return
-        evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
-        with self.comm.all_or_none(), evaluator.attached():
-            statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+        with self.comm.all_or_none():
+            evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
+            with evaluator.attached():
+                statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
         self._statistics = statistics
 
     @one_at_a_time
@@ -238,11 +247,13 @@ class Landscape:
         model's parameters are.
         """
         grid = self._defined()
-        evaluator = Evaluator(self.model_wrapper, self._subspace(device), {"": metric}, "running", seed=self.seed or 0)
-        with self.comm.all_or_none(), self._told_of_modes(evaluator):
-            if self.comm.is_root:
-                self._try(evaluator, metric)
-            self._check_losses(evaluator, metric)
+        with self.comm.all_or_none():
+            subspace, seed = self._subspace(device), self.seed or 0
+            evaluator = Evaluator(self.model_wrapper, subspace, {"": metric}, "running", seed=seed)
+            with self._told_of_modes(evaluator):
+                if self.comm.is_root:
+                    self._try(evaluator, metric)
+                self._check_losses(evaluator, metric)
         if self.comm.bcast(evaluator.careful):
             evaluator.be_careful()
         with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
@@ -303,6 +314,7 @@ class Landscape:
             raise UserError(
                 "the model has no parameter that can move: none is of real or complex floating-point numbers"
             )
+        self._check_alike()
         state.broadcast(weights.values(), self.comm)
         moves = vectors if ends is None else ends
         moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
@@ -328,6 +340,13 @@ class Landscape:
         if kind != "pca":
             self.trajectory = None
         return self
+
+    def _check_alike(self) -> None:
+        """UserError, on all ranks, where another one has another model or another grid: only values may differ."""
+        mine = [*state.shapes(self.model_wrapper.root), *(name for name, _ in self.model_wrapper.named_moving())]
+        first, *others = self.comm.allgather((mine, self.steps))
+        if any(other != first for other in others):
+            raise UserError("the ranks have other models, or other steps, than each other: make the same on all")
 
     def _defined(self) -> Grid:
         if self._grid is None:
@@ -379,20 +398,3 @@ class Landscape:
 
     def _project(self, points: Sequence[Callable[[], Mapping[str, Tensor]]]) -> layout.Trajectory:
         return layout.Trajectory(*project(points, self._weights(), self._vectors), self._labels)
-
-
-def _counts(steps: Any, dimensions: int) -> tuple[int, ...]:
-    """Points along each axis, from one whole number or one for each."""
-    try:
-        counts = tuple(map(index, steps)) if isinstance(steps, Iterable) else (index(steps),) * dimensions
-    except TypeError:
-        counts = ()
-    if len(counts) != dimensions or min(counts) < 1:
-        raise UserError(f"steps={steps!r}: expected a positive whole number, or {dimensions} of them")
-    return counts
-
-
-def _checked(normalization: str | None) -> str:
-    if normalization not in (None, "filter", "layer", "model", "none"):
-        raise UserError(f"normalization='{normalization}': expected filter, layer, model or None")
-    return normalization or "none"

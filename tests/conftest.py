@@ -15,6 +15,7 @@ from typing import Any
 import fault_table
 import pytest
 from programs import Finished, launcher_variables
+from uneven import NODES, UnevenComm
 
 from hpc_landscape.cli import main
 from hpc_landscape.parallel.comm import MPIComm, SerialComm, launched, world
@@ -75,13 +76,16 @@ def program(
 
 @pytest.fixture(params=["mpi"] if launched()[0] > 1 else ["serial", "mpi"])
 def comm(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """All ranks. In a single process both kinds: without MPI, and MPI's world of one."""
+    """All ranks; three of them believe in nodes of 2 + 1. In a single process both kinds: without MPI, and MPI's world
+    of one.
+    """
     if request.param == "serial":
         yield SerialComm()
         return
     if "comm" not in _worlds:
         pytest.importorskip("mpi4py")
-        _worlds["comm"] = world(need_mpi=True)
+        ours = world(need_mpi=True)
+        _worlds["comm"] = UnevenComm(ours.mpi) if ours.size == sum(NODES) else ours
     if _of_several():
         faulthandler.dump_traceback_later(TEST_LIMIT, exit=True, file=_worlds["stderr"])
     yield _worlds["comm"]

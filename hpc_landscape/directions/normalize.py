@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import few
+from ..errors import UserError, few
 from ..model_interface.model_parameters import EPSILON, match_norm
 from ..model_interface.numbers import double, inner
 
@@ -80,3 +80,10 @@ def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The cosine of the angle between two directions; 0 where one is zero."""
     lengths = float(norm(a) * norm(b))
     return float(dot(a, b)) / lengths if lengths > 0 else 0.0
+
+
+def checked(normalization: str | None) -> str:
+    """The name of a normalization; None is ``none``."""
+    if normalization not in (None, "filter", "layer", "model", "none"):
+        raise UserError(f"normalization='{normalization}': expected filter, layer, model or None")
+    return normalization or "none"

@@ -21,6 +21,7 @@ from ..problems.streams import Seen, look
 from ..settings import Settings
 
 Say = Callable[[str], None]
+SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
 
 
 @dataclass
@@ -96,6 +97,7 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Set
             warmup = prepared(given, count, most if count is None else None, "warm-up data")
         else:
             warmup = None
+    _agree_on_kinds(Sets(evaluation, warmup, {}), comm)
     _look_at_streams(settings, problem, Sets(evaluation, warmup, {}), comm, say)
     hashes: dict[str, str] = {}
     for name, batches in evaluation.items():
@@ -146,7 +148,7 @@ def _look_at_streams(settings: Settings, problem: Problem, sets: Sets, comm: Com
 
 
 def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:
-    """One copy on each node: of tensors, and of what loaders read where there is room for it.
+    """One copy on each node: of tensors, and of what loaders read where every node has room for it.
 
     Checksums are of the loader all the same: where its data is kept is no part of what a run is.
     """
@@ -181,6 +183,14 @@ def _called(name: str) -> str:
     return f"{name} data" if name else "data"
 
 
+def _agree_on_kinds(sets: Sets, comm: Comm) -> None:
+    """UserError where another rank holds other sets, or sets of another kind: what follows is called for each set."""
+    mine = [(name, type(batches).__name__, batches is sets.warmup) for name, batches in sets.evaluation.items()]
+    seen = comm.allgather((mine, type(sets.warmup).__name__))
+    if any(other != seen[0] for other in seen):
+        raise UserError(f"the ranks hold different data: {SAME}")
+
+
 def _agreed_hash(batches: Batches, what: str, comm: Comm) -> str:
     """Rank 0's checksum; UserError where another rank holds other data (all of it is read once per node)."""
     with comm.together():
@@ -188,8 +198,5 @@ def _agreed_hash(batches: Batches, what: str, comm: Comm) -> str:
         full = batches.full_hash() if comm.local_rank == 0 and batches.bytes else None  # else the quick one is all
     seen = comm.allgather((quick, full))
     if any(q != seen[0][0] or f not in (None, seen[0][1]) for q, f in seen):
-        raise UserError(
-            f"the ranks hold different {what}: the factory must make the same on every rank; seed what it draws or "
-            "shuffles, and leave out random augmentation"
-        )
+        raise UserError(f"the ranks hold different {what}: {SAME}")
     return seen[0][1] or seen[0][0]

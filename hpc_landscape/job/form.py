@@ -173,10 +173,13 @@ class Maker:
         return self.make(replace(form, in_turn=min(in_turn, self.most_points(comm))), comm)
 
     def most_points(self, comm: Comm) -> int:
-        """How many points can be evaluated together: as many as there is room for, and as a rank has."""
+        """How many points can be evaluated together: as many as every rank has room for, and as a rank has.
+
+        All ranks call it: their nodes and GPUs may differ.
+        """
         a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
         room = int(ROOM * free_memory(self.device)) // comm.local_size // max(1, a_point)
-        return max(1, min(room, self.points))
+        return max(1, min(*comm.allgather(room), self.points))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""

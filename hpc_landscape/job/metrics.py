@@ -172,12 +172,13 @@ def choose_metrics(
 ) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
     problem, default = chooser.problem, not settings.metric_names
-    chosen = requested(settings, chooser)
-    alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
-    if evaluator.form.block > 1 and alone:
-        raise UserError(
-            f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
-        )
+    with comm.together():
+        chosen = requested(settings, chooser)
+        alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
+        if evaluator.form.block > 1 and alone:
+            raise UserError(
+                f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
+            )
     tried = Trial()
     with comm.together():
         if comm.is_root:

@@ -10,7 +10,6 @@ import torch
 
 from ..errors import UserError
 from ..model_interface import state
-from ..model_interface.parts import shape_of
 from ..parallel.comm import Comm
 from ..parallel.device import one_thread
 from ..problems.checkpoint import load_checkpoint
@@ -70,11 +69,10 @@ def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | 
             say(f"weights      {settings.checkpoint}{chosen}")
         elif comm.is_root and problem.train is not None:
             _train(problem, settings, stored, say)
-    tensors = state.state(root)
-    shapes = comm.allgather([(name, shape_of(t), str(t.dtype)) for name, t in tensors.items()])
+    shapes = comm.allgather(state.shapes(root))
     if any(other != shapes[0] for other in shapes):
         raise UserError("the problem's factory makes another model on another rank: it must make the same on all")
-    state.broadcast(tensors.values(), comm)
+    state.broadcast(state.state(root).values(), comm)
 
 
 def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, say: Say) -> None:

@@ -37,8 +37,10 @@ def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[
         recorded = [int(stored.attributes.get(name, 0)) for name in CHOICES]
         choice = {"channels_last": bool(recorded[0]), "compile": bool(recorded[1]), "block": recorded[2] or None}
         text = str(stored.attributes.get("tuned", ""))
-    elif comm.is_root and maker.sets.evaluation:
-        choice, text = _Tuner(maker, maker.most_points(comm)).best()
+    largest = maker.most_points(comm)
+    with comm.together():
+        if stored is None and comm.is_root and maker.sets.evaluation:
+            choice, text = _Tuner(maker, largest).best()
     choice, text = comm.bcast((choice, text))
     maker.settings = replace(maker.settings, tune=False, **choice)
     if stored is None:

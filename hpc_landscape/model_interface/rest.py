@@ -47,7 +47,7 @@ def share_rest(
 ) -> tuple[list[dict[str, Tensor]], list[str]]:
     """(what goes along, for each of rank 0's other models; names of what stays), on every rank."""
     found: tuple[list[str], list[str]] = [], []
-    with comm.together():
+    with comm.all_or_none():
         if comm.is_root:
             found = differing(model, others)
     along, stays = comm.bcast(found)

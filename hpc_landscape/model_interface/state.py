@@ -23,6 +23,11 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return parameters(model) | dict(model.named_buffers())
 
 
+def shapes(model: nn.Module) -> list[tuple[str, object, str]]:
+    """What ranks have to have in common before one's state is broadcast: names, shapes and dtypes."""
+    return [(name, shape_of(tensor), str(tensor.dtype)) for name, tensor in state(model).items()]
+
+
 def sha256(tensors: Mapping[str, Tensor]) -> str:
     """A checksum of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()

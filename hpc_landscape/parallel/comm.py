@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ LAUNCHERS = (
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
+TURN = 5.0  # seconds that a call waits for another thread's, where MPI takes one at a time: then it is stuck
 HEARD = 0.3  # seconds in which a rank that looks for messages has seen one
 
 
@@ -67,7 +69,7 @@ def world(need_mpi: bool = False):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a foreign launcher: said below, and once
-            MPI = _start_mpi(variable)
+            MPI, begun = _start_mpi(variable)
     except UserError as error:
         raise UserError(f"the launcher started {size} processes ({variable}={size}) but {error}{_MATCH}") from None
     except Exception as error:  # ImportError, or RuntimeError when mpi4py finds no MPI library
@@ -81,21 +83,42 @@ def world(need_mpi: bool = False):
             f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun and "
             f"mpi4py use different MPIs (mpi4py: {comm.library}){_MATCH}"
         )
+    _check_threads(MPI, comm, begun)
     return comm
 
 
-def _start_mpi(variable: str) -> Any:
-    """mpi4py's MPI, initialized; UserError where it would end the process: MPICH does under Open MPI's launcher."""
+def _check_threads(MPI: Any, comm: MPIComm, begun: bool) -> None:
+    """UserError where only the main thread may call MPI: the writer's does so too, in turn where that is asked for.
+
+    begun: whether somebody else has initialized MPI.
+    """
+    level = min(comm.allgather(MPI.Query_thread()))
+    if comm.size == 1 or level >= MPI.THREAD_SERIALIZED:
+        return
+    name = "MPI_THREAD_FUNNELED" if level == MPI.THREAD_FUNNELED else "MPI_THREAD_SINGLE"
+    if begun:
+        remedy = "it was initialized so before: set mpi4py.rc.thread_level = 'multiple' before mpi4py.MPI is imported"
+    else:
+        remedy = f"it grants no more ({comm.library}): use an MPI that is built with MPI_THREAD_MULTIPLE"
+    raise UserError(f"MPI lets only the main thread call it ({name}), and ranks need MPI_THREAD_SERIALIZED; {remedy}")
+
+
+def _start_mpi(variable: str) -> tuple[Any, bool]:
+    """(mpi4py's MPI, initialized; whether it was before).
+
+    UserError where it would end the process: MPICH does under Open MPI's launcher.
+    """
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     from mpi4py import MPI
 
-    if not MPI.Is_initialized():
+    begun = MPI.Is_initialized()
+    if not begun:
         if variable.startswith("OMPI_") and "MPICH" in MPI.Get_library_version():
             raise UserError(f"it is Open MPI's, and mpi4py uses another MPI ({_library(MPI)})")
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    return MPI
+    return MPI, begun
 
 
 def _library(MPI: Any) -> str:
@@ -131,17 +154,23 @@ class Comm:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Each rank's share of the work: an exception on one is raised on all, after every rank has come."""
+        """Each rank's share of the work: an exception on one is raised on all, after every rank has come.
+
+        As a UserError where it was one, else as a RuntimeError; the step itself must not communicate.
+        """
         fault = None
         try:
             yield
+        except UserError as error:
+            fault = UserError(str(error))
+            raise
         except BaseException as error:
-            fault = f"{type(error).__name__}: {error}"
+            fault = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}")
             raise
         finally:
-            said = [(rank, text) for rank, text in enumerate(self.allgather(fault)) if text is not None]
+            said = [other for other in self.allgather(fault) if other is not None]
             if said and fault is None:
-                raise RuntimeError(f"on rank {said[0][0]}: {said[0][1]}")
+                raise said[0]
 
 
 class SerialComm(Comm):
@@ -150,7 +179,10 @@ class SerialComm(Comm):
     mpi = None
     library = "none"
 
-    def barrier(self, seconds: float | None = None) -> bool:
+    def barrier(self) -> None:
+        pass
+
+    def meet(self, seconds: float) -> bool:
         return True
 
     def bcast(self, value: Any) -> Any:
@@ -187,45 +219,77 @@ class MPIComm(Comm):
         self._MPI = MPI
         self.mpi = mpi.Dup()  # our messages never meet the user's
         self.rank, self.size = mpi.Get_rank(), mpi.Get_size()
-        self._node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        self._end = self.mpi.Dup()  # for meet(), which no collective that others are in is to be taken for
+        self._lock = threading.RLock() if MPI.Query_thread() < MPI.THREAD_MULTIPLE else None
+        self._node = self._split()
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
         self.library = _library(MPI)
 
-    def barrier(self, seconds: float | None = None) -> bool:
-        """Wait for all ranks, at most so long; returns whether all have come."""
-        return _wait(self.mpi.Ibarrier(), seconds)
+    def _split(self) -> Any:
+        """The ranks of this node: those that share memory."""
+        return self.mpi.Split_type(self._MPI.COMM_TYPE_SHARED)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Where MPI takes one call at a time: wait for the other thread's. None of them waits for another rank long."""
+        held = self._lock is not None and self._lock.acquire(timeout=TURN)
+        try:
+            yield
+        finally:
+            if held:
+                self._lock.release()
+
+    def _arrive(self, mpi: Any, seconds: float | None = None) -> bool:
+        """Wait for all ranks of a communicator, at most so long; returns whether they have come."""
+        with self._in_turn():
+            arrived = mpi.Ibarrier()
+        return _wait(_Request(self, arrived), seconds)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._arrive(self.mpi)
+
+    def meet(self, seconds: float) -> bool:
+        """Wait, at most so long, for all ranks to call this, and not any other; returns whether they have."""
+        return self._arrive(self._end, seconds)
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank: small things, pickled."""
         self.barrier()
-        return self.mpi.bcast(value)
+        with self._in_turn():
+            return self.mpi.bcast(value)
 
     def bcast_array(self, array: np.ndarray) -> None:
         """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
         self.barrier()
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, CHUNK):
-            self.mpi.Bcast([flat[start : start + CHUNK], self._MPI.BYTE])
+            with self._in_turn():
+                self.mpi.Bcast([flat[start : start + CHUNK], self._MPI.BYTE])
 
     def allgather(self, value: Any) -> list[Any]:
         self.barrier()
-        return self.mpi.allgather(value)
+        with self._in_turn():
+            return self.mpi.allgather(value)
 
     def node_allgather(self, value: Any) -> list[Any]:
         """The value of each rank on this node."""
-        _wait(self._node.Ibarrier())
-        return self._node.allgather(value)
+        self._arrive(self._node)
+        with self._in_turn():
+            return self._node.allgather(value)
 
     def isend(self, value: Any, rank: int) -> Any:
         """Begin to send; the result's ``Test()`` says when it has gone."""
-        return self.mpi.isend(value, rank)
+        with self._in_turn():
+            return _Request(self, self.mpi.isend(value, rank))
 
     def received(self) -> list[tuple[int, Any]]:
         """What has arrived, as (sender, value); does not wait."""
         messages = []
         status = self._MPI.Status()
-        while (message := self.mpi.improbe(status=status)) is not None:
-            messages.append((status.Get_source(), message.recv()))
+        with self._in_turn():
+            while (message := self.mpi.improbe(status=status)) is not None:
+                messages.append((status.Get_source(), message.recv()))
         return messages
 
     def leave_if_told(self, seconds: float) -> None:
@@ -252,7 +316,19 @@ class MPIComm(Comm):
         if self.size > 1:
             time.sleep(HEARD)
         _exit_at_once()
-        self.mpi.Abort(code)
+        with self._in_turn():
+            self.mpi.Abort(code)
+
+
+class _Request:
+    """What an MPI call has begun."""
+
+    def __init__(self, comm: MPIComm, request: Any):
+        self._comm, self._request = comm, request
+
+    def Test(self) -> bool:
+        with self._comm._in_turn():
+            return self._request.Test()
 
 
 def _exit_at_once() -> None:

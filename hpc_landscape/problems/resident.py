@@ -40,30 +40,30 @@ def beginning(batches: Batches, count: int) -> StoredBatches:
 
 
 def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
-    """The loader's batches in memory; as they are where all of them would take more than budget bytes on this node.
+    """The loader's batches in memory; as they are where all of them would take more than budget bytes on some node.
 
-    Every rank of the node calls it, and reads its share of them.
+    Every rank calls it, whatever node it is on, and reads its share of its node's copy. All keep them or none does: the
+    form that points are computed in depends on it, and so do the values, by rounding.
     """
     if not isinstance(batches, LoaderBatches):
         return batches
     loader = batches.loader
     needed = len(loader) * batches.first_bytes
-    if any(comm.node_allgather(needed == 0 or needed > budget)):
+    if not all(comm.allgather(0 < needed <= budget)):
         return batches
     mine = _read_together(loader, budget, comm)
     if mine is None:
         return batches
-    if comm.local_size > 1:
-        shared = _shared(mine, comm)
-        if shared is None and any(comm.node_allgather(needed > budget // comm.local_size)):
-            return batches
-        with comm.together():
-            mine = dict(_read(loader, 0, 1)) if shared is None else shared
-    return StoredBatches([mine[i] for i in range(len(loader))], batches.size, batches.batch_size)
+    found = mine if comm.local_size == 1 else _shared(mine, comm)
+    if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
+        return batches
+    with comm.together():
+        found = dict(_read(loader, 0, 1)) if found is None else found
+    return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)
 
 
 def _read_together(loader: DataLoader, budget: int, comm: Comm) -> dict[int, Any] | None:
-    """This rank's share of the batches; None where those of the node take more than the first one promised."""
+    """This rank's share of the batches; None where those of some node take more than the first one promised."""
     mine, taken = {}, 0
     with comm.together():
         for i, batch in _read(loader, comm.local_rank, comm.local_size):
@@ -71,7 +71,8 @@ def _read_together(loader: DataLoader, budget: int, comm: Comm) -> dict[int, Any
             taken += nbytes(batch)
             if taken > budget:
                 break
-    return mine if sum(comm.node_allgather(taken)) <= budget else None
+    fits = sum(comm.node_allgather(taken)) <= budget
+    return mine if all(comm.allgather(fits)) else None
 
 
 def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from uneven import UnevenComm, node_of
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.model_interface import state
@@ -104,6 +105,25 @@ def test_together_without_a_mistake(comm: Any) -> None:
     assert mine == comm.rank
 
 
+@pytest.mark.parametrize("error", [UserError("one says no"), ArithmeticError("one says no")])
+def test_all_or_none_a_fault_of_one_is_one_of_all(comm: Any, error: Exception) -> None:
+    here = comm.rank == comm.size - 1
+    expected = type(error) if here or isinstance(error, UserError) else RuntimeError
+    with pytest.raises(expected, match="one says no"), comm.all_or_none():
+        if here:
+            raise error
+
+
+def test_who_is_about_to_leave_is_not_met_by_those_who_go_on(comm: Any) -> None:
+    if comm.size == 1:
+        pytest.skip("there is nobody to go on")
+    if comm.is_root:
+        assert not comm.meet(0.5)  # the others are in a barrier meanwhile
+    comm.barrier()
+    if not comm.is_root:
+        assert comm.meet(60)
+
+
 def test_messages_arrive_and_nobody_waits(comm: Any) -> None:
     assert comm.received() == []
     comm.barrier()
@@ -126,14 +146,13 @@ def test_serial_has_nobody_to_send_to() -> None:
 
 
 def test_local_ranks_number_the_ranks_of_each_node(comm: Any) -> None:
-    seen = comm.allgather((os.uname().nodename, comm.local_rank, comm.local_size))
+    mine = node_of(comm.rank) if isinstance(comm, UnevenComm) else os.uname().nodename
+    seen = comm.allgather((mine, comm.local_rank, comm.local_size))
     for node in {name for name, _, _ in seen}:
         here = [(local, size) for name, local, size in seen if name == node]
         assert sorted(local for local, _ in here) == list(range(len(here)))
         assert {size for _, size in here} == {len(here)}
-    assert comm.node_allgather(comm.rank) == [
-        rank for rank, (name, _, _) in enumerate(seen) if name == os.uname().nodename
-    ]
+    assert comm.node_allgather(comm.rank) == [rank for rank, (name, _, _) in enumerate(seen) if name == mine]
 
 
 def test_threads_share_the_cores(comm: Any) -> None:

@@ -37,3 +37,31 @@ def test_on_ranks(case: Case, comm, folder):
     finally:
         os.chdir(before)
         comm.barrier()
+
+
+UNLIKE = """
+import os, torch
+from hpc_landscape import Problem
+from hpc_landscape.parallel.comm import launched
+
+def made():
+    rank, size, data = launched()[1], launched()[0], (torch.ones(8, 2), torch.zeros(8, dtype=torch.long))
+    sets = {"train": data, "test": data}
+    if rank == size - 1:
+        other = {"sets": {}, "kinds": {"test": torch.utils.data.DataLoader(list(zip(*data)))}}
+        sets = {"train": data, **other[CASE]}
+    return Problem(torch.nn.Linear(2, 2), torch.nn.CrossEntropyLoss(), sets)
+"""
+
+
+@pytest.mark.parametrize("what", ["sets", "kinds"])
+def test_factories_that_give_other_sets_on_another_rank(comm, folder, what):
+    if comm.size == 1:
+        pytest.skip("there is no other rank")
+    path = Path(folder) / f"{what}_unlike.py"
+    if comm.is_root:
+        path.write_text(UNLIKE.replace("CASE", repr(what)))
+    comm.barrier()
+    words = ["--problem", f"{path}:made", "--output", str(Path(folder) / "landscape.h5"), "--x=-1:1:2"]
+    with pytest.raises(UserError, match="the ranks hold different data: the factory must make the same"):
+        run(parse(words, "test")[0], comm)

@@ -276,6 +276,31 @@ def test_parameters_that_do_not_move_are_rank_0_s_as_well(comm: Any) -> None:
     assert_same(comm, plane.compute(metric), alone.compute(metric))
 
 
+def test_models_that_differ_in_more_than_values(comm: Any) -> None:
+    other = comm.rank == comm.size - 1 and comm.size > 1
+    model = nn.Linear(3 + other, 2)
+    if comm.size == 1:
+        pytest.skip("there is no other rank")
+    with pytest.raises(UserError, match="make the same on all"):
+        LinearLossLandscape(model, 3, comm=comm).random_line(2, seed=1)
+    with pytest.raises(UserError, match="make the same on all"):
+        LinearLossLandscape(network(), 3 + other, comm=comm).random_line(2, seed=1)
+
+
+@pytest.mark.parametrize("culprit", [0, -1])
+def test_a_file_that_one_rank_cannot_read(comm: Any, tmp_path: Path, culprit: int) -> None:
+    """A disk of one node alone, say."""
+    path = tmp_path / f"end of {comm.rank}.pt"
+    if comm.rank != culprit % comm.size:
+        torch.save(network(2).state_dict(), path)
+    line = LinearLossLandscape(network(), 3, comm=comm)
+    with pytest.raises(UserError, match=f"end of {culprit % comm.size}.pt"):
+        line.interpolation(str(path))
+    torch.save(network(2).state_dict(), path)
+    alone = LinearLossLandscape(network(), 3).interpolation(network(2))
+    assert_same(comm, line.interpolation(str(path)).compute(vector), alone.compute(vector))
+
+
 # The rest
 
 

@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from uneven import no_room
 
+from hpc_landscape.errors import UserError
 from hpc_landscape.parallel import shared
 from hpc_landscape.problems.data import TensorBatches, prepare
 from hpc_landscape.problems.resident import StoredBatches, kept, share
@@ -33,7 +35,7 @@ def test_every_rank_has_the_tensors_of_all(comm):
     mine = {(comm.rank, k): torch.full((LARGE + k,), 10.0 * comm.rank + k) for k in range(2)}
     mine[comm.rank, 2] = torch.arange(48.0).reshape(2, 3, 2, 4).contiguous(memory_format=torch.channels_last)
     found = shared.pool(mine, comm)
-    assert sorted(found) == [(rank, k) for rank in range(comm.size) for k in range(3)]
+    assert sorted(found) == [(rank, k) for rank in comm.node_allgather(comm.rank) for k in range(3)]
     for (rank, k), tensor in found.items():
         assert tensor.data_ptr() % shared.ALIGNMENT == 0
         if k == 2:
@@ -47,11 +49,11 @@ def test_every_rank_has_the_tensors_of_all(comm):
 def test_it_is_one_copy_and_leaves_nothing(comm):
     before = sorted(name for name in os.listdir(shared.FOLDER) if name.startswith("hpc_landscape"))
     comm.barrier()
-    found = shared.pool({0: torch.zeros(LARGE)} if comm.is_root else {}, comm)[0]
+    found = shared.pool({0: torch.zeros(LARGE)} if comm.local_rank == 0 else {}, comm)[0]
     assert found.is_shared()
-    found[comm.rank] = comm.rank + 1.0
+    found[comm.local_rank] = comm.rank + 1.0
     comm.barrier()
-    assert found[: comm.size].tolist() == [rank + 1.0 for rank in range(comm.size)]
+    assert found[: comm.local_size].tolist() == [rank + 1.0 for rank in comm.node_allgather(comm.rank)]
     after = sorted(name for name in os.listdir(shared.FOLDER) if name.startswith("hpc_landscape"))
     assert set(after) <= set(before)
 
@@ -75,12 +77,52 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     assert [b["y"].tolist() for b in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10]]
     assert [b["name"][0] for b in found] == [f"item {2 * i}" for i in range(5)]
     assert all((b["x"] == b["y"][:, None]).all() for b in found)
-    mine = [i for k in range(comm.rank, 5, comm.size) for i in ((8, 9, 10) if k == 4 else (2 * k, 2 * k + 1))]
-    alone = list(range(11)) if full and comm.size > 1 else []
+    here = range(comm.local_rank, 5, comm.local_size)
+    mine = [i for k in here for i in ((8, 9, 10) if k == 4 else (2 * k, 2 * k + 1))]
+    alone = list(range(11)) if full and comm.local_size > 1 else []
     assert data.reads == mine + alone
-    if not full and comm.size > 1:
+    if not full and comm.local_size > 1:
         assert all(b["x"].is_shared() for b in found)
         assert share(found, comm) is found
+
+
+@needs_shm
+@pytest.mark.parametrize("rank", [0, -1])
+def test_what_one_node_has_no_room_for_is_kept_by_none(comm, rank):
+    """Wherever that node is, and whatever the others have."""
+    batches = prepare(Items(11), 2, None, 0, "data", print)
+    batches.check("data")
+    there = comm.node_allgather(comm.rank == rank % comm.size)
+    assert kept(batches, 10 if any(there) else 2**40, comm) is batches
+    assert set(comm.allgather(isinstance(kept(batches, 2**40, comm), StoredBatches))) == {True}
+
+
+@needs_shm
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_node_that_cannot_share_reads_all_itself_where_there_is_room(comm, monkeypatch, rank):
+    data = Items(11)
+    batches = prepare(data, 2, None, 0, "data", print)
+    batches.check("data")
+    if any(comm.node_allgather(comm.rank == rank % comm.size)):
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+    needed = batches.first_bytes * batches.count()
+    narrow = kept(batches, needed, comm)  # a copy for each of that node's ranks may be too much: then for all nodes
+    assert len(set(comm.allgather(type(narrow).__name__))) == 1
+    found = kept(batches, needed * comm.size, comm)
+    assert set(comm.allgather(type(found).__name__)) == {"StoredBatches"}
+    assert [b["y"].tolist() for b in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10]]
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_what_one_rank_cannot_read_ends_all(comm, rank):
+    data = Items(11)
+    batches = prepare(data, 2, None, 0, "data", print)
+    batches.check("data")
+    if comm.rank == rank % comm.size:
+        data.reads = None  # no list: what is appended to it raises
+    with pytest.raises(UserError, match="reading the problem's data raised"):
+        kept(batches, 2**40, comm)
+    comm.barrier()
 
 
 @needs_shm
@@ -88,10 +130,10 @@ def test_tensors_become_those_of_the_first_rank(comm):
     tensors = torch.arange(float(LARGE)).reshape(-1, 4), torch.arange(LARGE // 4)
     batches = TensorBatches(tensors, 100)
     found = share(batches, comm)
-    assert (found is batches) == (comm.size == 1)
+    assert (found is batches) == (comm.local_size == 1)
     assert all(torch.equal(a, b) for a, b in zip(found.tensors, tensors, strict=True))
     assert found.size == batches.size and found.count() == batches.count()
-    if comm.size > 1:
+    if comm.local_size > 1:
         assert all(t.is_shared() for t in found.tensors) and share(found, comm) is found
 
 

@@ -151,3 +151,23 @@ def streamed(log: str | None = None, workers: int = 0) -> Problem:
     problem = images()
     problem.data = DataLoader(Logged(log), batch_size=8, num_workers=workers)
     return problem
+
+
+class Rows(Dataset):
+    """Two megabytes, more than the least that ranks share."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(64, 8192, generator=generator)
+        self.labels = torch.randint(0, 3, (64,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.inputs[i], int(self.labels[i])
+
+
+def cached() -> Problem:
+    torch.manual_seed(0)
+    return Problem(nn.Linear(8192, 3), nn.CrossEntropyLoss(), DataLoader(Rows(), batch_size=8))
