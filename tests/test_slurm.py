@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fault_table
 import numpy as np
 import pytest
 from problems_for_tests.tiny_problem_for_tests import checkpoint
@@ -29,6 +31,16 @@ CONFIG = f"problem: {TINY}\nx: -1:1:10\ny: -1:1:4\nplot: false\ndevice: cpu\n"
 SHORT = ("--time=2",)
 SIGNAL = {"SBATCH_SIGNAL": "B:USR1@30"}
 LONG = ("--problem.delay", 8)  # 40 points, two ranks: 160 s
+
+# Jobs that another one preempts: template, partition, more options, and the point at which every rank waits.
+PREEMPTED = {
+    "cancelled": ("one_gpu.slurm", "cancel", (), 6),
+    "anew": ("one_node.slurm", "cancel", ("--ntasks=2", "--no-requeue", "--time=7", "--job-name=landscape"), 6),
+    "requeued": ("one_gpu.slurm", "requeue", (), 6),
+    "warned": ("one_node.slurm", "grace", ("--ntasks=2",), 6),
+    "scancelled": ("one_gpu.slurm", "grace", (), 6),
+    "in_vain_again": ("one_gpu.slurm", "cancel", (), 1),
+}
 
 
 @functools.cache
@@ -67,7 +79,9 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         else:
             words = ["run.yaml", "--problem.log", "log", *words]
         number = cluster.submit(folder, JOBS / template, [*SMALL, *options], words, **env)
-        submitted[name] = SimpleNamespace(number=number, folder=folder)
+        node = next((o.partition("=")[2] for o in options if str(o).startswith("--nodelist=")), "")
+        ranks = 2 if "--ntasks=2" in options else 1
+        submitted[name] = SimpleNamespace(number=number, folder=folder, node=node, ranks=ranks)
 
     two = ("--ntasks=2",)
     submit("srun_short", "one_node.slurm", [*two, *SHORT], LONG, **SIGNAL)
@@ -77,6 +91,10 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     submit("given_up", "one_node.slurm", [*two, *SHORT], [*stuck, 2, "--problem.fault_rank", 1], **SIGNAL)
     for job in list(submitted.values()):  # first: their clock ticks while they import torch
         cluster.until(lambda job=job: log_lines(job.folder / "log", "begin"), LIMIT)
+    held = ("--problem.hold", "go", "--problem.hold_rank", -1, "--problem.hold_at")
+    for name, (template, partition, more, at) in PREEMPTED.items():
+        node = f"--nodelist=n{3 + list(PREEMPTED).index(name)}"
+        submit(name, template, [f"--partition={partition}", node, *more], [*held, at, "--overwrite"])
     # Both nodes are this machine: ranks of the two would take the same names for their shared memory.
     submit("nodes", "nodes.slurm", ["--nodes=2", "--ntasks-per-node=2"], [], OMPI_MCA_btl="self,tcp")
     submit("array", "array.slurm", ["--array=0-2"], ["run.yaml", *(f"model{seed}.pt" for seed in range(3))])
@@ -96,6 +114,79 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _log(job: Any) -> str:
     return "\n".join(path.read_text() for path in sorted(job.folder.glob("landscape*.log")))
+
+
+def _take_node(cluster: Cluster, job: Any) -> float:
+    """Once every rank waits at its point, another job takes the node; when."""
+    cluster.until(lambda: len(log_lines(job.folder / "log", "holding")) == job.ranks, LIMIT)
+    cluster.preempt(job.node)
+    cluster.until(lambda: cluster.show(job.number)[0].get("PreemptTime", "-") != "None", LIMIT)
+    return time.time()
+
+
+def _finished_before(job: Any, when: float) -> set[str]:
+    """Points that were finished 2 s before."""
+    return {line.what for line in log_lines(job.folder / "log", "point") if line.time < when - 2}
+
+
+@pytest.mark.parametrize("name", ["cancelled", "anew", "requeued", "warned"])
+def test_preempted(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path, name: str) -> None:
+    """By cancelling, requeueing, after a time of grace; where a requeue is refused, a new job takes over."""
+    job = jobs[name]
+    when = _take_node(cluster, job)
+    before = _finished_before(job, when)
+    if name in ("cancelled", "anew"):  # before the program has ended: this script may be killed at any moment
+        cluster.until(lambda: "preempted, to be continued" in _log(job), LIMIT)
+    (job.folder / "go").touch()
+    numbers = [job.number]
+    if name == "anew":
+        cluster.until(lambda: "Submitted batch job" in _log(job), LIMIT)
+        numbers.append(_log(job).split("Submitted batch job ")[1].split()[0])
+        (first,) = cluster.wait(job.number, LIMIT)
+        assert first["JobState"] == "PREEMPTED" and first["Restarts"] == "0", _log(job)
+    (said,) = cluster.wait(numbers[-1], LIMIT)
+    assert said["JobState"] == "COMPLETED" and said["Restarts"] == ("0" if name == "anew" else "1"), _log(job)
+    assert said["TimeLimit"] == ("00:07:00" if name == "anew" else "04:00:00")
+    assert cluster.jobs_in(job.folder) == numbers
+    points = [line.what for line in log_lines(job.folder / "log", "point")]
+    assert len(before) >= 4 and len(set(points)) == 40
+    lost = len(points) - 41  # one is computed again, to compare
+    assert lost == 0, "no finished point is computed again"
+    assert_same_landscape(job.folder / "landscape.h5", undisturbed)
+    mode = {"anew": "cancelled, no requeue allowed", "warned": "a time of grace"}.get(name, name)
+    then = "a new job goes on: the same bits" if name == "anew" else "the job comes back: the same bits"
+    fault_table.record(f"Slurm preempts: {mode}", finished=len(before), lost=lost, then=then)
+
+
+def test_a_person_cancels_in_the_time_of_grace(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    """Nothing comes back, though the job was about to be preempted."""
+    job = jobs["scancelled"]
+    _take_node(cluster, job)
+    time.sleep(3)  # cancelled in the very second it would look like the end of the time of grace
+    cluster.call("scancel", job.number)
+    (job.folder / "go").touch()
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "CANCELLED" and said["Restarts"] == "0", _log(job)
+    assert "to be continued" not in _log(job) and cluster.jobs_in(job.folder) == [job.number]
+    fault_table.record("Slurm preempts: scancel in the time of grace", then="cancelled: nothing comes back")
+
+
+def test_preempted_again_and_again(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    """A job that never finishes a point comes back twice."""
+    job = jobs["in_vain_again"]
+    for start in range(3):
+        job.ranks = 1 + start
+        _take_node(cluster, job)
+        if start < 2:
+            cluster.until(lambda start=start: cluster.show(job.number)[0]["Restarts"] == str(start + 1), LIMIT)
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "PREEMPTED" and said["Restarts"] == "2", _log(job)
+    assert _log(job).count("preempted, to be continued") == 2
+    assert _log(job).count("not one point was finished in three starts: it does not come back") == 1
+    assert cluster.jobs_in(job.folder) == [job.number]
+    fault_table.record(
+        "Slurm preempts: again and again before a point is finished", then="stays away after 3 starts, one line"
+    )
 
 
 def test_several_nodes(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
