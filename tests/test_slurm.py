@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ PREEMPTED = {
     "requeued": ("one_gpu.slurm", "requeue", (), 6),
     "warned": ("one_node.slurm", "grace", ("--ntasks=2",), 6),
     "scancelled": ("one_gpu.slurm", "grace", (), 6),
-    "in_vain_again": ("one_gpu.slurm", "cancel", (), 1),
+    "never": ("one_gpu.slurm", "cancel", (), 1),
 }
 
 
@@ -116,77 +117,118 @@ def _log(job: Any) -> str:
     return "\n".join(path.read_text() for path in sorted(job.folder.glob("landscape*.log")))
 
 
-def _take_node(cluster: Cluster, job: Any) -> float:
-    """Once every rank waits at its point, another job takes the node; when."""
-    cluster.until(lambda: len(log_lines(job.folder / "log", "holding")) == job.ranks, LIMIT)
+def _preempt(cluster: Cluster, job: Any, start: int = 1) -> None:
+    """Another job takes the node, once every rank waits at its point."""
+    cluster.until(lambda: len(log_lines(job.folder / "log", "holding")) == start * job.ranks, LIMIT)
     cluster.preempt(job.node)
-    cluster.until(lambda: cluster.show(job.number)[0].get("PreemptTime", "-") != "None", LIMIT)
-    return time.time()
+    job.preempted = time.time()
 
 
-def _finished_before(job: Any, when: float) -> set[str]:
-    """Points that were finished 2 s before."""
-    return {line.what for line in log_lines(job.folder / "log", "point") if line.time < when - 2}
+@pytest.fixture(scope="module")
+def preempted(cluster: Cluster, jobs: dict[str, Any]) -> dict[str, Any]:
+    """The jobs that are to lose their nodes; each is about to."""
+    for name in PREEMPTED:
+        _preempt(cluster, jobs[name])
+    return jobs
 
 
-@pytest.mark.parametrize("name", ["cancelled", "anew", "requeued", "warned"])
-def test_preempted(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path, name: str) -> None:
-    """By cancelling, requeueing, after a time of grace; where a requeue is refused, a new job takes over."""
-    job = jobs[name]
-    when = _take_node(cluster, job)
-    before = _finished_before(job, when)
-    if name in ("cancelled", "anew"):  # before the program has ended: this script may be killed at any moment
+@pytest.mark.parametrize("name", ["warned", "cancelled", "anew", "requeued"])
+def test_preempted(cluster: Cluster, preempted: dict[str, Any], undisturbed: Path, name: str) -> None:
+    """By cancelling, by requeueing, after a time of grace; where a requeue is refused, a new job takes over."""
+    job, anew = preempted[name], name == "anew"
+    if name == "warned":  # SIGTERM has come to the step alone: the program ends by itself
+        cluster.until(lambda: cluster.show(job.number)[0].get("PreemptTime", "-") != "None", LIMIT)
+    elif name != "requeued":  # the program does not end: the script may be killed at any moment
         cluster.until(lambda: "preempted, to be continued" in _log(job), LIMIT)
+    if name != "warned":
+        cluster.until(
+            lambda: "JOB" in _log(job) and not cluster.call("squeue", "-h", "-t", "CG", "-j", job.number), LIMIT
+        )
     (job.folder / "go").touch()
     numbers = [job.number]
-    if name == "anew":
-        cluster.until(lambda: "Submitted batch job" in _log(job), LIMIT)
+    if anew:
         numbers.append(_log(job).split("Submitted batch job ")[1].split()[0])
-        (first,) = cluster.wait(job.number, LIMIT)
-        assert first["JobState"] == "PREEMPTED" and first["Restarts"] == "0", _log(job)
+        (said,) = cluster.wait(job.number, LIMIT)
+        assert said["JobState"] == "PREEMPTED" and said["Restarts"] == "0", _log(job)
     (said,) = cluster.wait(numbers[-1], LIMIT)
-    assert said["JobState"] == "COMPLETED" and said["Restarts"] == ("0" if name == "anew" else "1"), _log(job)
-    assert said["TimeLimit"] == ("00:07:00" if name == "anew" else "04:00:00")
+    assert said["JobState"] == "COMPLETED" and said["Restarts"] == ("0" if anew else "1"), _log(job)
+    assert said["TimeLimit"] == ("00:07:00" if anew else "04:00:00") and said["Partition"] == PREEMPTED[name][1]
     assert cluster.jobs_in(job.folder) == numbers
-    points = [line.what for line in log_lines(job.folder / "log", "point")]
-    assert len(before) >= 4 and len(set(points)) == 40
-    lost = len(points) - 41  # one is computed again, to compare
-    assert lost == 0, "no finished point is computed again"
+    lines = log_lines(job.folder / "log", "point")
+    points, before = [line.what for line in lines], {line.what for line in lines if line.time < job.preempted - 2}
+    assert len(set(points)) == 40 and len(points) == 41, "one is computed again, to compare"
     assert_same_landscape(job.folder / "landscape.h5", undisturbed)
-    mode = {"anew": "cancelled, no requeue allowed", "warned": "a time of grace"}.get(name, name)
-    then = "a new job goes on: the same bits" if name == "anew" else "the job comes back: the same bits"
-    fault_table.record(f"Slurm preempts: {mode}", finished=len(before), lost=lost, then=then)
+    what = {"anew": "cancelled, and may not be requeued", "warned": "cancelled after a time of grace"}.get(name, name)
+    then = f"{'a new job goes' if anew else 'comes back, goes'} on: the same bits"
+    fault_table.record(f"preempted by Slurm: {what}", finished=len(before), then=then)
 
 
-def test_a_person_cancels_in_the_time_of_grace(cluster: Cluster, jobs: dict[str, Any]) -> None:
+def test_a_person_cancels_in_the_time_of_grace(cluster: Cluster, preempted: dict[str, Any]) -> None:
     """Nothing comes back, though the job was about to be preempted."""
-    job = jobs["scancelled"]
-    _take_node(cluster, job)
-    time.sleep(3)  # cancelled in the very second it would look like the end of the time of grace
+    job = preempted["scancelled"]
+    cluster.until(lambda: cluster.show(job.number)[0]["PreemptTime"] != "None", LIMIT)
+    time.sleep(3)  # in the same second it would look like the end of that time
     cluster.call("scancel", job.number)
     (job.folder / "go").touch()
     (said,) = cluster.wait(job.number, LIMIT)
     assert said["JobState"] == "CANCELLED" and said["Restarts"] == "0", _log(job)
     assert "to be continued" not in _log(job) and cluster.jobs_in(job.folder) == [job.number]
-    fault_table.record("Slurm preempts: scancel in the time of grace", then="cancelled: nothing comes back")
+    fault_table.record("scancel in Slurm's time of grace", then="cancelled: nothing comes back")
 
 
-def test_preempted_again_and_again(cluster: Cluster, jobs: dict[str, Any]) -> None:
+def test_preempted_again_and_again(cluster: Cluster, preempted: dict[str, Any]) -> None:
     """A job that never finishes a point comes back twice."""
-    job = jobs["in_vain_again"]
-    for start in range(3):
-        job.ranks = 1 + start
-        _take_node(cluster, job)
-        if start < 2:
-            cluster.until(lambda start=start: cluster.show(job.number)[0]["Restarts"] == str(start + 1), LIMIT)
-    (said,) = cluster.wait(job.number, LIMIT)
-    assert said["JobState"] == "PREEMPTED" and said["Restarts"] == "2", _log(job)
-    assert _log(job).count("preempted, to be continued") == 2
-    assert _log(job).count("not one point was finished in three starts: it does not come back") == 1
+    job = preempted["never"]
+    for restart in (1, 2):
+        cluster.until(lambda restart=restart: cluster.show(job.number)[0]["Restarts"] == str(restart), LIMIT)
+        _preempt(cluster, job, 1 + restart)
+    cluster.until(lambda: cluster.show(job.number)[0]["JobState"] == "PREEMPTED", LIMIT)
+    (said,) = cluster.show(job.number)
+    assert said["Restarts"] == "2" and _log(job).count("preempted, to be continued") == 2, _log(job)
+    assert _log(job).count("preempted, and three starts have finished not one point: it does not come back") == 1
     assert cluster.jobs_in(job.folder) == [job.number]
-    fault_table.record(
-        "Slurm preempts: again and again before a point is finished", then="stays away after 3 starts, one line"
-    )
+    then = "comes back twice, then stays away with one line"
+    fault_table.record("preempted by Slurm: before a point is finished, each time", tries=3, then=then)
+
+
+LOCAL = """#!/bin/bash
+trap '{script} remove' EXIT
+venv=$({script} unpack venv.tar) || exit
+export PATH=$venv/bin:$PATH VIRTUAL_ENV=$venv
+ls "$TMPDIR" >"$1.there"
+python -c 'import sys, torch; print(sys.prefix)' >"$1.prefix" && mv "$1.prefix" "$1.ready"
+while [ ! -e "$1.go" ]; do sleep 0.2; done
+"""
+
+
+def test_the_environment_on_the_nodes_own_disk(cluster: Cluster, tmp_path: Path) -> None:
+    """Unpacked, used, and removed also by scancel; what a killed job leaves, by the next one; not a living job's."""
+    script, disk = JOBS / "local_environment.sh", tmp_path / "disk"
+    disk.mkdir()
+    made = [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", tmp_path / "venv"]
+    subprocess.run(made, check=True)
+    cluster.call(script, "pack", tmp_path / "venv", tmp_path / "venv.tar")
+    (tmp_path / "job.sh").write_text(LOCAL.format(script=script))
+
+    def start(name: str) -> str:
+        words = (tmp_path, tmp_path / "job.sh", ["--mem=100M", "--nodelist=n1", "--ntasks=2"], [name])
+        number = cluster.submit(*words, TMPDIR=str(disk))
+        cluster.until((tmp_path / f"{name}.ready").exists, LIMIT)
+        assert (tmp_path / f"{name}.ready").read_text() == f"{disk}/landscape_environment-0-{number}\n"
+        return number
+
+    living, killed = start("living"), start("killed")
+    cluster.call("scancel", "--full", "--signal=KILL", killed)
+    cluster.wait(killed, LIMIT)
+    assert len(list(disk.iterdir())) == 2
+    (tmp_path / "next.go").touch()
+    following = start("next")
+    there = (tmp_path / "next.there").read_text().split()
+    assert set(there) == {f"landscape_environment-0-{number}" for number in (living, following)}
+    cluster.call("scancel", living)
+    for number in (living, following):
+        cluster.wait(number, LIMIT)
+    cluster.until(lambda: not list(disk.iterdir()))
 
 
 def test_several_nodes(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
