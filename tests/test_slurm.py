@@ -36,7 +36,7 @@ LONG = ("--problem.delay", 8)  # 40 points, two ranks: 160 s
 # Jobs that another one preempts: template, partition, more options, and the point at which every rank waits.
 PREEMPTED = {
     "cancelled": ("one_gpu.slurm", "cancel", (), 6),
-    "anew": ("one_node.slurm", "cancel", ("--ntasks=2", "--no-requeue", "--time=7", "--job-name=landscape"), 6),
+    "anew": ("one_node.slurm", "cancel", ("--ntasks=2", "--no-requeue", "--time=27", "--job-name=landscape"), 6),
     "requeued": ("one_gpu.slurm", "requeue", (), 6),
     "warned": ("one_node.slurm", "grace", ("--ntasks=2",), 6),
     "scancelled": ("one_gpu.slurm", "grace", (), 6),
@@ -96,6 +96,7 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for name, (template, partition, more, at) in PREEMPTED.items():
         node = f"--nodelist=n{3 + list(PREEMPTED).index(name)}"
         submit(name, template, [f"--partition={partition}", node, *more], [*held, at, "--overwrite"])
+    submit("suspended", "one_gpu.slurm", (), [*held, 6])
     # Both nodes are this machine: ranks of the two would take the same names for their shared memory.
     submit("nodes", "nodes.slurm", ["--nodes=2", "--ntasks-per-node=2"], [], OMPI_MCA_btl="self,tcp")
     submit("array", "array.slurm", ["--array=0-2"], ["run.yaml", *(f"model{seed}.pt" for seed in range(3))])
@@ -124,10 +125,24 @@ def _preempt(cluster: Cluster, job: Any, start: int = 1) -> None:
     job.preempted = time.time()
 
 
+def test_a_person_cancels_in_the_time_of_grace(cluster: Cluster, jobs: dict[str, Any]) -> None:
+    """Nothing comes back, though the job was about to be preempted."""
+    job = jobs["scancelled"]
+    _preempt(cluster, job)
+    cluster.until(lambda: cluster.show(job.number)[0]["PreemptTime"] != "None", LIMIT)
+    time.sleep(3)  # in the same second it would look like the end of that time
+    cluster.call("scancel", job.number)
+    (job.folder / "go").touch()
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "CANCELLED" and said["Restarts"] == "0", _log(job)
+    assert "to be continued" not in _log(job) and cluster.jobs_in(job.folder) == [job.number]
+    fault_table.record("scancel in Slurm's time of grace", then="cancelled: nothing comes back")
+
+
 @pytest.fixture(scope="module")
 def preempted(cluster: Cluster, jobs: dict[str, Any]) -> dict[str, Any]:
     """The jobs that are to lose their nodes; each is about to."""
-    for name in PREEMPTED:
+    for name in ("warned", "cancelled", "anew", "requeued", "never"):
         _preempt(cluster, jobs[name])
     return jobs
 
@@ -152,7 +167,7 @@ def test_preempted(cluster: Cluster, preempted: dict[str, Any], undisturbed: Pat
         assert said["JobState"] == "PREEMPTED" and said["Restarts"] == "0", _log(job)
     (said,) = cluster.wait(numbers[-1], LIMIT)
     assert said["JobState"] == "COMPLETED" and said["Restarts"] == ("0" if anew else "1"), _log(job)
-    assert said["TimeLimit"] == ("00:07:00" if anew else "04:00:00") and said["Partition"] == PREEMPTED[name][1]
+    assert said["TimeLimit"] == ("00:27:00" if anew else "04:00:00") and said["Partition"] == PREEMPTED[name][1]
     assert cluster.jobs_in(job.folder) == numbers
     lines = log_lines(job.folder / "log", "point")
     points, before = [line.what for line in lines], {line.what for line in lines if line.time < job.preempted - 2}
@@ -163,17 +178,21 @@ def test_preempted(cluster: Cluster, preempted: dict[str, Any], undisturbed: Pat
     fault_table.record(f"preempted by Slurm: {what}", finished=len(before), then=then)
 
 
-def test_a_person_cancels_in_the_time_of_grace(cluster: Cluster, preempted: dict[str, Any]) -> None:
-    """Nothing comes back, though the job was about to be preempted."""
-    job = preempted["scancelled"]
-    cluster.until(lambda: cluster.show(job.number)[0]["PreemptTime"] != "None", LIMIT)
-    time.sleep(3)  # in the same second it would look like the end of that time
-    cluster.call("scancel", job.number)
+def test_suspended(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
+    """As Slurm's gang scheduling does, and an operator: it stands still, and goes on."""
+    job = jobs["suspended"]
+    cluster.until(lambda: log_lines(job.folder / "log", "holding"), LIMIT)
+    cluster.call("scontrol", "suspend", job.number)
     (job.folder / "go").touch()
+    time.sleep(3)
+    before = len(log_lines(job.folder / "log", "point"))
+    assert before == 5 and cluster.show(job.number)[0]["JobState"] == "SUSPENDED"
+    cluster.call("scontrol", "resume", job.number)
     (said,) = cluster.wait(job.number, LIMIT)
-    assert said["JobState"] == "CANCELLED" and said["Restarts"] == "0", _log(job)
-    assert "to be continued" not in _log(job) and cluster.jobs_in(job.folder) == [job.number]
-    fault_table.record("scancel in Slurm's time of grace", then="cancelled: nothing comes back")
+    assert said["JobState"] == "COMPLETED" and said["Restarts"] == "0", _log(job)
+    assert len(log_lines(job.folder / "log", "point")) == 40
+    assert_same_landscape(job.folder / "landscape.h5", undisturbed)
+    fault_table.record("suspended by Slurm, and resumed", finished=before, then="runs on to its end: the same bits")
 
 
 def test_preempted_again_and_again(cluster: Cluster, preempted: dict[str, Any]) -> None:
