@@ -114,3 +114,13 @@ def test_when_a_job_comes_back(tmp_path: Path, state: str, code: int, log: str, 
         assert words[-4:] == [str(JOBS / "one_gpu.slurm"), "run.yaml", "--samples", "5 0"]
         kept = {"--account=own", "--ntasks=3", "--time=7:00", f"--output={tmp_path / 'log'}", "--dependency=afterany:7"}
         assert kept <= set(words) and (tmp_path / "jobs").read_text() == "5 7\n"
+
+
+def test_a_task_of_an_array_comes_back_alone(tmp_path: Path) -> None:
+    scontrol = f'echo "$@" >>calls; [ "$1" != requeue ] || exit 1; echo "{PREEMPTED}"'
+    programs = {"python": "exit 143", "scontrol": scontrol, "sbatch": 'printf "%s\\n" "$@" >words', "squeue": "echo 9"}
+    env = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    _run(tmp_path, "array.slurm", programs, SLURM_JOB_NUM_NODES="3", **env)
+    assert "requeue 6_1\n" in (tmp_path / "calls").read_text()
+    words = (tmp_path / "words").read_text().splitlines()
+    assert {"--array=1", "--ntasks-per-node=2", "--nodes=3", "--dependency=afterany:7"} <= set(words)
