@@ -215,7 +215,7 @@ trap '{script} remove' EXIT
 venv=$({script} unpack venv.tar) || exit
 export PATH=$venv/bin:$PATH VIRTUAL_ENV=$venv
 ls "$TMPDIR" >"$1.there"
-python -c 'import sys, torch; print(sys.prefix)' >"$1.prefix" && mv "$1.prefix" "$1.ready"
+python -c 'import sys; print(sys.prefix)' >"$1.prefix" && mv "$1.prefix" "$1.ready"
 while [ ! -e "$1.go" ]; do sleep 0.2; done
 """
 
@@ -295,7 +295,7 @@ def test_a_rank_that_is_stuck_does_not_fail_the_job(cluster: Cluster, jobs: dict
     job = jobs["given_up"]
     cluster.until(lambda: cluster.show(job.number)[0]["Restarts"] != "0", LIMIT)
     (said,) = cluster.show(job.number)
-    assert said["JobState"] in ("PENDING", "RUNNING"), _log(job)
+    assert said["JobState"] in ("PENDING", "RUNNING", "COMPLETED"), _log(job)
     assert "abandoned    points in hand" in _log(job) and "stopped, to be continued" in _log(job)
     said_done = int(_log(job).split("stopped      ")[1].split()[0])  # rank 0's 20 points, and one of rank 1
     assert 21 == said_done <= read(job.folder / "landscape.h5", "done").sum()
