@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -214,6 +215,7 @@ LOCAL = """#!/bin/bash
 trap '{script} remove' EXIT
 venv=$({script} unpack venv.tar) || exit
 export PATH=$venv/bin:$PATH VIRTUAL_ENV=$venv
+echo $$ >"$1.pid"
 ls "$TMPDIR" >"$1.there"
 python -c 'import sys; print(sys.prefix)' >"$1.prefix" && mv "$1.prefix" "$1.ready"
 while [ ! -e "$1.go" ]; do sleep 0.2; done
@@ -237,7 +239,7 @@ def test_the_environment_on_the_nodes_own_disk(cluster: Cluster, tmp_path: Path)
         return number
 
     living, killed = start("living"), start("killed")
-    cluster.call("scancel", "--full", "--signal=KILL", killed)
+    os.kill(int((tmp_path / "killed.pid").read_text()), signal.SIGKILL)
     cluster.wait(killed, LIMIT)
     assert len(list(disk.iterdir())) == 2
     (tmp_path / "next.go").touch()
