@@ -1,4 +1,7 @@
-"""A Slurm of its own on this machine: munge, a controller and two nodes with four GPUs each that are none."""
+"""A Slurm of its own on this machine: munge, a controller, and nodes with four GPUs each that are none.
+
+Two nodes are the default partition. Each of the others is for one job, which another one of partition high preempts.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"}
-NODES = ("n1", "n2")
+ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+NODES = tuple(f"n{i}" for i in range(1, 9))
+GRACE = 60  # seconds, in partition grace
 
 # cred_expire: how long a requeued job waits before it may start again (Slurm's default: two minutes); the intervals:
 # how often what may start is looked for. Device files: they only have to be there.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -45,10 +49,15 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 MailProg=/bin/true
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 RealMemory=1000000 Gres=gpu:4
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=64 RealMemory=1000000 Gres=gpu:4
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+{nodes}PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=cancel Nodes=n[3-8] MaxTime=INFINITE State=UP PreemptMode=CANCEL
+PartitionName=grace Nodes=n[3-8] MaxTime=INFINITE State=UP PreemptMode=CANCEL GraceTime={grace}
+PartitionName=requeue Nodes=n[3-8] MaxTime=INFINITE State=UP PreemptMode=REQUEUE
+PartitionName=high Nodes=n[3-8] MaxTime=INFINITE State=UP PreemptMode=OFF PriorityTier=10
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=1000000 Gres=gpu:4\n"
 GRES = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero", "full", "random"))
 
 
@@ -80,7 +89,9 @@ class Cluster:
     def _start(self) -> None:
         for name in ("munge", "state", *NODES):
             (self.folder / name).mkdir(mode=0o700)
-        text = CONF.format(host=socket.gethostname().split(".")[0], ports=_free_ports(3), folder=self.folder)
+        host, (port, *ports) = socket.gethostname().split(".")[0], _free_ports(1 + len(NODES))
+        nodes = [NODE.format(name=name, host=host, port=own) for name, own in zip(NODES, ports, strict=True)]
+        text = CONF.format(host=host, port=port, folder=self.folder, grace=GRACE, nodes="".join(nodes))
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text(GRES)
         munge = self.folder / "munge"
@@ -153,10 +164,20 @@ class Cluster:
         lines = self.call("scontrol", "-o", "show", "job", job).splitlines()
         return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.strip()]
 
+    def jobs_in(self, folder: Path) -> list[str]:
+        """The numbers of all jobs that were submitted in that folder."""
+        jobs = self.call("scontrol", "-o", "show", "job").splitlines()
+        return [re.findall(r"JobId=(\d+)", job)[0] for job in jobs if f" WorkDir={folder} " in job]
+
     def wait(self, job: str, limit: float) -> list[dict[str, str]]:
         """Wait for a job's last end; what Slurm says of it then."""
         self.until(lambda: all(task["JobState"] in ENDED for task in self.show(job)), limit)
         return self.show(job)
+
+    def preempt(self, node: str, seconds: float = 1.0) -> None:
+        """Another job takes that whole node, as soon as it has it for so long."""
+        everything = ("--partition=high", f"--nodelist={node}", "--cpus-per-task=64", "--mem=1M", "--output=/dev/null")
+        self.call("sbatch", *everything, "--job-name=urgent", "--wrap", f"sleep {seconds}", cwd=self.folder)
 
     def until(self, condition: Callable[[], Any], limit: float = 60.0) -> None:
         """Wait until the condition holds."""

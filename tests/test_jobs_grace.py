@@ -105,6 +105,12 @@ def test_a_job_that_comes_back_does_not_overwrite_what_it_began(
     assert "landscape.h5 is complete" in program(*few).out
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     assert "finished" in program(*few).out
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    monkeypatch.setenv("SLURM_JOB_ID", "44")
+    monkeypatch.setenv("HPC_LANDSCAPE_JOBS", " 42 43")  # it could not be put back, and has submitted a new one
+    assert "landscape.h5 is complete" in program(*few).out
+    monkeypatch.setenv("HPC_LANDSCAPE_JOBS", " 43")
+    assert "finished" in program(*few).out
 
 
 @pytest.mark.parametrize("grace", ["0", "-1", "nan", "inf", "soon"])

@@ -31,6 +31,7 @@ from .stored import check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
 JOB = "SLURM_JOB_ID"
+JOBS_BEFORE = "HPC_LANDSCAPE_JOBS"  # those that submitted this one for themselves, as jobs/*.slurm do
 
 
 @dataclass
@@ -188,6 +189,8 @@ def _provenance(comm: Comm) -> dict[str, Any]:
 
 
 def began_here(stored: layout.Stored) -> bool:
-    """Whether this very job began the file, before it was put back in the queue: --overwrite has done its work then."""
-    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return restarted and stored.attributes.get("slurm_job") == os.environ.get(JOB)
+    """Whether this very job began the file before it came back, by itself or as a new one: --overwrite is done then."""
+    before = os.environ.get(JOBS_BEFORE, "").split()
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        before.append(os.environ.get(JOB, ""))
+    return stored.attributes.get("slurm_job") in before
