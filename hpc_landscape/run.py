@@ -26,6 +26,7 @@ from .job.signals import leaving, stopping
 from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
+from .parallel.orphans import end_children_with_us
 from .parallel.torch_state import as_before
 from .problems.problem import load_problem, script_alone
 from .progress import Progress
@@ -56,6 +57,7 @@ def run(settings: Settings, comm: Comm) -> int:
         set_threads(comm)
         if note := emulated(settings.precision, device):
             say(note)
+        end_children_with_us()
         stack.enter_context(script_alone(settings.problem.rpartition(":")[0]))  # data-loading workers import it again
         if device.type == "cpu":
             keep_memory()
