@@ -1,6 +1,6 @@
 """No process of ours outlives us: whatever multiprocessing has started ends when its parent dies, however it dies.
 
-By itself a worker of the fork server's lives on: it looks whether the server has died, which ends when all workers have.
+By itself a worker of the fork server lives on: it looks whether the server has died, which ends when its workers have.
 """
 
 from __future__ import annotations

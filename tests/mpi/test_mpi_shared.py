@@ -65,7 +65,7 @@ def test_little_is_not_shared(comm):
 def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     """Where memory cannot be shared each reads all."""
     if full:
-        monkeypatch.setattr(shared, "_new_file", lambda size: None)
+        monkeypatch.setattr(shared, "free_memory", lambda: 0)
     data = Items(11)
     batches = prepare(data, 2, None, 0, "data", print)
     batches.check("data")
@@ -81,6 +81,22 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     if not full and comm.size > 1:
         assert all(b["x"].is_shared() for b in found)
         assert share(found, comm) is found
+
+
+@needs_shm
+@pytest.mark.parametrize("short", [False, True])
+def test_it_works_by_a_name_too_and_never_beyond_a_files_end(comm, monkeypatch, short):
+    """Where another process's descriptors cannot be opened; and where the file is shorter than it is to be."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    if short:
+        monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: os.ftruncate(descriptor, size - 1))
+    found = shared.pool({comm.rank: torch.full((LARGE,), comm.rank)}, comm)
+    if short:
+        assert found is None
+    else:
+        assert all((found[rank] == rank).all() for rank in range(comm.size))
+    comm.barrier()
+    assert not [name for name in os.listdir(shared.FOLDER) if name.startswith(f"hpc_landscape-{os.getpid()}-")]
 
 
 @needs_shm
