@@ -71,7 +71,7 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.together():
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
         share_weights(settings, problem, stored, comm, say)
-        sets = read_data(settings, problem, comm, say)
+        sets = read_data(settings, problem, comm, say, device)
         share_norms(settings, problem, sets, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them

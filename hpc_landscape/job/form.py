@@ -175,7 +175,8 @@ class Maker:
     def most_points(self, comm: Comm) -> int:
         """How many points can be evaluated together: as many as there is room for, and as a rank has."""
         a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
-        room = int(ROOM * free_memory(self.device)) // comm.local_size // max(1, a_point)
+        sharers = self.sets.sharers if self.device.type == "cuda" else comm.local_size
+        room = int(ROOM * free_memory(self.device, sharers)) // max(1, a_point)
         return max(1, min(room, self.points))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:
