@@ -22,6 +22,7 @@ from ..problems.streams import Seen, look
 from ..settings import Settings
 
 Say = Callable[[str], None]
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -77,9 +78,7 @@ class Sets:
         return any(batches.end.awaited for batches in self._streams)
 
 
-def read_data(
-    settings: Settings, problem: Problem, comm: Comm, say: Say, device: torch.device = torch.device("cpu")
-) -> Sets:
+def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device: torch.device = CPU) -> Sets:
     """The problem's data, after every rank has been seen to hold the same. device: this rank computes on it."""
     sharers, pin = shared_gpus(comm, device), device.type == "cuda"
 

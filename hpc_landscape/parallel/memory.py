@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-
 SHARED = "/dev/shm"
 
 
