@@ -185,7 +185,7 @@ def _until(end: float) -> Iterator[None]:
 
 
 def _may_be_left(frame: FrameType | None) -> bool:
-    """Whether what runs there is a module, a loader or the user's code, and nothing on the way is being set or reset."""
+    """Whether what runs there is a module, a loader or the user's code, and nothing is being set or reset."""
     inside = False
     while frame is not None:
         name, file = frame.f_code.co_name, frame.f_code.co_filename
