@@ -176,6 +176,7 @@ def test_an_alarm_while_the_model_is_given_back_waits(program, monkeypatch):
         return Problem(model, nn.CrossEntropyLoss(), (torch.randn(64, 4), torch.arange(64) % 3))
 
     monkeypatch.setitem(sys.modules, "bell_for_tests", SimpleNamespace(problem=problem))
+    monkeypatch.setattr(tune, "ENOUGH", 0.02)
     Bell.rings = 0
     done = program("--problem=bell_for_tests:problem", "--x=-1:1:4", "--y=-1:1:3", "--plot=false", "--tune")
     assert done.code == 0 and Bell.rings > 2, done
