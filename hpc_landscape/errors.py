@@ -69,9 +69,10 @@ def _gpu_is_full() -> bool:
 
 
 def shared_memory_is_out(error: BaseException) -> bool:
-    """Whether a data-loading worker has found no room for its batches in /dev/shm, of which it dies."""
+    """Whether a data-loading worker has found no room for its batches in /dev/shm: it says so, or dies of it."""
     text = str(error)
-    return "DataLoader worker" in text and ("Bus error" in text or "unable to write to file </torch_" in text)
+    died = "DataLoader worker" in text and "Bus error" in text
+    return died or ("</torch_" in text and ("No space left" in text or "unable to write" in text))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -58,6 +58,8 @@ def test_the_host_in_its_words() -> None:
         RuntimeError("Caught _ArrayMemoryError in DataLoader worker process 0.\nOriginal Traceback ..."),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's ..."),
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"),
     ]
     assert all(map(memory_is_out, out))
     others = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(5, "Input/output error")]
@@ -128,7 +130,7 @@ def test_workers_where_there_is_little_shared_memory(tmp_path: Path, program: Ca
     assert refused.code == 2 and refused.err.count("\n") == 1 and "fewer workers" in refused.err, refused
     died = _in_small_shm(tmp_path, kind, "own", workers, 1, "--output=own.h5")
     assert died.code == 2 and died.err.count(ONE_LINE) == 1 and "Traceback" not in died.err, died
-    assert "out of shared memory: a data-loading worker died" in died.err and "--shm-size" in died.err, died
+    assert "out of shared memory: a data-loading worker found no room" in died.err and "--shm-size" in died.err, died
     then = "read without workers, and said: the same bits; a stream or an own loader: exit 2, one line"
     fault_table.record("/dev/shm is too small for data-loading workers", tries=3, then=then)
 

@@ -51,8 +51,8 @@ def _explain_shared(rank: int, ranks: int) -> str:
     there = free_shared_memory()
     found = "" if there is None else f" ({size(there)} free now)"
     return (
-        f"out of shared memory{where}: a data-loading worker died of a bus error, as it found no room for its batches "
-        f"in /dev/shm{found}; give a container more (docker run --shm-size=8g), or the DataLoader num_workers=0, fewer "
+        f"out of shared memory{where}: a data-loading worker found no room for its batches in "
+        f"/dev/shm{found}; give a container more (docker run --shm-size=8g), or the DataLoader num_workers=0, fewer "
         "workers, a smaller batch_size or prefetch_factor"
     )
 
