@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -36,11 +37,42 @@ def reason(error: BaseException) -> str:
 
 
 def memory_is_out(error: BaseException) -> bool:
-    """Whether there was too little memory: Python's, NumPy's, PyTorch's on a CPU or on a GPU."""
+    """Whether there was too little memory: Python's, NumPy's, PyTorch's on a CPU or on a GPU, that of CUDA's libraries.
+
+    In a data-loading worker too, whose error has become the text of another.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, (RuntimeError, OSError)):
+        return False
     text = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
+    if getattr(error, "errno", None) == errno.ENOMEM or _OUT_OF_MEMORY.search(text) or shared_memory_is_out(error):
+        return True
+    return bool(_NO_HANDLE.search(text)) and _gpu_is_full()
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]memory|ErrorOutOfMemory|ErrorMemoryAllocation|(can't|[Cc]annot) allocate memory|not enough memory"
+    r"|\bCU[A-Z]+_\w*ALLOC\w*_FAILED|STATUS_MEMORY_ERROR|bad_alloc|\bCaught \w*MemoryError in",
+    re.IGNORECASE,
+)
+_NO_HANDLE = re.compile(r"\bCU[A-Z]+_STATUS_NOT_INITIALIZED")  # memory is out, or it is something else
+FULL = 2**29  # bytes: with less free, a library of CUDA's does not start
+
+
+def _gpu_is_full() -> bool:
+    torch = sys.modules.get("torch")
+    try:
+        return torch is not None and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < FULL
+    except RuntimeError:  # after some errors a GPU tells nothing any more
+        return False
+
+
+def shared_memory_is_out(error: BaseException) -> bool:
+    """Whether a data-loading worker has found no room for its batches in /dev/shm: it says so, or dies of it."""
+    text = str(error)
+    died = "DataLoader worker" in text and "Bus error" in text
+    return died or ("</torch_" in text and ("No space left" in text or "unable to write" in text))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -26,6 +26,7 @@ from .job.tune import tune
 from .parallel.comm import Comm
 from .parallel.control import Control
 from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
+from .parallel.orphans import end_children_with_us
 from .parallel.signals import Signals
 from .parallel.torch_state import as_before
 from .problems.problem import load_problem, script_alone
@@ -57,6 +58,7 @@ def run(settings: Settings, comm: Comm) -> int:
         set_threads(comm)
         if note := emulated(settings.precision, device):
             say(note)
+        end_children_with_us()
         stack.enter_context(script_alone(settings.problem.rpartition(":")[0]))  # data-loading workers import it again
         if device.type == "cpu":
             keep_memory()
@@ -70,7 +72,7 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.together():
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
         share_weights(settings, problem, stored, comm, say)
-        sets = read_data(settings, problem, comm, say)
+        sets = read_data(settings, problem, comm, say, device)
         share_norms(settings, problem, sets, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from programs import PROBLEMS, read, run_program
+from torch import nn
 
+from hpc_landscape import Problem
 from hpc_landscape.evaluate.form import PLAIN, Form
 from hpc_landscape.job import tune
 from hpc_landscape.settings import Settings
@@ -139,3 +143,44 @@ def test_time_that_is_up():
     with tune._until(time.monotonic() + 0.01):
         pass
     time.sleep(0.02)  # no alarm is left
+
+
+class Bell(nn.Module):
+    """Sends the alarm of tuning when its mode is set, as the model is given back."""
+
+    rings = 0
+
+    @property
+    def training(self) -> bool:
+        return self.__dict__["mode"]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["mode"] = mode
+        if mode and "tune" in str(getattr(signal.getsignal(signal.SIGALRM), "__module__", "")):
+            Bell.rings += 1
+            signal.raise_signal(signal.SIGALRM)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_an_alarm_while_the_model_is_given_back_waits(program, monkeypatch):
+    """At exactly that moment, time and again: what is measured may be given up, the model is as it was."""
+    made = []
+
+    def problem() -> Problem:
+        torch.manual_seed(0)
+        model = nn.Sequential(Bell(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        made.append((model, {name: t.clone() for name, t in model.state_dict().items()}))
+        return Problem(model, nn.CrossEntropyLoss(), (torch.randn(64, 4), torch.arange(64) % 3))
+
+    monkeypatch.setitem(sys.modules, "bell_for_tests", SimpleNamespace(problem=problem))
+    monkeypatch.setattr(tune, "ENOUGH", 0.02)
+    Bell.rings = 0
+    done = program("--problem=bell_for_tests:problem", "--x=-1:1:4", "--y=-1:1:3", "--plot=false", "--tune")
+    assert done.code == 0 and Bell.rings > 2, done
+    model, before = made[-1]
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

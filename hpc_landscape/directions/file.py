@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..problems.archives import check_archive, check_room
 from ..problems.checkpoint import read_tensors
 from ..problems.checkpoint_file import first_few
 from ..problems.state_dict import by_model_names
@@ -62,6 +64,7 @@ def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
     if not stored.has_directions:
         raise UserError(f"{where}: it was stored without its directions; run it again with --save_directions true")
     for axis in stored.grid.names:
+        check_room(_bytes(path, f"directions/{axis}"), where)
         try:
             arrays = layout.read_arrays(path, f"directions/{axis}")
         except KeyError as error:
@@ -69,7 +72,15 @@ def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
         yield _from_numpy(arrays, where)
 
 
+def _bytes(path: str, group: str) -> int:
+    """What a group's arrays take when they are read; 0 where there are none."""
+    with suppress(KeyError, OSError, AttributeError), h5py.File(path, "r", locking=False) as file:
+        return sum(getattr(array, "nbytes", 0) for array in file[group].values())
+    return 0
+
+
 def _read_npz(path: str, where: str) -> dict[str, Tensor]:
+    check_archive(path, where)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

@@ -12,6 +12,7 @@ import torch
 from ..errors import UserError
 from ..model_interface.batchnorm import batchnorm_layers
 from ..parallel.comm import Comm
+from ..parallel.device import shared_gpus
 from ..parallel.memory import free_memory
 from ..problems import streams
 from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
@@ -22,6 +23,7 @@ from ..settings import Settings
 
 Say = Callable[[str], None]
 SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Sets:
     warmup: Batches | None
     hashes: dict[str, str]
     resident: float = 0.5  # the share of free memory that it may take
+    sharers: int = 1  # ranks that compute on the same GPU
 
     def each(self, change: Callable[[Batches], Batches], warmup: bool = True) -> Sets:
         """The same with all batches changed, those for evaluation and warm-up once; the warm-up's only when asked."""
@@ -46,7 +49,7 @@ class Sets:
 
         def moved(batches: Batches) -> Batches:
             elsewhere = device.type != "cpu" and not batches.streamed
-            if elsewhere and batches.bytes > self.resident * free_memory(device):
+            if elsewhere and batches.bytes > self.resident * free_memory(device, self.sharers):
                 return MovedBatches(batches, device, dtype, channels_last)
             return batches.to(device, dtype, channels_last)
 
@@ -76,12 +79,16 @@ class Sets:
         return any(batches.end.awaited for batches in self._streams)
 
 
-def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Sets:
-    """The problem's data, after every rank has been seen to hold the same."""
+def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device: torch.device = CPU) -> Sets:
+    """The problem's data, after every rank has been seen to hold the same. device: this rank computes on it."""
+    sharers, pin = shared_gpus(comm, device), device.type == "cuda"
 
     def prepared(given: Any, count: int | None, most: int | None, what: str) -> Batches:
+        order, ranks = settings.shuffle_data, comm.local_size
         with _telling(what):
-            batches = prepare(given, settings.batch_size, count, settings.seed, what, say, most, settings.shuffle_data)
+            batches = prepare(
+                given, settings.batch_size, count, settings.seed, what, say, most, order, pin=pin, ranks=ranks
+            )
             batches.check(what)
             return batches
 
@@ -105,7 +112,7 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Set
     if warmup is not None:
         same = next((key for key, batches in zip(hashes, evaluation.values(), strict=True) if batches is warmup), None)
         hashes["sha256_warmup_data"] = hashes[same] if same else _agreed_hash(warmup, "warm-up data", comm)
-    return _keep(Sets(evaluation, warmup, hashes, settings.resident), problem, comm)
+    return _keep(Sets(evaluation, warmup, hashes, settings.resident, sharers), problem, comm)
 
 
 @contextmanager

@@ -178,7 +178,8 @@ class Maker:
         All ranks call it: their nodes and GPUs may differ.
         """
         a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
-        room = int(ROOM * free_memory(self.device)) // comm.local_size // max(1, a_point)
+        sharers = self.sets.sharers if self.device.type == "cuda" else comm.local_size
+        room = int(ROOM * free_memory(self.device, sharers)) // max(1, a_point)
         return max(1, min(*comm.allgather(room), self.points))
 
     def _try(self, candidates: list[Form]) -> tuple[int, str]:

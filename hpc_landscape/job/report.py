@@ -154,7 +154,7 @@ def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     most = -(-len(plan.unfinished) // comm.size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = max(comm.allgather(peak))
-    gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0))
+    gpu = max(comm.allgather(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0))
     node = max(comm.allgather(comm.local_size))
     on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
     disk, free_disk = sum(bytes_of(plan).values()), free(plan.settings.output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import signal
 import threading
 import time
@@ -11,8 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
+import torch
+
+from ..errors import OURS
 from ..evaluate.form import Form, compiling
 from ..metrics import Loss
 from ..parallel.comm import Comm
@@ -24,6 +29,10 @@ BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a form is
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
 SMALL = 0.1  # seconds a point, at most, where stacking points may help: it saves launches, not arithmetic
+AGAIN = 0.01  # seconds after which an alarm comes again that came at a bad moment
+_BOUNDS = ("__enter__", "__exit__", "__del__")
+_AT_WORK = ("_call_impl", "_next_data")  # of every module, of every DataLoader
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.__file__), "<")  # "<": made or frozen code
 WORTH = 0.97  # of the plain form's time: another one has to take less
 
 
@@ -144,6 +153,8 @@ class _Tuner:
                 begin = time.perf_counter()
                 evaluator.block(block)
                 taken.append(time.perf_counter() - begin)
+                if time.monotonic() > self.end:
+                    raise _OutOfTime
         return min(taken) / form.block, first - min(taken)
 
 
@@ -153,13 +164,18 @@ class _OutOfTime(BaseException):
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
-    """Give up what is done meanwhile at the end, by the monotonic clock: compiling may take long."""
+    """Give up what is done meanwhile at the end, by the monotonic clock: compiling may take long.
+
+    That waits until the model, or another part of the problem, is at work: what is being restored is restored.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise _OutOfTime
+    def stop(_: int, frame: FrameType | None) -> None:
+        if _may_be_left(frame):
+            raise _OutOfTime
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, end - time.monotonic()))
@@ -168,3 +184,15 @@ def _until(end: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _may_be_left(frame: FrameType | None) -> bool:
+    """Whether what runs there is a module, a loader or the user's code, and nothing is being set or reset."""
+    inside = False
+    while frame is not None:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name in _BOUNDS or (file.startswith(OURS) and not inside):
+            return False
+        inside |= name in _AT_WORK or not file.startswith(_LIBRARIES)
+        frame = frame.f_back
+    return inside

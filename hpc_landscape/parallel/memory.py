@@ -5,17 +5,36 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+SHARED = "/dev/shm"
 
-def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that a device can still give; of the host, no more than limits on the process or on the job allow."""
+
+def free_memory(device: torch.device | str = "cpu", ranks: int = 1) -> int:
+    """Bytes that a device can still give; of the host, no more than limits on the process or on the job allow.
+
+    ranks: that share the device, in equal parts. What PyTorch keeps of a GPU in this process is this one's alone.
+    """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] // ranks + kept
+    return _free_on_host() // ranks
+
+
+def free_shared_memory() -> int | None:
+    """Bytes free in the folder in memory by which processes share tensors; None where there is none."""
+    try:
+        return shutil.disk_usage(SHARED).free
+    except OSError:
+        return None
+
+
+def _free_on_host() -> int:
     return max(0, min([_available(), *_left_in_groups(), *_left_to_process()]))
 
 

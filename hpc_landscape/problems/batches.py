@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..errors import UserError
 from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
+from ..parallel.orphans import end_children_with_us
 from .fingerprint import checksum, labels, spread
 
 
@@ -173,6 +174,7 @@ class LoaderBatches(ReadBatches):
 
 def start(loader: DataLoader) -> Iterator[Any]:
     """A pass over a loader; UserError where its workers do not start."""
+    end_children_with_us()
     try:
         return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError, few, printable
+from .archives import check_archive
 
 # What save_pretrained, the Trainer and accelerate leave in a directory, the whole model before its adapters.
 MODELS = tuple(
@@ -100,6 +101,7 @@ def _read_safetensors(path: str, where: str) -> dict[str, Any]:
 
 
 def _load(path: str, weights_only: bool, where: str, instead: str) -> Any:
+    check_archive(path, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats: it can be read, or is refused below

@@ -62,14 +62,17 @@ def prepare(
     notice: Callable[[str], None],
     batches: int | None = None,
     shuffle: bool = False,
+    pin: bool | None = None,
+    ranks: int = 1,
 ) -> Batches:
     """Batches of a pair of tensors, a Dataset, a DataLoader, or of whatever gives batches again and again.
 
     count: of a seeded subset of so many samples; of a stream, or of ready batches, of the first ones. shuffle: in an
-    order drawn from the seed. batches: the first so many of these. A DataLoader's own batch size wins. One that
+    order drawn from the seed. batches: the first so many of these. pin: whether it goes to a GPU (None: as a DataLoader
+    says); ranks: of this node, which read it too. A DataLoader's own batch size wins. One that
     shuffles or drops samples is read in sequence and in full: notice is told so. Raises UserError for anything else.
     """
-    wish = Wish(batch_size, count, batches, seed, shuffle, what, notice)
+    wish = Wish(batch_size, count, batches, seed, shuffle, what, notice, pin, ranks)
     if isinstance(data, (tuple, list)) and data and all(isinstance(t, Tensor) for t in data):
         data = _tensor_dataset(tuple(data), what)
     if isinstance(data, DataLoader):

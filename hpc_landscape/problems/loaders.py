@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..model_interface.parts import length, take_rows
 from .batches import Batches, LoaderBatches, TensorBatches, slices
 from .streams import First, StreamBatches
+from .workers import that_fit
 
 ROUNDS = 10  # times the data that a sampler may give before it is said to have no end
 _SUBSET, _ORDER = 2**31, 2**31 + 1  # streams of the seed that no direction uses
@@ -34,7 +35,10 @@ _SUBSET, _ORDER = 2**31, 2**31 + 1  # streams of the seed that no direction uses
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be read of the data: samples per batch, a seeded subset, its order, and the first batches of it."""
+    """What is to be read of the data: samples per batch, a seeded subset, its order, and the first batches of it.
+
+    pin: whether it goes to a GPU, None where that is not known; ranks: of this node, which read it too.
+    """
 
     batch_size: int
     samples: int | None
@@ -43,6 +47,8 @@ class Wish:
     shuffle: bool
     what: str
     notice: Callable[[str], None]
+    pin: bool | None = None
+    ranks: int = 1
 
     def say(self, text: str) -> None:
         self.notice(f"{self.what}: {text}")
@@ -136,7 +142,7 @@ def from_loader(loader: DataLoader, wish: Wish) -> Batches:
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
-        "pin_memory": loader.pin_memory or torch.cuda.is_available(),  # copies to a GPU then do not wait
+        "pin_memory": loader.pin_memory if wish.pin is None else wish.pin,  # copies to a GPU then do not wait
         "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
     }
@@ -144,6 +150,7 @@ def from_loader(loader: DataLoader, wish: Wish) -> Batches:
         options["multiprocessing_context"] = loader.multiprocessing_context or "forkserver"
         options["persistent_workers"] = True
         options["prefetch_factor"] = loader.prefetch_factor
+        options = that_fit(loader, options, loader.batch_size or wish.batch_size, wish.ranks, wish.what, wish.notice)
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         return _from_stream(loader, wish, options)

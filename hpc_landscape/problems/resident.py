@@ -81,6 +81,7 @@ def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]
     if step > 1:
         options = {
             "num_workers": loader.num_workers,
+            "prefetch_factor": loader.prefetch_factor,
             "collate_fn": loader.collate_fn,
             "timeout": loader.timeout,
             "worker_init_fn": loader.worker_init_fn,

@@ -67,7 +67,7 @@ def test_little_is_not_shared(comm):
 def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     """Where memory cannot be shared each reads all."""
     if full:
-        monkeypatch.setattr(shared, "_new_file", lambda size: None)
+        monkeypatch.setattr(shared, "free_memory", lambda: 0)
     data = Items(11)
     batches = prepare(data, 2, None, 0, "data", print)
     batches.check("data")
@@ -123,6 +123,21 @@ def test_what_one_rank_cannot_read_ends_all(comm, rank):
     with pytest.raises(UserError, match="reading the problem's data raised"):
         kept(batches, 2**40, comm)
     comm.barrier()
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_it_works_by_a_name_too_and_never_beyond_a_files_end(comm, monkeypatch, short):
+    """Where another process's descriptors cannot be opened; and where the file is shorter than it is to be."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    if short:
+        monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: os.ftruncate(descriptor, size - 1))
+    found = shared.pool({comm.rank: torch.full((LARGE,), comm.rank)}, comm)
+    if short:
+        assert found is None
+    else:
+        assert all((found[rank] == rank).all() for rank in range(comm.size))
+    comm.barrier()
+    assert not [name for name in os.listdir(shared.FOLDER) if name.startswith(f"hpc_landscape-{os.getpid()}-")]
 
 
 @needs_shm

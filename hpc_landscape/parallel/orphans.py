@@ -1,0 +1,123 @@
+"""No process of ours outlives us: whatever multiprocessing has started ends when its parent dies, however it dies.
+
+By itself a worker of the fork server lives on: it looks whether the server has died, which ends when its workers have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver, util
+from typing import Any
+
+SERVER = f"{__package__}.forkserver"  # imported by the fork server
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PAUSE = 1.0  # seconds between two looks, where the system does not tell that a process has ended
+
+
+class _Heritage:
+    """Lies in a process's configuration, which its children get: by forking, or unpickled in a fresh interpreter."""
+
+    def __reduce__(self) -> tuple[Callable[[int, bool], _Heritage], tuple[int, bool]]:
+        return _inherit, (os.getpid(), threading.current_thread() is threading.main_thread())
+
+
+_heritage = _Heritage()
+_server: int | None = None  # the fork server's number, in it and in what it forks
+_followed: int | None = None  # this process's number, once it ends with its parent
+
+
+def end_children_with_us() -> None:
+    """From now on processes that multiprocessing starts here, and theirs, are killed when their parent dies."""
+    found = getattr(multiprocessing.current_process(), "_config", None)
+    if isinstance(found, dict) and found.get(__name__) is not _heritage:
+        found[__name__] = _heritage
+        util.register_after_fork(_heritage, _forked)
+    if hasattr(forkserver, "_forkserver") and sys.platform == "linux":
+        loaded = list(getattr(forkserver._forkserver, "_preload_modules", None) or [])
+        if SERVER not in loaded:
+            multiprocessing.set_forkserver_preload([*loaded, SERVER])
+
+
+def _inherit(parent: int, by_main: bool) -> _Heritage:
+    """In a child that is no copy of its parent. by_main: whether the parent's main thread has started it."""
+    end_children_with_us()
+    _follow(parent, by_main)
+    return _heritage
+
+
+def _forked(_: Any) -> None:
+    """In a child that is one, before it does anything."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        _follow(parent.pid, threading.main_thread().name == "MainThread")
+
+
+def _follow(parent: int, by_main: bool) -> None:
+    """End with the parent. The system sends its signal when the thread ends that has started this process.
+
+    That is the parent's end where it was its main thread.
+    """
+    global _followed
+    if _followed == os.getpid():
+        return
+    _followed = os.getpid()
+    above = os.getppid()
+    direct = above == _server or (above == parent and by_main)
+    if not direct or not _signal_at_death_of_parent(signal.SIGKILL):
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
+    elif os.getppid() != above:  # it died before
+        _end()
+
+
+def end_server() -> None:
+    """In the fork server: it ends with the process that started it, by whichever thread."""
+    global _server
+    server, parent = os.getpid(), os.getppid()
+
+    def look(*_: Any) -> None:
+        if os.getpid() == server and os.getppid() != parent:
+            _end()
+
+    signal.signal(signal.SIGURG, look)
+    if _signal_at_death_of_parent(signal.SIGURG):
+        _server = server
+    look()
+    end_children_with_us()
+
+
+def _signal_at_death_of_parent(number: int) -> bool:
+    """Whether the system will send it: Linux."""
+    try:
+        return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0) == 0
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def _watch(pid: int) -> None:
+    """Wait until a process has ended, and end then."""
+    above = os.getppid()
+    try:
+        ended = select.poll()
+        ended.register(os.pidfd_open(pid), select.POLLIN)
+        ended.poll()
+    except ProcessLookupError:
+        pass
+    except (OSError, AttributeError):  # no such call
+        with suppress(ProcessLookupError):
+            while os.getppid() == above:
+                os.kill(pid, 0)
+                time.sleep(PAUSE)
+    _end()
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
