@@ -24,6 +24,13 @@ class Stopped(SystemExit):
     """A signal has asked the program to leave; its code is the exit code."""
 
 
+class GivenUp(BaseException):
+    """What the machine has failed at ends the run; its text is one line that says so (exit code 1).
+
+    No Exception, so that nothing on the way takes it for a fault of the user's code, or of its own.
+    """
+
+
 # Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
 IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
 

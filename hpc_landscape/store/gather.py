@@ -38,8 +38,8 @@ class GatherStore(Writer):
             for name, values in block.values.items():
                 self._file.write(name, block.points, values)
             self._file.write(WALL_TIME, block.points, block.wall_times)
-            if block.failed.any():
-                self._file.write(FAILED, block.points[block.failed], np.ones(block.failed.sum()))
+            if (marked := block.failed | self.retries).any():
+                self._file.write(FAILED, block.points[marked], block.failed[marked])
             self._file.write(DONE, block.points, np.ones(len(block.points)))
             self._unsynced = True
             self.on_progress(len(block.points))

@@ -29,8 +29,8 @@ class ParallelStore(Writer):
         for name, values in block.values.items():
             write(self._file[name], self._shape, block.points, values)
         write(self._file[WALL_TIME], self._shape, block.points, block.wall_times)
-        if block.failed.any():
-            write(self._file[FAILED], self._shape, block.points[block.failed], np.ones(block.failed.sum()))
+        if (marked := block.failed | self.retries).any():
+            write(self._file[FAILED], self._shape, block.points[marked], block.failed[marked])
         write(self._file[DONE], self._shape, block.points, np.ones(len(block.points)))
         self._unsynced = True
         if self.comm.is_root:

@@ -60,6 +60,7 @@ class Writer:
     on_abandon() on rank 0 says so and gives the exit code, and every rank leaves, whatever its main thread is in.
     """
 
+    retries = False  # whether points may be marked as failed, and no more once they are written again
     grace = math.inf
     on_abandon: Callable[[], int] = staticmethod(lambda: STOPPED)
     hear_signals: Callable[[], int] = staticmethod(lambda: 0)  # the stop code of a signal that has come, or 0
