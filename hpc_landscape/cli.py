@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import parse
-from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, GivenUp, Stopped, UserError, memory_is_out, printable
+from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, given_up, memory_is_out, printable
 from .parallel.comm import Comm, launched, world
 from .settings import Settings
 
@@ -127,8 +127,8 @@ def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
 
             _say(UserError(explain(error, settings, comm.rank, comm.size)))
             code = MISTAKE
-        elif isinstance(error, GivenUp):
-            print(f"hpc_landscape: failed{where}: {error}", file=sys.stderr, flush=True)
+        elif (given := given_up(error)) is not None:
+            print(f"hpc_landscape: failed{where}: {given}", file=sys.stderr, flush=True)
         else:
             print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
     if comm.size > 1:

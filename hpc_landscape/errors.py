@@ -31,6 +31,13 @@ class GivenUp(BaseException):
     """
 
 
+def given_up(error: BaseException | None) -> GivenUp | None:
+    """The GivenUp that it is, or that it was raised after, on the way out: a GPU that is gone takes no model back."""
+    while error is not None and not isinstance(error, GivenUp):
+        error = error.__context__
+    return error
+
+
 # Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
 IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
 

@@ -16,7 +16,7 @@ from ..parallel.memory import free_memory
 from ..problems import streams
 from ..problems.batches import ReadBatches
 from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
-from ..problems.faults import AGAIN, Patience
+from ..problems.faults import AGAIN, Cause, Patience
 from ..problems.problem import Problem, user_traceback
 from ..problems.resident import MovedBatches, kept, share
 from ..problems.streams import Seen, look
@@ -80,7 +80,14 @@ class Sets:
 
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say) -> Sets:
     """The problem's data, after every rank has been seen to hold the same."""
-    patience = Patience(lambda fault: say(f"note         {fault}: {AGAIN}"))
+    told: set[str] = set()
+
+    def tell(fault: Cause) -> None:
+        if fault.kind not in told:
+            told.add(fault.kind)
+            say(f"note         {fault}: {AGAIN}")
+
+    patience = Patience(tell)
 
     def prepared(given: Any, count: int | None, most: int | None, what: str) -> Batches:
         with _telling(what):

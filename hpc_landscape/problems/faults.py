@@ -43,6 +43,7 @@ _SAYS = (
     ),
 )
 _NUMBERED = re.compile(r"\[Errno (\d+)\]|\berrno = (\d+)")  # as Python says it, and HDF5
+_SYSTEM = re.compile(r"(\w+\.)*(OSError\b|\w+: \[Errno)")  # in a traceback
 _IN_WORKER = re.compile(r"^Caught \w+ in (DataLoader worker process|pin memory thread)")
 _CONNECTIONS = (ConnectionError, socket.gaierror, BrokenExecutor)
 _WHILE_READING = (TimeoutError, multiprocessing.ProcessError, http.client.HTTPException)  # else perhaps a metric's own
@@ -123,7 +124,8 @@ def _kind(error: BaseException, reading: bool) -> str:
         if re.search(pattern, text):
             return kind
     if isinstance(error, OSError) or in_worker(error):
-        numbers = [int(a or b) for a, b in _NUMBERED.findall(text)]
+        lines = [line for line in text.splitlines() if isinstance(error, OSError) or re.match(_SYSTEM, line)]
+        numbers = [int(a or b) for a, b in _NUMBERED.findall("\n".join(lines))]
         if kinds := [_NUMBERS[number] for number in numbers if number in _NUMBERS]:
             return kinds[0]
     return BROKEN if in_worker(error) and _names_a_connection(text) else ""

@@ -1,7 +1,7 @@
 """A problem that fails while points are computed: a worker is killed, a read or a metric fails, so many times.
 
-What is to happen a test writes into the file ``fault``: where, what, how often, after how many passes of the model. Over
-all processes it is counted by files: happened.0, happened.1, ...
+What is to happen a test writes into the file ``fault``: where, what, how often, after how many passes of the model.
+Over all processes it is counted by files: happened.0, happened.1, ...
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -51,6 +52,8 @@ def fail(fault: str) -> None:
             fail("EIO")
         except OSError as error:
             raise ValueError("sample 17 cannot be read") from error
+    if fault == "slow":
+        return time.sleep(0.1)
     if fault == "cuda":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     raise ValueError("the user's own fault")
