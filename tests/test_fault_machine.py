@@ -23,6 +23,7 @@ MODULE = PROBLEMS / "machine_faults_for_tests.py"
 AXES = ("--x=-1:1:12", "--y", "none", "--plot", "false", "--resident", "0", "--block", "1")
 FIRST = 60  # passes of the model: 12 points are 120, and what comes before them 30 at most
 OURS = "hpc_landscape: "
+_undisturbed: list[bytes] = []
 
 
 @pytest.fixture
@@ -46,8 +47,13 @@ def order(tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, job: list[str], program: Callable[..., Finished]) -> Path:
-    assert program(*job, "--problem.workers", 0, "--output", "undisturbed.h5").code == 0
-    return tmp_path / "undisturbed.h5"
+    """Computed once: no value depends on the folder that the faults are counted in."""
+    path = tmp_path / "undisturbed.h5"
+    if not _undisturbed:
+        assert program(*job, "--problem.workers", 0, "--output", path.name).code == 0
+        _undisturbed.append(path.read_bytes())
+    path.write_bytes(_undisturbed[0])
+    return path
 
 
 @pytest.fixture
@@ -81,16 +87,15 @@ def test_a_worker_of_one_rank_is_killed(
     fault_table.record("SIGKILL of a data-loading worker", writer, then=then)
 
 
-@pytest.mark.parametrize("block", [1, 4])
-@pytest.mark.parametrize("stream", ["false", "true"])
+@pytest.mark.parametrize(("stream", "block"), [("false", 4), ("true", 1)])
 def test_a_forked_worker_is_killed(
     tmp_path: Path,
     job: list[str],
     order: Callable[..., None],
     program: Callable[..., Finished],
     in_a_hurry: None,
-    block: int,
     stream: str,
+    block: int,
 ) -> None:
     """Told by a signal, wherever the process is. By default such an error ends a run; this is none of the run's."""
     job += ["--problem.stream", stream]
@@ -122,8 +127,7 @@ def test_a_worker_is_killed_before_the_points(
 # A disk or a server that fails
 
 
-@pytest.mark.parametrize("where", ["data", "model"])
-@pytest.mark.parametrize("fault", ["EIO", "wrapped"])
+@pytest.mark.parametrize(("where", "fault"), [("data", "EIO"), ("model", "wrapped")])
 def test_a_read_fails_twice(
     tmp_path: Path,
     job: list[str],
@@ -236,7 +240,7 @@ def _recorded(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("writer", "ranks"), each_writer([1, 2], [2]))
+@pytest.mark.parametrize(("writer", "ranks"), each_writer([1], [2]))
 def test_what_has_failed_is_computed_again(
     tmp_path: Path,
     job: list[str],
@@ -264,8 +268,7 @@ def test_what_fails_again_stays_recorded(
 ) -> None:
     job += ["--problem.workers", "0"]
     failed = _recorded(tmp_path, job, order, program)
-    order("model", "value", 1000, 1000)
-    (tmp_path / "faults" / "fault").write_text("model value 1000 45")
+    order("model", "value", 1000, FIRST)  # the point that is compared first is over then
     finished = program(*job, "--retry_failed", "--on_error", "record")
     assert finished.code == 0 and happened(tmp_path) > 0, finished
     still, done, loss = read(tmp_path / "landscape.h5", "failed", "done", "loss")
