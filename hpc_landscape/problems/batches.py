@@ -17,7 +17,7 @@ from ..errors import UserError, memory_is_out
 from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
 from ..parallel.generators import Generators
-from .faults import Patience, cause, in_worker
+from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 
 
@@ -231,6 +231,8 @@ def as_made(read: Callable[[], Iterable[Any]], drawn: list[Tensor], patience: Pa
                     raise
                 batches, tries = None, tries + 1
                 continue
+        if not given and patience is not None:
+            told_by_reading()
         given, tries = given + 1, 0
         yield batch
 

@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import GivenUp, Stopped, memory_is_out, printable
@@ -150,6 +153,23 @@ def _raised_in(error: BaseException) -> str:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     return last.tb_frame.f_code.co_filename if last else ""
+
+
+def told_by_reading() -> None:
+    """Let a forked worker's death show where its data is read, which looks for it every few seconds.
+
+    PyTorch's handler of SIGCHLD raises it wherever this process is: between two points, say, or in a model.
+    """
+    theirs = signal.getsignal(signal.SIGCHLD)
+    if not getattr(theirs, "__module__", "").startswith("torch."):
+        return
+
+    def quietly(number: int, frame: Any) -> None:
+        with suppress(RuntimeError):
+            theirs(number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, quietly)
 
 
 class Patience:
