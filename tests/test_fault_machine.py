@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_a_read_fails_for_ever(
 
 @pytest.mark.slow
 def test_a_file_server_is_gone_on_all_ranks(
-    tmp_path: Path, job: list[str], order: Callable[..., None], undisturbed: Path
+    tmp_path: Path, job: list[str], order: Callable[..., None], program: Callable[..., Finished], undisturbed: Path
 ) -> None:
     order("data", "EIO", 1000, 45)
     finished = run_program(*job, "--problem.workers", 0, folder=tmp_path, ranks=2)
@@ -183,7 +184,7 @@ def test_a_file_server_is_gone_on_all_ranks(
     assert len([line for line in ours(finished) if "failed on rank" in line]) == 1, finished
     assert len(ours(finished)) == 2 and "Traceback" not in finished.err, finished
     order()
-    assert run_program(*job, "--problem.workers", 0, folder=tmp_path, ranks=2).code == 0
+    assert program(*job, "--problem.workers", 0).code == 0
     assert_same_landscape(tmp_path / "landscape.h5", undisturbed)
     fault_table.record("EIO for ever on all ranks", then="exit 1, said once; resumed: the same bits")
 
@@ -202,6 +203,23 @@ def test_a_gpu_that_computes_nothing_any_more(
     assert program(*job).code == 0
     assert_same_landscape(tmp_path / "landscape.h5", undisturbed)
     fault_table.record("a GPU's memory fault (PyTorch's words)", then="exit 1, one line; resumed: the same bits")
+
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_for_the_next_try(
+    tmp_path: Path, job: list[str], order: Callable[..., None], program: Callable[..., Finished], undisturbed: Path
+) -> None:
+    order("data", "EIO", 1000, FIRST)
+    code = "from hpc_landscape.problems import faults; faults.PAUSES = (60.0, 60.0); import sys; "
+    code += "from hpc_landscape.cli import main; sys.exit(main())"
+    with Job([sys.executable, "-c", code, *job, "--problem.workers", "0"], None, tmp_path) as running:
+        running.until(lambda: happened(tmp_path))
+        running.process.send_signal(signal.SIGTERM)
+        finished = running.wait(50)
+    assert finished.code == 75 and "the same command goes on" in finished.out, finished
+    order()
+    assert program(*job, "--problem.workers", 0).code == 0
+    assert_same_landscape(tmp_path / "landscape.h5", undisturbed)
 
 
 # The data's fault, and a point's own
