@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import parse
-from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, memory_is_out, printable
+from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, given_up, memory_is_out, printable
 from .parallel.comm import Comm, launched, world
 from .settings import Settings
 
@@ -119,12 +119,16 @@ def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     elif isinstance(error, KeyboardInterrupt):
         code = INTERRUPTED
     else:
-        comm.leave_if_told(min(0.3 * comm.rank, 3))  # where many ranks fail at once, the first to speak ends the others
+        comm.leave_if_told(
+            min(0.1 + 0.3 * comm.rank, 3)
+        )  # where many ranks fail at once, the first to speak ends the others
         if memory_is_out(error):
             from .job.memory import explain
 
             _say(UserError(explain(error, settings, comm.rank, comm.size)))
             code = MISTAKE
+        elif (given := given_up(error)) is not None:
+            print(f"hpc_landscape: failed{where}: {given}", file=sys.stderr, flush=True)
         else:
             print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
     if comm.size > 1:

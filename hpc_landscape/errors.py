@@ -25,6 +25,20 @@ class Stopped(SystemExit):
     """A signal has asked the program to leave; its code is the exit code."""
 
 
+class GivenUp(BaseException):
+    """What the machine has failed at ends the run; its text is one line that says so (exit code 1).
+
+    No Exception, so that nothing on the way takes it for a fault of the user's code, or of its own.
+    """
+
+
+def given_up(error: BaseException | None) -> GivenUp | None:
+    """The GivenUp that it is, or that it was raised after, on the way out: a GPU that is gone takes no model back."""
+    while error is not None and not isinstance(error, GivenUp):
+        error = error.__context__
+    return error
+
+
 # Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
 IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
 

@@ -13,14 +13,14 @@ from .grid import strided
 from .job.again import compute_again, environment
 from .job.data import read_data
 from .job.directions import locate, make_grid, project_trajectory, share_directions
-from .job.failures import Failure, Reporter, evaluate, nothing
+from .job.failures import Failure, Reporter, evaluate, nothing, watch
 from .job.form import Maker
 from .job.identity import made_of
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
 from .job.norms import share_norms
 from .job.plan import Plan, lay_out
 from .job.prepare import see_output, share_weights
-from .job.report import Say, announce, dry_run, finish, stopped, warn_if_long, without_root
+from .job.report import Say, announce, dry_run, failed_note, finish, stopped, warn_if_long, without_root
 from .job.room import check_plan
 from .job.tune import tune
 from .parallel.comm import Comm
@@ -103,7 +103,7 @@ def run(settings: Settings, comm: Comm) -> int:
             dry_run(plan, comm, say)
             return COMPLETE
         if not len(unfinished):
-            say(f"{settings.output} is complete; --overwrite starts again")
+            say(f"{settings.output} is complete{failed_note(stored)}; --overwrite starts again")
             return COMPLETE
         plan.release()
         with comm.together():
@@ -131,7 +131,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     control.on_silence = lambda: without_root(plan)
     stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
     try:
-        plan.sets.obey(lambda: control.stop_code)
+        watch(plan, writer, reporter)
         with stopping, plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):

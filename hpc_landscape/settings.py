@@ -14,6 +14,7 @@ from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
+NOW = ("overwrite", "dry_run", "grace", "retry_failed")  # asked of one run, and not of those that go on with it
 MOST = 2**63 - 1  # of a whole number: what a file's attribute holds
 
 
@@ -123,6 +124,9 @@ class Settings:
     on_error: Literal["fail", "record"] = _setting(
         "fail", "where a metric raises: end the run, or store NaN for that point, mark it in the file, and go on"
     )
+    retry_failed: bool = _setting(
+        False, "with a file to go on with, a complete one too: compute the points again that are marked by --on_error"
+    )
     save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
     save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
     plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
@@ -230,7 +234,7 @@ class Settings:
         words = ["python", "-m", "hpc_landscape"]
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.metadata and value != option.default and option.name not in ("overwrite", "dry_run", "grace"):
+            if option.metadata and value != option.default and option.name not in NOW:
                 flag = option.default is False and value is True and option.type == "bool"
                 words.append(
                     f"--{option.name}"

@@ -46,7 +46,7 @@ def _compare(plan: Plan, point: int, alike: bool) -> None:
     path, where = plan.settings.output, place(plan.grid, point)
     try:
         with plan.evaluator.attached():
-            found = plan.evaluator.block([plan.grid.point(point)])[0]
+            found = plan.sets.patience.call(lambda: plan.evaluator.block([plan.grid.point(point)]))[0]
         values = {quantity.name: store_array(found[quantity.name], quantity) for quantity in plan.quantities}
     except UserError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from ..parallel.comm import Comm
 from ..parallel.device import shared_gpus
 from ..parallel.memory import free_memory
 from ..problems import streams
+from ..problems.batches import ReadBatches
 from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
+from ..problems.faults import AGAIN, Cause, Patience
 from ..problems.problem import Problem, user_traceback
 from ..problems.resident import MovedBatches, kept, share
 from ..problems.streams import Seen, look
@@ -35,6 +37,7 @@ class Sets:
     hashes: dict[str, str]
     resident: float = 0.5  # the share of free memory that it may take
     sharers: int = 1  # ranks that compute on the same GPU
+    patience: Patience = field(default_factory=Patience)  # with a machine that fails while data is read
 
     def each(self, change: Callable[[Batches], Batches], warmup: bool = True) -> Sets:
         """The same with all batches changed, those for evaluation and warm-up once; the warm-up's only when asked."""
@@ -82,6 +85,14 @@ class Sets:
 def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device: torch.device = CPU) -> Sets:
     """The problem's data, after every rank has been seen to hold the same. device: this rank computes on it."""
     sharers, pin = shared_gpus(comm, device), device.type == "cuda"
+    told: set[str] = set()
+
+    def tell(fault: Cause) -> None:
+        if fault.kind not in told:
+            told.add(fault.kind)
+            say(f"note         {fault}: {AGAIN}")
+
+    patience = Patience(tell)
 
     def prepared(given: Any, count: int | None, most: int | None, what: str) -> Batches:
         order, ranks = settings.shuffle_data, comm.local_size
@@ -89,6 +100,8 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device
             batches = prepare(
                 given, settings.batch_size, count, settings.seed, what, say, most, order, pin=pin, ranks=ranks
             )
+            if isinstance(batches, ReadBatches):
+                batches.patience = patience
             batches.check(what)
             return batches
 
@@ -108,11 +121,11 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device
     _look_at_streams(settings, problem, Sets(evaluation, warmup, {}), comm, say)
     hashes: dict[str, str] = {}
     for name, batches in evaluation.items():
-        hashes["sha256_data" + f"_{name}" * bool(name)] = _agreed_hash(batches, _called(name), comm)
+        hashes["sha256_data" + f"_{name}" * bool(name)] = _agreed_hash(batches, _called(name), patience, comm)
     if warmup is not None:
         same = next((key for key, batches in zip(hashes, evaluation.values(), strict=True) if batches is warmup), None)
-        hashes["sha256_warmup_data"] = hashes[same] if same else _agreed_hash(warmup, "warm-up data", comm)
-    return _keep(Sets(evaluation, warmup, hashes, settings.resident, sharers), problem, comm)
+        hashes["sha256_warmup_data"] = hashes[same] if same else _agreed_hash(warmup, "warm-up data", patience, comm)
+    return _keep(Sets(evaluation, warmup, hashes, settings.resident, sharers, patience), problem, comm)
 
 
 @contextmanager
@@ -198,10 +211,10 @@ def _agree_on_kinds(sets: Sets, comm: Comm) -> None:
         raise UserError(f"the ranks hold different data: {SAME}")
 
 
-def _agreed_hash(batches: Batches, what: str, comm: Comm) -> str:
+def _agreed_hash(batches: Batches, what: str, patience: Patience, comm: Comm) -> str:
     """Rank 0's checksum; UserError where another rank holds other data (all of it is read once per node)."""
-    with comm.together():
-        quick = batches.quick_hash()
+    with comm.together(), _telling(what):
+        quick = patience.call(batches.quick_hash, reading=True)
         full = batches.full_hash() if comm.local_rank == 0 and batches.bytes else None  # else the quick one is all
     seen = comm.allgather((quick, full))
     if any(q != seen[0][0] or f not in (None, seen[0][1]) for q, f in seen):

@@ -1,4 +1,8 @@
-"""Points at which a metric raises, and what is said of them: with --on_error record a run goes on beyond them."""
+"""Points at which something raises: the point's own fault, the data's, or the machine's; and what is said of it.
+
+With --on_error record a run goes on beyond a point's own; what the machine has failed at is done again, and where it
+fails for good, or data cannot be read, the run ends, since other points would be no better.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..errors import memory_is_out
+from ..errors import UserError, memory_is_out
 from ..grid import Grid
+from ..problems.batches import raised_in_reading
+from ..problems.faults import AGAIN, Cause, cause, said, sticks
 from ..problems.problem import user_traceback
 from ..store.writer import Writer
 from .metrics import store_array
@@ -26,18 +32,46 @@ class Failure(NamedTuple):
 
 
 def evaluate(plan: Plan, writer: Writer, points: np.ndarray) -> list[dict[str, np.ndarray] | Failure]:
-    """Each point's values as the file takes them, or what was raised there where the run is to go on."""
+    """Each point's values as the file takes them, or what was raised there where the run is to go on.
+
+    GivenUp where it is no point's own fault, and does not pass.
+    """
     quantities = {quantity.name: quantity for quantity in plan.quantities}
-    try:
+
+    def computed() -> list[dict[str, np.ndarray]]:
         found = plan.evaluator.block([plan.grid.point(int(point)) for point in points])
         return [{k: store_array(v, quantities[k]) for k, v in values.items()} for values in found]
+
+    def tried() -> list[dict[str, np.ndarray]]:
+        try:
+            return computed()
+        except Exception as error:
+            writer.check()  # it is no metric's error that the writer has failed
+            _check_own(plan, error)
+            raise
+
+    try:
+        return list(plan.sets.patience.call(tried))
     except Exception as error:
-        writer.check()  # it is no metric's error that the writer has failed
-        if plan.settings.on_error == "fail" or memory_is_out(error) or not _device_works(plan):
+        writer.check()
+        if plan.settings.on_error == "fail" or memory_is_out(error):
             raise
         if len(points) == 1:
             return [_failure(error)]
     return [one for point in points for one in evaluate(plan, writer, np.array([point]))]
+
+
+def _check_own(plan: Plan, error: Exception) -> None:
+    """GivenUp where neither this nor another point can be evaluated: the GPU is gone, the data cannot be read."""
+    if memory_is_out(error) or isinstance(error, UserError):
+        return
+    if sticks(error) or not _device_works(plan):
+        what = f"the device computes nothing in this process any more ({said(error)})"
+    elif raised_in_reading(error) and cause(error, reading=True) is None:
+        what = f"reading the problem's data raised {user_traceback(error)}\nThis is no fault of a point, nor recorded"
+    else:
+        return
+    raise plan.sets.patience.given_up(what) from None
 
 
 def nothing(plan: Plan) -> dict[str, np.ndarray]:
@@ -64,11 +98,23 @@ def _failure(error: Exception) -> Failure:
     return Failure(f"{type(error).__name__} {where}", user_traceback(error))
 
 
+def watch(plan: Plan, writer: Writer, reporter: Reporter) -> None:
+    """From now on points are computed: a stop ends a wait, and what the machine has failed at is told by the writer."""
+    plan.sets.obey(lambda: writer.stop_code)
+    patience = plan.sets.patience
+    patience.stop, patience.file = lambda: writer.stop_code, plan.settings.output
+    patience.tell = lambda fault: reporter.broke_off(writer, fault)
+
+
 class Reporter:
-    """Says on rank 0 what was raised first, once for each of a few kinds: never the same a thousand times."""
+    """Says on rank 0 what was raised first, once for each of a few kinds: never the same a thousand times.
+
+    What the machine has failed at is counted apart.
+    """
 
     def __init__(self, grid: Grid):
         self.grid, self.sent, self.printed = grid, set[str](), set[str]()
+        self.sent_of_machine, self.printed_of_machine = set[str](), set[str]()
 
     def found(self, writer: Writer, point: int, failure: Failure) -> None:
         """On the rank that has found it."""
@@ -76,8 +122,17 @@ class Reporter:
             self.sent.add(failure.kind)
             writer.report((point, failure))
 
+    def broke_off(self, writer: Writer, fault: Cause) -> None:
+        """On the rank whose machine has failed; it tries again."""
+        if fault.kind not in self.sent_of_machine:
+            self.sent_of_machine.add(fault.kind)
+            writer.report(fault)
+
     def hear(self, rank: int, what: Any) -> None:
         """On rank 0."""
+        if isinstance(what, Cause):
+            self._hear_of_machine(rank, what)
+            return
         point, failure = what
         if failure.kind in self.printed or len(self.printed) >= MOST_KINDS:
             return
@@ -88,6 +143,12 @@ class Reporter:
             file=sys.stderr,
             flush=True,
         )
+
+    def _hear_of_machine(self, rank: int, fault: Cause) -> None:
+        if fault.kind in self.printed_of_machine:
+            return
+        self.printed_of_machine.add(fault.kind)
+        print(f"hpc_landscape: {fault} on rank {rank}: {AGAIN}", file=sys.stderr, flush=True)
 
 
 def place(grid: Grid, index: int) -> str:

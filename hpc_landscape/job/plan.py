@@ -59,7 +59,18 @@ class Plan:
 
     @property
     def unfinished(self) -> np.ndarray:
-        return np.arange(self.grid.size) if self.stored is None else self.stored.unfinished
+        if self.stored is None:
+            return np.arange(self.grid.size)
+        return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
+
+    @property
+    def retries(self) -> bool:
+        """Whether points are computed again that have failed: of a file that can mark them."""
+        return self.settings.retry_failed and self.stored is not None and self.stored.failed is not None
+
+    def finished(self, done: np.ndarray, failed: np.ndarray | None) -> np.ndarray:
+        """Of the points' flags in the file, those that this run has nothing to do for."""
+        return done & ~failed if self.retries and failed is not None else done
 
     @property
     def keeps_directions(self) -> bool:

@@ -35,6 +35,7 @@ from .plan import Plan
 from .room import bytes_of, free
 
 LONG = 10.0  # seconds
+RETRY = "--retry_failed computes them again"
 
 
 class Say:
@@ -170,10 +171,13 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     """Say where the results are and what they say; draw the picture. Returns the exit code."""
     path = plan.settings.output
     done = layout.read_values(path, layout.DONE).astype(bool)
-    if text := _failed_text(plan, path):
-        say(f"failed       {text}")
-    if not done.all():
-        return stopped(plan, int(done.sum()), stop_code, say)
+    marked = plan.stored is None or plan.stored.failed is not None  # else the file is of an older version
+    failed = layout.read_values(path, layout.FAILED).astype(bool) if marked else np.zeros_like(done)
+    if failed.any():
+        say(f"failed       {_failed_text(plan, failed)}")
+    ready = plan.finished(done, failed)
+    if not done.all() or (stop_code and not ready.all()):
+        return stopped(plan, int(ready.sum()), stop_code, say)
     say(f"finished     {done.size} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
     if not plan.quantities[0].shape:
@@ -193,14 +197,16 @@ def finish(plan: Plan, stop_code: int, seconds: float, say: Say) -> int:
     return COMPLETE
 
 
-def _failed_text(plan: Plan, path: str) -> str:
-    if plan.stored is not None and plan.stored.failed is None:
-        return ""
-    failed = np.flatnonzero(layout.read_values(path, layout.FAILED))
-    if not len(failed):
-        return ""
-    shown = ", ".join(place(plan.grid, int(point)) for point in failed[:3]) + ", ..." * (len(failed) > 3)
-    return f"{len(failed)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}"
+def _failed_text(plan: Plan, failed: np.ndarray) -> str:
+    where = np.flatnonzero(failed)
+    shown = ", ".join(place(plan.grid, int(point)) for point in where[:3]) + ", ..." * (len(where) > 3)
+    return f"{len(where)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}; {RETRY}"
+
+
+def failed_note(stored: layout.Stored) -> str:
+    """Of a complete file: how many points of it have failed; nothing where none has."""
+    count = 0 if stored.failed is None else int(stored.failed.sum())
+    return f", but {count} points have raised an error and are NaN: {RETRY}" if count else ""
 
 
 def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: float | None = None) -> int:

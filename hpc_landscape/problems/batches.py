@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
+from ..errors import UserError, memory_is_out
 from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
+from ..parallel.generators import Generators
 from ..parallel.orphans import end_children_with_us
+from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 
 
@@ -110,13 +113,14 @@ class ReadBatches(Batches):
         self.where: tuple[Any, ...] = (None, None)
         self.first_bytes = 0  # of the first batch, once it has been read
         self.drawn: list[Tensor] = []  # where the random numbers are that reading draws
+        self.patience: Patience | None = None  # with a machine that fails
 
     def read(self) -> Iterable[Any]:
         """The batches of a new pass, where they are made."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in as_made(self.read, self.drawn):
+        for batch in as_made(self.read, self.drawn, self.patience):
             yield move(batch, *self.where)
 
     def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> ReadBatches:
@@ -140,7 +144,7 @@ class ReadBatches(Batches):
 
     def hashes(self) -> Iterator[str]:
         """A checksum of each batch, as they are read."""
-        for batch in as_made(self.read, self.drawn):
+        for batch in as_made(self.read, self.drawn, self.patience):
             self.first_bytes = self.first_bytes or nbytes(batch)
             yield checksum(batch)
 
@@ -173,12 +177,20 @@ class LoaderBatches(ReadBatches):
 
 
 def start(loader: DataLoader) -> Iterator[Any]:
-    """A pass over a loader; UserError where its workers do not start."""
+    """A pass over a loader, whose workers are ended where it fails; UserError where they do not start."""
     end_children_with_us()
+    try:
+        yield from _started(loader)
+    except Exception:
+        _end_workers(loader)
+        raise
+
+
+def _started(loader: DataLoader) -> Iterator[Any]:
     try:
         return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled
-        if loader.num_workers == 0:
+        if loader.num_workers == 0 or cause(error, reading=True) or memory_is_out(error):
             raise
         raise UserError(
             f"the data set cannot be sent to data-loading workers ({type(error).__name__}: {error}): use "
@@ -186,21 +198,60 @@ def start(loader: DataLoader) -> Iterator[Any]:
         ) from None
 
 
-def as_made(read: Callable[[], Iterable[Any]], drawn: list[Tensor]) -> Iterator[Any]:
+def _end_workers(loader: DataLoader) -> None:
+    """Those that stay from pass to pass: once one of them has died, no pass with the others comes to its end."""
+    staying = getattr(loader, "_iterator", None)
+    if staying is not None:
+        loader._iterator = None
+        staying._shutdown_workers()
+
+
+def as_made(read: Callable[[], Iterable[Any]], drawn: list[Tensor], patience: Patience | None = None) -> Iterator[Any]:
     """The batches of a pass, each made as the user's code makes it, wherever it is used.
 
     Gradients are on, inference mode and autocast are off, and PyTorch's random numbers are the data's own, which go on
     from those in ``drawn``: what a model or a loss draws does not depend on whether its data is read anew.
+    patience: with it, a pass that the machine has broken off is begun again, and goes on from where it was.
     """
+    generators, begin = Generators(), None
     batches: Iterator[Any] | None = None
+    given = tries = 0
     while True:
         with _undisturbed(drawn):
             try:
-                batches = iter(read()) if batches is None else batches
+                if begin is None:
+                    begin = generators.read()
+                elif batches is None:
+                    generators.write(begin)
+                if batches is None:
+                    batches = _after(iter(read()), given)
                 batch = next(batches)
             except StopIteration:
                 return
+            except Exception as error:
+                if patience is None or not patience.again(error, tries, reading=True):
+                    raise
+                batches, tries = None, tries + 1
+                continue
+        if not given and patience is not None:
+            told_by_reading()
+        given, tries = given + 1, 0
         yield batch
+
+
+def _after(batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """What comes after the first so many batches."""
+    if sum(1 for _ in itertools.islice(batches, count)) < count:
+        raise ValueError(f"the data has fewer than {count} batches when it is read again")
+    return batches
+
+
+def raised_in_reading(error: BaseException) -> bool:
+    """Whether it was raised where batches are made, and not where they are used."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not as_made.__code__:
+        frames = frames.tb_next
+    return frames is not None or in_worker(error)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..model_interface.parts import is_plain
 from ..parallel.comm import Comm
 from ..parallel.shared import pool
 from .batches import Batches, LoaderBatches, StoredBatches, TensorBatches, as_made, nbytes, start
+from .faults import Patience
 from .problem import user_traceback
 
 
@@ -51,22 +52,22 @@ def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
     needed = len(loader) * batches.first_bytes
     if not all(comm.allgather(0 < needed <= budget)):
         return batches
-    mine = _read_together(loader, budget, comm)
+    mine = _read_together(loader, budget, comm, batches.patience)
     if mine is None:
         return batches
     found = mine if comm.local_size == 1 else _shared(mine, comm)
     if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
         return batches
     with comm.together():
-        found = dict(_read(loader, 0, 1)) if found is None else found
+        found = dict(_read(loader, 0, 1, batches.patience)) if found is None else found
     return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)
 
 
-def _read_together(loader: DataLoader, budget: int, comm: Comm) -> dict[int, Any] | None:
+def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patience | None) -> dict[int, Any] | None:
     """This rank's share of the batches; None where those of some node take more than the first one promised."""
     mine, taken = {}, 0
     with comm.together():
-        for i, batch in _read(loader, comm.local_rank, comm.local_size):
+        for i, batch in _read(loader, comm.local_rank, comm.local_size, patience):
             mine[i] = batch
             taken += nbytes(batch)
             if taken > budget:
@@ -75,7 +76,7 @@ def _read_together(loader: DataLoader, budget: int, comm: Comm) -> dict[int, Any
     return mine if all(comm.allgather(fits)) else None
 
 
-def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]]:
+def _read(loader: DataLoader, first: int, step: int, patience: Patience | None) -> Iterator[tuple[int, Any]]:
     """Every so many of the loader's batches, with their numbers."""
     part = loader
     if step > 1:
@@ -92,7 +93,7 @@ def _read(loader: DataLoader, first: int, step: int) -> Iterator[tuple[int, Any]
         how = {"batch_size": None, "sampler": order} if ready else {"batch_sampler": order}
         part = DataLoader(loader.dataset, **how, **options)
     try:
-        yield from zip(range(first, len(loader), step), as_made(lambda: start(part), []), strict=True)
+        yield from zip(range(first, len(loader), step), as_made(lambda: start(part), [], patience), strict=True)
     except Exception as error:
         raise UserError(f"reading the problem's data raised {user_traceback(error)}") from None
 

@@ -144,7 +144,7 @@ class Seen:
 def look(batches: StreamBatches, what: str) -> Seen:
     """Read a stream for a few seconds; UserError where a second reading, where there is time for it, differs."""
     seconds = PROBE
-    repeated = batches.workers if batches.workers > 1 and _workers_repeat(batches.source, seconds) else 0
+    repeated = batches.workers if batches.workers > 1 and _workers_repeat(batches, seconds) else 0
     if repeated:
         batches.alone()
     begin = time.monotonic()
@@ -161,9 +161,10 @@ def look(batches: StreamBatches, what: str) -> Seen:
     return Seen(len(found), True, repeated)
 
 
-def _workers_repeat(loader: DataLoader, seconds: float) -> bool:
+def _workers_repeat(batches: StreamBatches, seconds: float) -> bool:
     """Whether each of a loader's workers gives all samples: the data set does not share them out."""
-    workers, begin = loader.num_workers, time.monotonic()
+    loader, begin = batches.source, time.monotonic()
+    workers = loader.num_workers
     raw = DataLoader(
         loader.dataset,
         batch_size=None,
@@ -173,7 +174,7 @@ def _workers_repeat(loader: DataLoader, seconds: float) -> bool:
         multiprocessing_context=loader.multiprocessing_context,
     )
     found = []
-    for sample in itertools.islice(as_made(lambda: start(raw), []), LOOKED_AT):
+    for sample in itertools.islice(as_made(lambda: start(raw), [], batches.patience), LOOKED_AT):
         found.append(checksum(sample))
         if time.monotonic() - begin > seconds and len(found) >= 4 * workers:
             break

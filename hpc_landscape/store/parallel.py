@@ -36,8 +36,8 @@ class ParallelStore(Writer):
         for name, values in block.values.items():
             write(self._file[name], self._shape, block.points, values)
         write(self._file[WALL_TIME], self._shape, block.points, block.wall_times)
-        if block.failed.any():
-            write(self._file[FAILED], self._shape, block.points[block.failed], np.ones(block.failed.sum()))
+        if FAILED in self._file:  # also where none has: the points may have been marked before
+            write(self._file[FAILED], self._shape, block.points, block.failed)
         write(self._file[DONE], self._shape, block.points, np.ones(len(block.points)))
         self._unsynced = True
         self._arrived(block.nbytes)

@@ -39,8 +39,8 @@ class RawFile:
         for name, values in block.values.items():
             self.write(name, block.points, values)
         self.write(WALL_TIME, block.points, block.wall_times)
-        if block.failed.any():
-            self.write(FAILED, block.points[block.failed], np.ones(block.failed.sum()))
+        if FAILED in self._places:  # also where none has: the points may have been marked before
+            self.write(FAILED, block.points, block.failed)
         self.write(DONE, block.points, np.ones(len(block.points)))
 
     def write(self, name: str, points: np.ndarray, values: np.ndarray) -> None:

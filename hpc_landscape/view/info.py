@@ -93,6 +93,7 @@ def _points(path: str, stored: Stored) -> str:
     text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)})"
     if stored.failed is not None and stored.failed.any():
         text += f", of which {int(stored.failed.sum())} raised an error and are NaN ('{layout.FAILED}' is 1 there)"
+        text += "; the same command with --retry_failed computes them again"
     cost = layout.read_values(path, layout.WALL_TIME)[stored.done]
     cost = cost[np.isfinite(cost)]
     if not cost.size:
