@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,9 @@ from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
+from .lock import exclusive, settle
 from .space import give_back, reserve
+from .temporary import whole
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
@@ -72,14 +73,12 @@ def create(
 
     directions: axis name -> parameter name -> array; model: parameter or buffer name -> array.
     """
-    path = os.path.realpath(path)  # a link stays a link
-    temporary = f"{path}.tmp"  # always the same, so that killed runs leave one at most
     saved = [*(directions or {}).values(), model or {}]
     space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
-    try:
-        reserve(temporary, space)
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            reserve(file.id.get_vfd_handle(), space)
+    with whole(path, lambda descriptor: settle(path, descriptor)) as (name, descriptor):
+        reserve(descriptor, space)
+        with h5py.File(name, "w", libver=LIBVER, locking=False) as file:  # which cuts it to nothing first
+            reserve(descriptor, space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
             _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
@@ -95,13 +94,8 @@ def create(
                 _save(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
-        give_back(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        give_back(descriptor)
+        os.fsync(descriptor)
 
 
 def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> int:
@@ -217,12 +211,13 @@ def save(
         raise UserError(f"{path}: there is no directory {os.path.dirname(os.path.abspath(path))}")
     names = {name: tuple(f"{name}_{i}" for i in range(array.ndim - k)) for name, array in values.items()}
     quantities = [Quantity(name, values[name].shape[k:], dims) for name, dims in names.items()]
-    create(path, grid, quantities, attributes, directions, trajectory=trajectory)
-    with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
-        for name, array in values.items():
-            file[name][...] = array
-        file[DONE][...] = 1
-    sync(path)
+    with exclusive(path):
+        create(path, grid, quantities, attributes, directions, trajectory=trajectory)
+        with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
+            for name, array in values.items():
+                file[name][...] = array
+            file[DONE][...] = 1
+        sync(path)
 
 
 def sync(path: str) -> None:
