@@ -95,7 +95,7 @@ def create(
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
         give_back(descriptor)
-        os.fsync(descriptor)
+        sync(name)
 
 
 def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> int:
