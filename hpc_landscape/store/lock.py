@@ -121,8 +121,9 @@ class _Hold:
 
     def settle(self, descriptor: int) -> None:
         if not self._is_current(self.descriptor, self.lock):  # somebody has removed it
-            os.close(self.descriptor)
+            lost = self.descriptor
             self._until_free(self._take_lock)
+            os.close(lost)
         self._until_free(self._take_file)
         self.files.append(os.dup(descriptor))  # it has been locked since it was made
 

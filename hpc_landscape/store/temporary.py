@@ -30,7 +30,6 @@ def whole(path: str, settle: Callable[[int], None] = lambda descriptor: None) ->
     path = os.path.realpath(path)
     temporary, descriptor = _make(path)
     try:
-        _lock(descriptor)
         by_descriptor = f"/proc/self/fd/{descriptor}"
         yield by_descriptor if os.path.exists(by_descriptor) else temporary, descriptor
         settle(descriptor)
@@ -46,21 +45,26 @@ def whole(path: str, settle: Callable[[int], None] = lambda descriptor: None) ->
 
 
 def _make(path: str) -> tuple[str, int]:
+    """The name and a descriptor of an empty file, locked as long as that is open."""
     while True:
         temporary = f"{path}.{secrets.token_hex(4)}.tmp"
         with suppress(FileExistsError):
-            return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            if _lock(descriptor) and os.path.lexists(temporary):
+                return temporary, descriptor
+            os.close(descriptor)  # another process took it for a leftover, in the moment between
 
 
-def _lock(descriptor: int) -> None:
-    """As long as the descriptor is open; where that would disturb HDF5's own locks, not."""
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has it. Where our lock would disturb HDF5's, it is not taken."""
     with suppress(OSError, ImportError):
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if byte_lock.apart(descriptor):
-            byte_lock.take(descriptor)
+        apart = byte_lock.apart(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return not apart or byte_lock.take(descriptor) is not False
+    return True
 
 
 def clear(path: str, held: bool = False) -> None:
