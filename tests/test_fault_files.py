@@ -224,7 +224,7 @@ def test_hard_links_and_a_deleted_lock(tmp_path: Path, program: Callable[..., Fi
     """Another name of the file, or a lock file that somebody has removed, let no second run in; readers come in."""
     file, other, log, hold = (tmp_path / name for name in ("landscape.h5", "other.h5", "log", "hold"))
     options = ["--x=-1:1:6", "--problem.log", log, "--problem.hold", hold, "--problem.hold_at", 2, "--writer", writer]
-    with Job([*PROGRAM, *JOB, *options], 2, tmp_path) as job:
+    with Job([*PROGRAM, *JOB, *options], 2 if writer == "parallel" else None, tmp_path) as job:
         job.until(lambda: log_lines(log, "holding") and read(file, "done").sum())
         root = next(line.pid for line in log_lines(log, "begin") if line.rank == 0)
         other.hardlink_to(file)
