@@ -1,7 +1,8 @@
 """A lock on a file itself, whatever its names: of one byte, far beyond its end, which nobody reads or writes.
 
 It belongs to what ``open`` gave, and so ends with the process, however that dies. It is not flock's, which HDF5 takes
-for readers and would make them wait: where a file system makes one of the other (NFS), it is not taken.
+for readers and would turn them away: where a file system makes one of the other, it is not taken. Nor on NFS, where
+Open MPI waits for a lock of the whole file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def give(descriptor: int) -> None:
 def apart(descriptor: int) -> bool:
     """Whether locks like this leave flock's alone; descriptor: of a file of ours whose flock this process has."""
     try:
+        if _file_system(descriptor).startswith("nfs"):
+            return False
         other = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
     except OSError:
         return False
@@ -39,6 +42,14 @@ def apart(descriptor: int) -> bool:
         return take(other, shared=True) is True
     finally:
         os.close(other)
+
+
+def _file_system(descriptor: int) -> str:
+    """Its kind, as the system calls it; empty where that is not told."""
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        return next((line.rpartition(" - ")[2] for line in mounts if line.split(" ", 3)[2] == number), "")
 
 
 def _set(descriptor: int, kind: str) -> None:

@@ -86,7 +86,7 @@ def exclusive(path: str, notice: Callable[[str], None] = lambda text: None) -> I
         notice(f"{path}: {NO_GUARD} (this system has no locks)")
         yield
         return
-    _held[os.path.realpath(path)] = hold
+    _held[hold.path] = hold
     try:
         if hold.missing:
             notice(f"{path}: {NO_GUARD} (its file system has no locks: {hold.missing})")
@@ -94,7 +94,7 @@ def exclusive(path: str, notice: Callable[[str], None] = lambda text: None) -> I
             clear(path, held=True)
         yield
     finally:
-        _held.pop(hold.path)
+        _held.pop(hold.path, None)
         hold.release()
 
 

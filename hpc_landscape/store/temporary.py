@@ -50,27 +50,30 @@ def _make(path: str) -> tuple[str, int]:
         temporary = f"{path}.{secrets.token_hex(4)}.tmp"
         with suppress(FileExistsError):
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-            if _lock(descriptor) and os.path.lexists(temporary):
+            if _lock(descriptor) is not False and os.path.lexists(temporary):
                 return temporary, descriptor
             os.close(descriptor)  # another process took it for a leftover, in the moment between
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether nobody else has it. Where our lock would disturb HDF5's, it is not taken."""
+def _lock(descriptor: int) -> bool | None:
+    """Whether this process has it now, and nobody else; None where our lock would disturb HDF5's, or there is none."""
+    if byte_lock.take(descriptor) is False:
+        return False
     with suppress(OSError, ImportError):
         import fcntl
 
+        byte_lock.give(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         apart = byte_lock.apart(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-        return not apart or byte_lock.take(descriptor) is not False
-    return True
+        return byte_lock.take(descriptor) if apart else None
+    return None
 
 
 def clear(path: str, held: bool = False) -> None:
     """Remove what killed processes have left behind of path, and nothing else.
 
-    held: nobody else writes path; without, only what can be seen to be nobody's goes.
+    held: nobody else may write path; without, only what can be seen to be nobody's goes.
     """
     path = os.path.realpath(path)
     for name in glob.glob(f"{glob.escape(path)}.*.tmp"):
@@ -85,8 +88,10 @@ def _remove(name: str, held: bool) -> None:
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         still_there = os.path.samestat(os.lstat(name), os.fstat(descriptor))
-        if still_there and _is_ours(descriptor) and (held or byte_lock.take(descriptor)):
-            os.unlink(name)
+        if still_there and _is_ours(descriptor):
+            locked = _lock(descriptor)
+            if locked or (held and locked is None):
+                os.unlink(name)
     finally:
         os.close(descriptor)
 
