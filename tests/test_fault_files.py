@@ -290,3 +290,17 @@ def test_what_stays_of_a_lock(tmp_path: Path) -> None:
     assert set(listing(tmp_path)) == {"landscape.h5"}
     go_on.touch()
     assert _code(child) == 0
+
+
+@apart
+def test_without_locks_of_the_file_itself(
+    tmp_path: Path, program: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old system: the lock file guards alone, leftovers go under it, and nothing is said."""
+    monkeypatch.setattr(fcntl, "F_OFD_SETLK", 9999)
+    (tmp_path / "landscape.h5.fedcba98.tmp").touch()
+    finished = program(*JOB)
+    assert finished.code == 0 and "nothing keeps" not in finished.out, finished
+    assert set(listing(tmp_path)) == {"landscape.h5"}
+    with exclusive(str(tmp_path / "landscape.h5")):
+        _refused(program(*JOB), "is being written by another run")
