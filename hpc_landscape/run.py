@@ -46,7 +46,7 @@ def run(settings: Settings, comm: Comm) -> int:
         start = time.monotonic()
 
         # See what there is to go on with, and keep other runs out
-        stored = see_output(settings, comm, stack)
+        stored = see_output(settings, comm, stack, say)
 
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
         with comm.together():

@@ -79,7 +79,7 @@ def test_values_that_lie_over_each_other(tmp_path: Path, program: Callable[..., 
 
 def test_names_that_are_paths(tmp_path: Path) -> None:
     """A parameter's name with a slash, as modules' names may have, is read back as it was saved."""
-    names = ["layer/0", "layer", "a|b", "a/b", "/", "..", "50%", "ünïcode"]
+    names = ["layer/0", "layer", "a%2Fb", "a/b", "/", ".", "..", "", "50%", "ünïcode", "nul\0", "\udc80"]
     arrays = {name: np.full(2, i, float) for i, name in enumerate(names)}
     layout.create(str(tmp_path / "l.h5"), Grid(Axis(-1, 1, 3)), [], {}, {"x": arrays}, arrays)
     for group in ("model", "directions/x"):

@@ -179,7 +179,7 @@ def names(folder) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("where", ["_lay_out", "_save", "sync"])
+@pytest.mark.parametrize("where", ["_lay_out", "save_arrays", "sync"])
 def test_create_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, where, error):
     path = tmp_path / "a.h5"
     path.write_bytes(b"what was there")

@@ -24,7 +24,7 @@ from .room import check_axes
 from .stored import fill_from
 
 
-def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Stored | None:
+def see_output(settings: Settings, comm: Comm, stack: ExitStack, say: Say) -> layout.Stored | None:
     """What the output holds, on every rank; None where a new file is to be made. Rank 0 locks it."""
     stored = None
     with comm.together():
@@ -35,11 +35,13 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack) -> layout.Store
                 raise UserError(f"--output {path}: there is no directory {folder}")
             if os.path.isdir(path):
                 raise UserError(f"--output {path}: is a directory; give a file name")
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise UserError(f"--output {path}: is no regular file; choose another")
             _check_name(path)
             if not settings.dry_run:
                 if not os.access(folder, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
                     raise UserError(f"--output {path}: no permission to write there")
-                stack.enter_context(exclusive(path))
+                stack.enter_context(exclusive(path, lambda text: say(f"note         {text}")))
             if os.path.exists(path):
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
                 if settings.overwrite and not began_here(stored):

@@ -6,11 +6,9 @@ cannot break the structure. The format's low version bound is HDF5 1.8's: checks
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +18,16 @@ from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
+from .lock import exclusive, settle
+from .names import load_arrays, save_arrays
 from .probe import damaged, probe
 from .space import give_back, reserve
+from .temporary import whole
 
 FORMAT = "hpc_landscape"
 FORMAT_VERSION = 1
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
-NAME = "name"  # an attribute: of a parameter whose name no dataset can have
 MIXED = "runs/mixed"  # 1 once runs on other processors, or by other kernels, have written points
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
@@ -72,36 +72,29 @@ def create(
 
     directions: axis name -> parameter name -> array; model: parameter or buffer name -> array.
     """
-    path = os.path.realpath(path)  # a link stays a link
-    temporary = f"{path}.tmp"  # always the same, so that killed runs leave one at most
     saved = [*(directions or {}).values(), model or {}]
     space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
-    try:
-        reserve(temporary, space)
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            reserve(file.id.get_vfd_handle(), space)
+    with whole(path, lambda descriptor: settle(path, descriptor)) as (name, descriptor):
+        reserve(descriptor, space)
+        with h5py.File(name, "w", libver=LIBVER, locking=False) as file:  # which cuts it to nothing first
+            reserve(descriptor, space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
             _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
-                _save(file.create_group(f"directions/{axis}"), arrays)
+                save_arrays(file.create_group(f"directions/{axis}"), arrays)
             if model:
-                _save(file.create_group("model"), model)
+                save_arrays(file.create_group("model"), model)
             if trajectory is not None:
                 columns = dict(zip(grid.names, trajectory.coordinates.T, strict=True))
                 labels = np.array(trajectory.labels, dtype=h5py.string_dtype())
                 if trajectory.paths is not None:
                     columns["path"] = trajectory.paths
                 group = file.create_group("trajectory")
-                _save(group, columns | {"distance": trajectory.distances, "label": labels})
+                save_arrays(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
-        give_back(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        give_back(descriptor)
+        sync(name)
 
 
 def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> int:
@@ -182,24 +175,6 @@ def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
         data[name] = file[name]
 
 
-def _save(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
-    """By name; one that HDF5 takes for a path is kept in an attribute, as JSON, and its dataset is called otherwise."""
-    for name, array in arrays.items():
-        key = name
-        if not name or {"/", "\0"} & set(name) or set(name) == {"."}:
-            key = name.replace("/", "|").replace("\0", "|").replace(".", "|") or "|"
-            while key in arrays or key in group:
-                key += "|"
-        dataset = group.create_dataset(key, data=array, track_times=False)
-        if key != name:
-            dataset.attrs[NAME] = json.dumps(name)
-
-
-def _name_of(key: str, dataset: h5py.Dataset) -> str:
-    name = dataset.attrs.get(NAME)
-    return key if name is None else json.loads(name)
-
-
 def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray, values: np.ndarray) -> None:
     """Write values[i] at the flat index points[i], in one HDF5 call where a value is a single number."""
     if not len(points):
@@ -230,12 +205,13 @@ def save(
         raise UserError(f"{path}: there is no directory {os.path.dirname(os.path.abspath(path))}")
     names = {name: tuple(f"{name}_{i}" for i in range(array.ndim - k)) for name, array in values.items()}
     quantities = [Quantity(name, values[name].shape[k:], dims) for name, dims in names.items()]
-    create(path, grid, quantities, attributes, directions, trajectory=trajectory)
-    with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
-        for name, array in values.items():
-            file[name][...] = array
-        file[DONE][...] = 1
-    sync(path)
+    with exclusive(path):
+        create(path, grid, quantities, attributes, directions, trajectory=trajectory)
+        with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
+            for name, array in values.items():
+                file[name][...] = array
+            file[DONE][...] = 1
+        sync(path)
 
 
 def sync(path: str) -> None:
@@ -358,4 +334,4 @@ def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
     with h5py.File(path, "r", locking=False) as file:
         if not isinstance(found := _find(file, group), h5py.Group):
             raise KeyError(f"no group '{group}'")
-        return {_name_of(name, dataset): dataset[()] for name, dataset in _datasets(found)}
+        return load_arrays(found)

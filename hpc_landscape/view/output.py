@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import h5py
 
 from ..errors import UserError
 from ..store import layout
+from ..store.temporary import clear, whole
 
 
 def checked(path: str, output: str, suffixes: Sequence[str]) -> str:
@@ -24,6 +24,8 @@ def checked(path: str, output: str, suffixes: Sequence[str]) -> str:
     if os.path.isdir(output):
         raise UserError(f"cannot write {output}: it is a directory")
     if os.path.exists(output):
+        if not os.path.isfile(output):
+            raise UserError(f"cannot write {output}: it is no regular file")
         if os.path.samefile(path, output) or _is_landscape(output):
             raise UserError(f"{output} is a landscape file and is not overwritten; choose another output")
         if not os.access(output, os.W_OK):
@@ -42,15 +44,11 @@ def _is_landscape(path: str) -> bool:
         return True
 
 
-def write_whole(output: str, write: Callable[[str], None]) -> None:
-    """Let ``write(temporary name)`` make the file, then give it its name; UserError where that cannot be done."""
-    target = os.path.realpath(output)  # a link stays a link
-    temporary = f"{target}.{os.getpid()}.tmp"
+def write_whole(output: str, write: Callable[[str], object]) -> None:
+    """Let ``write(name to open)`` fill a new file, then give it output's name; UserError where that cannot be done."""
+    clear(output)
     try:
-        write(temporary)
-        os.replace(temporary, target)
+        with whole(output) as (name, _):
+            write(name)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
