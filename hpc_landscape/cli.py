@@ -11,25 +11,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import parse
-from .errors import FAILED, IN_VAIN, INTERRUPTED, MISTAKE, Stopped, UserError, given_up, memory_is_out, printable
+from .errors import (
+    FAILED,
+    IN_VAIN,
+    INTERRUPTED,
+    MISTAKE,
+    Stopped,
+    UserError,
+    given_up,
+    memory_is_out,
+    printable,
+    reason,
+)
 from .parallel.comm import Comm, launched, world
+from .said import lost_result, sturdy
 from .settings import Settings
 
 PROG = "python -m hpc_landscape"
 EPILOG = """exit codes:
   0 complete   1 failed   2 a mistake to mend, said in one line
-  75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on
+  75 stopped by SIGTERM, SIGUSR1, SIGHUP or SIGXCPU, 130 by Ctrl-C: the same command goes on
 """
 VIEW_EPILOG = "exit codes: 0 done, 2 a mistake to mend, said in one line"
 MEET = 5.0  # seconds
+HELP = {"-h", "--help"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in COMMANDS:
-        return _view(words[0], words[1:])
-    return _run(words[1:] if words[:1] == ["run"] else words)
+    with sturdy():
+        if words and words[0] in COMMANDS:
+            return _view(words[0], words[1:])
+        return _run(words[1:] if words[:1] == ["run"] else words)
 
 
 def _run(words: list[str]) -> int:
@@ -37,15 +51,17 @@ def _run(words: list[str]) -> int:
     settings: Settings | None = None
     mistake = None
     try:
-        if {"-h", "--help"} & set(words) and launched()[1] > 0:
+        if HELP & set(words) and launched()[1] > 0:
             return 0
         settings, print_config = parse(words, PROG, EPILOG)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
-            return 0
+            return _shown()
     except UserError as error:
         mistake = error
+    except SystemExit:  # after --help
+        return _shown()
     try:
         comm = world(need_mpi=settings is not None and settings.writer == "parallel" and _parallel_h5py())
     except UserError as error:  # every process is alone: the launcher's numbers are all there is
@@ -53,6 +69,14 @@ def _run(words: list[str]) -> int:
     if mistake is not None:
         return _refuse(mistake, comm)
     return _guarded(settings, comm)
+
+
+def _shown() -> int:
+    """The exit code where what is printed is what was asked for."""
+    if (fault := lost_result()) is None:
+        return 0
+    _say(UserError(f"standard output cannot be written: {reason(fault)}"))
+    return MISTAKE
 
 
 def _guarded(settings: Settings, comm: Comm) -> int:
@@ -143,8 +167,8 @@ def _parallel_h5py() -> bool:
 
 
 def _view(command: str, words: list[str]) -> int:
-    """Commands that read a stored file: one process, no MPI."""
-    if launched()[1] > 0:
+    """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
+    if HELP & set(words) and launched()[1] > 0:
         return 0
     try:
         COMMANDS[command](
@@ -153,9 +177,9 @@ def _view(command: str, words: list[str]) -> int:
     except UserError as error:
         _say(UserError(printable(str(error))))
         return MISTAKE
-    except BrokenPipeError:  # info FILE | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except SystemExit:  # after --help
+        return _shown()
+    return _shown() if command == "info" else 0
 
 
 class _Parser(argparse.ArgumentParser):

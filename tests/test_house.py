@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Part -> floor. Where parts of one floor need each other, the order among them is its decimal: 1.1 may import 1.0.
 FLOORS = {
     "errors": 0,
+    "said": 0,
     "config": 1.0,
     "grid": 1.0,
     "progress": 1.0,

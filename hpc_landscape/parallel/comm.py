@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..said import flush
 
 # What launchers tell each process they start: how many processes there are, and which one this is.
 LAUNCHERS = (
@@ -26,6 +27,7 @@ LAUNCHERS = (
     ("PALS_SIZE", "PALS_RANKID"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
 )
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
@@ -36,17 +38,35 @@ HEARD = 0.3  # seconds in which a rank that looks for messages has seen one
 
 
 def launched() -> tuple[int, int, str]:
-    """(processes, this process's number, variable) as the launcher tells; (1, 0, "") without one."""
+    """(processes, this process's number, variable) as the launcher tells; (1, 0, "") without one.
+
+    Of several launchers, one in another, the one that has started most.
+    """
+    return max(_families(), key=lambda family: family[0], default=(1, 0, ""))
+
+
+def _families() -> list[tuple[int, int, str]]:
+    """What each launcher has left in the environment; what is no number is left out."""
+    found = [(os.environ.get(size, ""), os.environ.get(rank, ""), size) for size, rank in LAUNCHERS]
+    numbers = [(int(size), rank, name) for size, rank, name in found if size.isdecimal() and int(size) > 0]
+    return [(size, int(rank) if rank.isdecimal() and int(rank) < size else 0, name) for size, rank, name in numbers]
+
+
+def check_launcher() -> None:
+    """UserError where a launcher's numbers are none: several processes might each believe to be the first."""
     for size, rank in LAUNCHERS:
-        if os.environ.get(size, "").isdigit():
-            return int(os.environ[size]), int(os.environ.get(rank, "0") or 0), size
-    return 1, 0, ""
+        processes, number = os.environ.get(size, ""), os.environ.get(rank, "")
+        sized = processes.isdecimal() and int(processes) > 0
+        if processes and not (sized and number.isdecimal() and int(number) < int(processes)):
+            raise UserError(
+                f"the launcher's {size}={printable(processes)} and {rank}={printable(number)} are no number of "
+                "processes and the number of one of them; unset both, or start the program by mpirun or srun"
+            )
 
 
 def leave(code: int) -> None:
     """End this process, whatever its main thread does. Not by MPI's abort: under srun its code may become 137."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)
 
 
@@ -63,6 +83,7 @@ def world(need_mpi: bool = False):
 
     Raises UserError where the launcher and MPI disagree: each process would believe itself alone.
     """
+    check_launcher()
     size, _, variable = launched()
     if size == 1 and not need_mpi:
         return SerialComm()
@@ -79,10 +100,15 @@ def world(need_mpi: bool = False):
         ) from None
     comm = MPIComm(MPI.COMM_WORLD)
     if size > 1 and comm.size != size:
-        raise UserError(
-            f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun and "
-            f"mpi4py use different MPIs (mpi4py: {comm.library}){_MATCH}"
-        )
+        confirmed = next((name for n, _, name in _families() if n == comm.size > 1), None)
+        if confirmed is None:
+            raise UserError(
+                f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun "
+                f"and mpi4py use different MPIs (mpi4py: {comm.library}){_MATCH}"
+            )
+        if comm.is_root:
+            told = f"{variable}={size} is of another launcher: MPI sees {comm.size} processes, as {confirmed} says"
+            print(f"hpc_landscape: warning: {told}", file=sys.stderr, flush=True)
     _check_threads(MPI, comm, begun)
     return comm
 
@@ -115,7 +141,8 @@ def _start_mpi(variable: str) -> tuple[Any, bool]:
 
     begun = MPI.Is_initialized()
     if not begun:
-        if variable.startswith("OMPI_") and "MPICH" in MPI.Get_library_version():
+        foreign = variable.startswith("OMPI_") and "PMI_SIZE" not in os.environ  # else mpirun of an MPICH runs in it
+        if foreign and "MPICH" in MPI.Get_library_version():
             raise UserError(f"it is Open MPI's, and mpi4py uses another MPI ({_library(MPI)})")
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     return MPI, begun
@@ -307,8 +334,7 @@ class MPIComm(Comm):
         Ranks that look for messages leave by themselves: MPI's own abort has them call exit() in the thread that looks,
         where C++ and HDF5 tidy up beside a computation; what crashes there becomes the exit code of mpirun.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         requests = []  # a message that nobody holds may be gone before it is sent
         with suppress(Exception):  # whoever cannot be told is ended all the same
             for rank in {*range(self.size)} - {self.rank}:

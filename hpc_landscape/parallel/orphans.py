@@ -18,6 +18,8 @@ from contextlib import suppress
 from multiprocessing import forkserver, util
 from typing import Any
 
+from ..said import survive
+
 SERVER = f"{__package__}.forkserver"  # imported by the fork server
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PAUSE = 1.0  # seconds between two looks, where the system does not tell that a process has ended
@@ -51,6 +53,7 @@ def _inherit(parent: int, by_main: bool) -> _Heritage:
     """In a child that is no copy of its parent. by_main: whether the parent's main thread has started it."""
     end_children_with_us()
     _follow(parent, by_main)
+    survive()  # what it prints, to a pipe that is closed say, is no fault of its data
     return _heritage
 
 
