@@ -133,7 +133,8 @@ class Settings:
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
-        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75",
+        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75; without "
+        "it a stop waits twice as long as the longest point took, and 20 s at least",
         "SECONDS",
     )
     dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")

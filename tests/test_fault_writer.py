@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fault_table
 import pytest
-from programs import TINY, WRITERS, Finished, Job, assert_same_landscape, parallel_h5py
+from programs import PROBLEMS, TINY, WRITERS, Finished, Job, assert_same_landscape, parallel_h5py
 
 pytestmark = pytest.mark.slow
 
@@ -36,3 +36,12 @@ def test_only_rank_0_sees_the_file(tmp_path: Path, program: Callable[..., Finish
     assert program(*JOB).code == 0
     assert_same_landscape(tmp_path / "rank0" / "landscape.h5", tmp_path / "landscape.h5")
     fault_table.record("only rank 0 sees the file", writer, then="rank 0 writes, exit 0: the same bits")
+
+
+def test_values_that_memory_cannot_take(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    """Counted before anything is computed, with their copies on the way to the file."""
+    wide = f"{PROBLEMS / 'wide_problem_for_tests.py'}:wide"
+    finished = program("--problem", wide, "--problem.numbers", 10**12, "--metrics", "wide", "--x=-1:1:1", "--y=none")
+    assert finished.code == 2 and finished.err.count("\n") == 1, finished
+    assert "a point's values take 7.3 TiB (wide 7.3 TiB)" in finished.err, finished
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from .plan import Plan
 
 INDEX = 8  # bytes: every rank holds the index of each point that is to do
 ON_ROOT = 4  # arrays of all points that rank 0 holds beside: coordinates found, values read at the end
+COPIES = 6  # of a point's values: under way, sent, received, written; rank 0 has them of another rank too
 LEAST = 8 + 8 + 1 + 1  # bytes of a point in the file: a metric, wall_time, done, failed
 
 
@@ -42,6 +43,7 @@ def _check_memory(points: int, ranks: int, what: str) -> None:
 def check_plan(plan: Plan, ranks: int) -> None:
     """The same with all that is known now. A message of the disk says what takes the most, and what helps."""
     _check_memory(plan.grid.size, ranks, f"{plan.grid}: {plan.grid.size:,} points")
+    _check_values(plan, ranks)
     parts = bytes_of(plan)
     needed, there = sum(parts.values()), free(plan.settings.output)
     if plan.stored is not None or needed <= there:
@@ -54,6 +56,19 @@ def check_plan(plan: Plan, ranks: int) -> None:
         f"--output {plan.settings.output}: {plan.grid.size:,} points and what is kept with them need {size(needed)} on "
         f"the disk ({most} {size(parts[most])}), and {size(there)} are free there; {remedy}"
     )
+
+
+def _check_values(plan: Plan, ranks: int) -> None:
+    """UserError where the values of the points that are in hand, and on their way to the file, take too much."""
+    each = {quantity.name: 8 * math.prod(quantity.shape) for quantity in plan.quantities}
+    needed = sum(each.values()) * ranks * (plan.evaluator.form.points + COPIES)
+    if needed > (there := free_memory()):
+        most = max(each, key=lambda name: each[name])
+        raise UserError(
+            f"--metrics: a point's values take {size(sum(each.values()))} ({most} {size(each[most])}), and on their way "
+            f"to the file {size(needed)} of memory, of which {size(there)} are available; leave {most} out, or start "
+            "fewer ranks on a node"
+        )
 
 
 def bytes_of(plan: Plan) -> Mapping[str, int]:

@@ -25,6 +25,7 @@ CODES = {int(getattr(signal, name)): code for name, code in _NAMES.items() if ha
 REPEATED = getattr(signal, "SIGXCPU", None)  # the kernel sends it every second: it presses for nothing
 PATIENCE = 20.0  # seconds, at least, that a stop waits for what is in hand
 RESERVE = 10.0  # seconds of a stop's grace, a quarter of it at most, that are kept for leaving
+END = b"\0"  # no signal
 ECHO = 0.5  # seconds in which a launcher passes on a signal that the process has got already
 
 
@@ -51,7 +52,7 @@ class Signals:
         self.comm, self.grace, self.in_vain = comm, grace, grace is not None
         self.code, self.pressed = 0, False
         self._first = self._leave_by = math.inf
-        self._points = False
+        self._points = self._ended = False
 
     def __enter__(self) -> Signals:
         self._ear, self._mouth = os.pipe()
@@ -68,11 +69,14 @@ class Signals:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._ended = True
         self._handling.__exit__(None, None, None)
         signal.set_wakeup_fd(self._wakeup)
         _open.remove(self._mouth)
-        os.close(self._mouth)  # ends the thread
+        with suppress(BlockingIOError):  # full, so that the thread reads it anyway
+            os.write(self._mouth, END)  # closing it is no end: forked processes have it too
         self._thread.join()
+        os.close(self._mouth)
         os.close(self._ear)
 
     def leave_by(self, when: float) -> None:
@@ -119,11 +123,11 @@ class Signals:
         poll.register(self._ear, select.POLLIN)
         while True:
             if poll.poll(None if self._leave_by == math.inf and not self._points else 200):
-                numbers = os.read(self._ear, 64)
-                if not numbers:
-                    return
+                numbers = os.read(self._ear, 2**16)
                 for number in numbers:
                     self._hear(number)
+                if self._ended:
+                    return
             if time.monotonic() >= self._leave_by:
                 self._end()
 
