@@ -63,10 +63,10 @@ def _check_values(plan: Plan, ranks: int) -> None:
     each = {quantity.name: 8 * math.prod(quantity.shape) for quantity in plan.quantities}
     needed = sum(each.values()) * ranks * (plan.evaluator.form.points + COPIES)
     if needed > (there := free_memory()):
-        most = max(each, key=lambda name: each[name])
+        most, all_of_them = max(each, key=lambda name: each[name]), sum(each.values())
         raise UserError(
-            f"--metrics: a point's values take {size(sum(each.values()))} ({most} {size(each[most])}), and on their way "
-            f"to the file {size(needed)} of memory, of which {size(there)} are available; leave {most} out, or start "
+            f"--metrics: a point's values take {size(all_of_them)} ({most} {size(each[most])}), and on their way to the "
+            f"file {size(needed)} of memory, of which {size(there)} are available; leave {most} out, or start "
             "fewer ranks on a node"
         )
 

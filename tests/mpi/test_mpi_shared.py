@@ -135,7 +135,8 @@ def test_it_works_by_a_name_too_and_never_beyond_a_files_end(comm, monkeypatch, 
     if short:
         assert found is None
     else:
-        assert all((found[rank] == rank).all() for rank in range(comm.size))
+        assert set(found) == set(comm.node_allgather(comm.rank))
+        assert all((values == rank).all() for rank, values in found.items())
     comm.barrier()
     assert not [name for name in os.listdir(shared.FOLDER) if name.startswith(f"hpc_landscape-{os.getpid()}-")]
 
