@@ -65,8 +65,8 @@ def _check_values(plan: Plan, ranks: int) -> None:
     if needed > (there := free_memory()):
         most, all_of_them = max(each, key=lambda name: each[name]), sum(each.values())
         raise UserError(
-            f"--metrics: a point's values take {size(all_of_them)} ({most} {size(each[most])}), and on their way to the "
-            f"file {size(needed)} of memory, of which {size(there)} are available; leave {most} out, or start "
+            f"--metrics: a point's values take {size(all_of_them)} ({most} {size(each[most])}), and on their way to "
+            f"the file {size(needed)} of memory, of which {size(there)} are available; leave {most} out, or start "
             "fewer ranks on a node"
         )
 
