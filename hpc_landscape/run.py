@@ -117,7 +117,6 @@ def run(settings: Settings, comm: Comm) -> int:
         stop_code = _evaluate(plan, mine, len(unfinished), writer, control, say)
 
         # Say how it went
-        signals.in_vain = False
         return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
 
 

@@ -119,10 +119,9 @@ def test_a_signal_ends_a_point_that_may_never_be_finished(tmp_path, problem, nam
     with Job(command, ranks, tmp_path) as job:
         job.until(lambda: (tmp_path / "landscape.h5").exists())
         time.sleep(0.5)
-        start = time.monotonic()
         os.kill(job.process.pid, signal.SIGTERM)
-        finished = job.wait(20)
-        assert time.monotonic() - start < 10
+        finished = job.wait()
+    assert "abandoned" not in finished.out, finished  # after a while, as a point that does not end
     if ranks is None:
         assert finished.code == 75, finished
         assert "0 of 3 points are in landscape.h5" in finished.out
@@ -136,7 +135,7 @@ def test_a_signal_while_the_end_is_looked_for(tmp_path, problem):
     with Job(command, None, tmp_path) as job:
         time.sleep(4)
         os.kill(job.process.pid, signal.SIGTERM)
-        finished = job.wait(20)
+        finished = job.wait()
     assert finished.code in (75, -15) and not (tmp_path / "landscape.h5").exists(), finished
 
 

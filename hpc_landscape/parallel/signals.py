@@ -43,13 +43,13 @@ class Signals:
     """Hears this process's stop signals: ``with Signals(comm, grace) as signals``.
 
     Before and after points there is nothing to save: a signal ends the program with its own exit code. With a grace, in
-    seconds, SIGUSR1 is the end of an allocation in which not one point has come about, as long as ``in_vain``.
+    seconds, SIGUSR1 before the points is the end of an allocation in which not one has come about.
 
     code: the exit code of the first signal, or 0; pressed: another one has come since.
     """
 
     def __init__(self, comm: Comm, grace: float | None = None):
-        self.comm, self.grace, self.in_vain = comm, grace, grace is not None
+        self.comm, self.grace, self._in_vain = comm, grace, grace is not None
         self.code, self.pressed = 0, False
         self._first = self._leave_by = math.inf
         self._points = self._ended = False
@@ -107,13 +107,13 @@ class Signals:
             with _handling(dict.fromkeys([*self._hears, signal.SIGINT], stop)):
                 yield
         finally:
-            self._points, self._leave_by = False, math.inf
+            self._points, self._leave_by, self._in_vain = False, math.inf, False
 
     def _leave(self, number: int, frame: Any) -> None:
         raise Stopped(self._code_of(number))
 
     def _code_of(self, number: int) -> int:
-        in_vain = number == signal.SIGUSR1 and self.in_vain and not self._points
+        in_vain = number == signal.SIGUSR1 and self._in_vain and not self._points
         return FAILED if in_vain else CODES[number]
 
     # What the thread does
