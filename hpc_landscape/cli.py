@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from .arguments import parse
@@ -24,7 +25,7 @@ from .errors import (
     reason,
 )
 from .parallel.comm import Comm, launched, world
-from .said import lost_result, sturdy
+from .said import lost_result, notice, sturdy, survive
 from .settings import Settings
 
 PROG = "python -m hpc_landscape"
@@ -40,6 +41,8 @@ HELP = {"-h", "--help"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        survive()  # to the very end: what is flushed last, and cannot be, would make the exit code 120
     with sturdy():
         if words and words[0] in COMMANDS:
             return _view(words[0], words[1:])
@@ -124,40 +127,45 @@ def _speak(mistake: UserError, rank: int) -> int:
 
 
 def _say(mistake: UserError) -> None:
-    print(f"hpc_landscape: error: {printable(str(mistake), keep=chr(10))}", file=sys.stderr, flush=True)
+    notice(f"error: {printable(str(mistake), keep=chr(10))}")
 
 
 def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
     """End every rank with this error's exit code; its traceback is printed once, with its rank."""
     code = FAILED
+    try:
+        code = _explain(error, settings, comm)
+    finally:
+        if comm.size > 1:
+            comm.abort(code)
+    return code
+
+
+def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
+    """Say why; returns the exit code. Where many ranks fail at once, the first to speak ends the others."""
     where = f" on rank {comm.rank} of {comm.size}" if comm.size > 1 else ""
     if isinstance(error, Stopped):
-        code = error.code
-        if code == FAILED:
+        if error.code == FAILED:
             comm.leave_if_told(min(0.3 * comm.rank, 3))
-            print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
-    elif isinstance(error, SystemExit):
-        if isinstance(error.code, int) and error.code:  # exit(0) in the middle is no success either
-            code = error.code
-        print(f"hpc_landscape: failed{where}: the problem called exit({error.code!r})", file=sys.stderr, flush=True)
-    elif isinstance(error, KeyboardInterrupt):
-        code = INTERRUPTED
-    else:
-        comm.leave_if_told(
-            min(0.1 + 0.3 * comm.rank, 3)
-        )  # where many ranks fail at once, the first to speak ends the others
+            notice(f"failed: {IN_VAIN}")
+        return error.code
+    if isinstance(error, SystemExit):
+        notice(f"failed{where}: the problem called exit({error.code!r})")
+        return error.code if isinstance(error.code, int) and error.code else FAILED  # exit(0) is no success either
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    comm.leave_if_told(min(0.1 + 0.3 * comm.rank, 3))
+    with suppress(Exception):  # an error of the user's may not even have a text
         if memory_is_out(error):
             from .job.memory import explain
 
             _say(UserError(explain(error, settings, comm.rank, comm.size)))
-            code = MISTAKE
-        elif (given := given_up(error)) is not None:
-            print(f"hpc_landscape: failed{where}: {given}", file=sys.stderr, flush=True)
-        else:
-            print(f"hpc_landscape: failed{where}:\n{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
-    if comm.size > 1:
-        comm.abort(code)
-    return code
+            return MISTAKE
+        if (given := given_up(error)) is not None:
+            notice(f"failed{where}: {given}")
+            return FAILED
+    notice(f"failed{where}:\n{''.join(traceback.format_exception(error)).rstrip()}")
+    return FAILED
 
 
 def _parallel_h5py() -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
+
+from . import said
 
 LINE_EVERY = 60.0  # seconds
 
@@ -16,10 +17,10 @@ class Progress:
         self.total, self.before, self.done, self.clock = total, done, done, clock
         self.start = self.last = clock()
         self.bar = None
-        if sys.stderr.isatty():
+        if (terminal := said.terminal()) is not None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, unit="pt", smoothing=0.1, dynamic_ncols=True)
+            self.bar = tqdm(file=terminal, total=total, initial=done, unit="pt", smoothing=0.1, dynamic_ncols=True)
 
     def update(self, done: int) -> None:
         """Show that ``done`` points are done."""
@@ -29,7 +30,7 @@ class Progress:
         now = self.clock()
         if self.bar is None and now - self.last >= LINE_EVERY:
             self.last = now
-            print(self.line(), file=sys.stderr, flush=True)
+            said.progress(self.line())
 
     def line(self) -> str:
         """One line: done, rate, time left."""

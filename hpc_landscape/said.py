@@ -10,15 +10,48 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
+def say(text: str) -> None:
+    """A line on standard output, if that can be. It never raises, nor do the other ways to say something."""
+    _bring("stdout", f"{text}\n")
+
+
+def notice(text: str) -> None:
+    """Something of ours beside the results: on standard error, with our name."""
+    _bring("stderr", f"hpc_landscape: {text}\n")
+
+
+def progress(text: str) -> None:
+    """A line of a log on standard error."""
+    _bring("stderr", f"{text}\n")
+
+
+def _bring(name: str, text: str) -> None:
+    """A problem may have put a stream of its own there: where that takes nothing, the process's first one may."""
+    stream = _sturdy(getattr(sys, name))
+    before = stream.lost
+    stream.write(text)
+    stream.flush()
+    if stream.lost is not before and stream is not getattr(sys, name):
+        first = _sturdy(_first[name] if _first else getattr(sys, f"__{name}__"))
+        first.write(text)
+        first.flush()
+
+
+def terminal() -> Any:
+    """Standard error where it is a terminal, else None: never raises, nor does what it gives."""
+    stream = _sturdy(sys.stderr)
+    return stream if stream.isatty() else None
+
+
 class Sturdy:
     """A text stream that never raises: what it cannot take is lost, and what comes after is tried anew.
 
-    lost: why something was lost, the first time; None while nothing was.
+    lost: why something was lost, the last time; None while nothing was.
     """
 
     def __init__(self, stream: Any):
-        self._stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") if stream is None else stream
-        self.lost: Exception | None = None if stream is not None else ValueError("it is closed")
+        self._stream = stream
+        self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
         try:
@@ -27,8 +60,8 @@ class Sturdy:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
             with self._surviving():
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError) as error:
-            self.lost = self.lost or error
+        except Exception as error:
+            self.lost = error
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -37,32 +70,33 @@ class Sturdy:
 
     def flush(self) -> None:
         with self._surviving():
-            self._stream.flush()
+            if hasattr(self._stream, "flush"):
+                self._stream.flush()
 
     def isatty(self) -> bool:
         with self._surviving():
-            return bool(self._stream.isatty())
+            return hasattr(self._stream, "isatty") and bool(self._stream.isatty())
         return False
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_stream":  # of a copy in the making
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
-            self.lost = self.lost or error
+        except Exception as error:
+            self.lost = error
+
+
+def _sturdy(stream: Any) -> Sturdy:
+    return stream if isinstance(stream, Sturdy) else Sturdy(stream)
 
 
 def survive() -> None:
-    """From now on this process's sys.stdout and sys.stderr never raise."""
-    sys.stdout, sys.stderr = Sturdy(sys.stdout), Sturdy(sys.stderr)
-
-
-@contextmanager
-def sturdy() -> Iterator[None]:
-    """Meanwhile sys.stdout and sys.stderr never raise. In the end they are as before, and nothing waits in them.
+    """From now on this process's sys.stdout and sys.stderr never raise.
 
     Descriptors 0 to 2 are taken where they are free: else the next file that is opened, the output say, would have
     one of them, and be printed into.
@@ -72,8 +106,20 @@ def sturdy() -> Iterator[None]:
             os.close(descriptor)
             break
         os.set_inheritable(descriptor, True)
+    for name in ("stdout", "stderr"):
+        stream = _sturdy(getattr(sys, name))
+        if stream._stream is None:
+            stream = Sturdy(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))  # it has a descriptor, and an encoding
+            stream.lost = ValueError("it is closed")
+        setattr(sys, name, stream)
+
+
+@contextmanager
+def sturdy() -> Iterator[None]:
+    """Meanwhile sys.stdout and sys.stderr never raise. In the end they are as before, and nothing waits in them."""
     before = sys.stdout, sys.stderr
     survive()
+    _first.update(stdout=sys.stdout, stderr=sys.stderr)
     ours = sys.stdout, sys.stderr
     try:
         yield
@@ -81,18 +127,23 @@ def sturdy() -> Iterator[None]:
         for stream in ours:
             _empty(stream)
         sys.stdout, sys.stderr = before
+        _first.clear()
+
+
+_first: dict[str, Sturdy] = {}  # what were this process's streams before a problem came
 
 
 def _empty(stream: Sturdy) -> None:
     """Leave nothing in a stream at which Python, which flushes it in the end, would fail: exit code 120."""
-    try:
-        stream._stream.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError, AttributeError):
+    before, stream.lost = stream.lost, None
+    stream.flush()
+    if stream.lost is not None:
+        with suppress(Exception):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream._stream.fileno())
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-            stream._stream.flush()
+            stream.flush()
+    stream.lost = stream.lost or before
 
 
 def lost_result() -> Exception | None:
@@ -110,6 +161,7 @@ def flush(seconds: float = 1.0) -> None:
             with suppress(Exception):
                 stream.flush()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    with suppress(Exception):  # there may be no more room for a thread
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(seconds)

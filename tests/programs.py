@@ -28,6 +28,7 @@ PROGRAM = (sys.executable, "-m", "hpc_landscape")
 LIMIT = 120.0  # seconds: for what takes a few on a quiet machine
 # What a launcher leaves in the environment: with it, a process of ours would believe that it is one of several ranks.
 LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PRTE_", "HYDI_", "HYDRA_", "MPI_", "MPIR_", "SLURM_", "PALS_", "MV2_", "JSM_")
+LAUNCHER_PREFIXES += ("FLUX_", "ALPS_")
 # Open MPI refuses root, and more ranks than cores, unless told; MPICH needs nothing. First 4.x, then 5.x.
 ALLOWED = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

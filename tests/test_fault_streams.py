@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import shlex
+import struct
 import subprocess
+import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import fault_table
@@ -13,10 +19,15 @@ import h5py
 import pytest
 from programs import LIMIT, PROGRAM, TINY, Finished, Job, environment, mpirun, read
 
+from hpc_landscape.parallel.comm import launched
+from hpc_landscape.progress import Progress
+from hpc_landscape.said import notice, say
+
 pytestmark = pytest.mark.slow
 
 JOB = ("--problem", TINY, "--x=-1:1:4", "--y=none", "--plot", "false")
 TALKS = """
+import atexit
 import warnings
 from torch import nn
 from hpc_landscape import Problem
@@ -26,6 +37,8 @@ def loss(output, target):
     print("words of the user's own, \\N{SNOWMAN}" * 200, flush=True)
     warnings.warn("and a warning")
     return nn.functional.cross_entropy(output, target)
+
+atexit.register(print, "last words")  # which Python flushes after all: exit code 120 where it cannot
 
 def tiny():
     problem = quiet()
@@ -72,6 +85,95 @@ def test_a_stream_that_is_not_utf_8(tmp_path: Path, run: str) -> None:
     fault_table.record("the log: not UTF-8", then="exit 0 and complete; the odd characters escaped")
 
 
+# What a problem may do with the streams that everybody prints to
+OWN = """
+import sys
+from tiny_problem_for_tests import tiny as quiet
+
+class Odd:
+    def __init__(self, **found):
+        vars(self).update(found)
+
+def refuses(*words):
+    raise RuntimeError("no")
+
+def tiny(streams):
+    if streams == "none":
+        sys.stdout = sys.stderr = None
+    elif streams == "closed":
+        with open("closed", "w") as sys.stdout:
+            sys.stderr = sys.stdout
+    elif streams == "only write":
+        sys.stdout = sys.stderr = Odd(write=len)
+    elif streams == "raise":
+        sys.stdout = sys.stderr = Odd(write=refuses, flush=refuses, isatty=refuses)
+    return quiet()
+"""
+
+
+@pytest.mark.parametrize("streams", ["none", "closed", "only write", "raise"])
+def test_a_problem_with_streams_of_its_own(tmp_path: Path, program: Callable[..., Finished], streams: str) -> None:
+    (tmp_path / "own.py").write_text(f"import sys; sys.path.insert(0, {str(Path(TINY).parent)!r})\n{OWN}")
+    before = sys.stdout, sys.stderr
+    assert program("--problem", "own.py:tiny", "--problem.streams", streams, *JOB[2:]).code == 0
+    assert (sys.stdout, sys.stderr) == before
+    fault_table.record(f"a problem puts other streams in place: {streams}", then="exit 0 and complete")
+
+
+def test_a_terminal_that_goes(tmp_path: Path) -> None:
+    """Without its SIGHUP, as after setsid: the bar is lost, and no point."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    hold = tmp_path / "hold"
+    options = ("--problem.log", tmp_path / "log", "--problem.hold", hold, "--problem.hold_at", 2)
+    process = subprocess.Popen(
+        list(map(str, [*PROGRAM, *JOB, *options])),
+        cwd=tmp_path,
+        env=environment(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):
+        while b"0/4 " not in shown:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    hold.touch()
+    assert b"0/4 " in shown and process.wait(LIMIT) == 0, shown
+    assert read(tmp_path / "landscape.h5", "done").all()
+    fault_table.record("the terminal is gone", then="exit 0 and complete")
+
+
+def test_full_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said when there is room again comes through, by whoever it is said; nothing raises before."""
+
+    class Log:
+        room, text = False, ""
+
+        def write(self, text: str) -> None:
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            self.text += text
+
+    log = Log()
+    monkeypatch.setattr(sys, "stdout", log)
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(sys, "__stdout__", None)
+    monkeypatch.setattr(sys, "__stderr__", None)
+    now = [0.0]
+    progress = Progress(10, 0, lambda: now[0])
+    for log.room in (False, True):
+        say("words")
+        notice("a notice")
+        now[0] += 100
+        progress.update(2)
+    progress.close()
+    assert log.text.startswith("words\nhpc_landscape: a notice\n2/10 points"), log.text
+
+
 @pytest.mark.parametrize("fault, code", [("error", 1), ("mistake", 2)])
 def test_two_ranks_that_cannot_speak(tmp_path: Path, fault: str, code: int) -> None:
     """Neither waits for the other to have spoken."""
@@ -95,24 +197,15 @@ def test_where_the_output_is_the_result(tmp_path: Path, run: str) -> None:
     assert _shell(f"{program} --no_such_option >/dev/full 2>&1", tmp_path).returncode == 2
 
 
-# What a launcher has left, around two real ranks
-LEFT = {
-    "another launcher's size of one": {"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1", "SLURM_STEP_NUM_TASKS": "1"},
-    "another launcher's greater size": {"MV2_COMM_WORLD_SIZE": "7", "MV2_COMM_WORLD_RANK": "0"},
-}
-
-
-@pytest.mark.parametrize("left", LEFT)
-def test_launchers_in_launchers(tmp_path: Path, left: str) -> None:
-    others = {name: value for name, value in LEFT[left].items()}
-    others |= {name.replace("SIZE", "RANK"): "0" for name in others if name.endswith("SIZE")}
-    others |= {"SLURM_PROCID": "0"} if "SLURM_STEP_NUM_TASKS" in others else {}
-    with Job([*PROGRAM, *JOB], 2, tmp_path, environment() | others) as job:
+def test_launchers_in_launchers(tmp_path: Path) -> None:
+    """Sizes that others have left, smaller and greater, around two real ranks."""
+    left = dict.fromkeys(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"], "1")
+    left |= dict.fromkeys(["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "FLUX_TASK_RANK"], "0")
+    with Job([*PROGRAM, *JOB], 2, tmp_path, environment() | left | {"FLUX_JOB_SIZE": "7"}) as job:
         finished = job.wait()
-    assert finished.code == 0 and "ranks        2 on" in finished.out, finished
-    assert finished.out.count("ranks    ") == 1
-    assert finished.err.count("is of another launcher") == ("greater" in left)
-    fault_table.record(left, then="the ranks that MPI sees; exit 0")
+    assert finished.code == 0 and finished.out.count("ranks    ") == 1 and "ranks        2 on" in finished.out, finished
+    assert finished.err.count("FLUX_JOB_SIZE=7 is of another launcher: MPI sees 2 processes") == 1, finished
+    fault_table.record("sizes 1 and 7 of other launchers around mpirun -n 2", then="exit 0: the 2 ranks that MPI sees")
 
 
 @pytest.mark.parametrize("size, rank", [("2", "abc"), ("two", "0"), ("2", "2"), ("2", "-1"), ("2", "")])
@@ -126,6 +219,12 @@ def test_a_number_that_is_none(
     assert f"PMI_SIZE={size} and PMI_RANK={rank} are no number" in finished.err
 
 
+def test_a_number_that_no_computer_reads(program: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_SIZE", "9" * 6000)
+    finished = program(*JOB)
+    assert finished.code == 2 and finished.err.count("\n") == 1 and len(finished.err) < 300, finished
+
+
 def test_a_task_farm_draws_each_its_own(
     tmp_path: Path, program: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,3 +235,14 @@ def test_a_task_farm_draws_each_its_own(
     assert "loss" in program("info", "landscape.h5").out
     assert program("export", "landscape.h5", "-o", "3.csv").code == 0 and (tmp_path / "3.csv").exists()
     assert program("plot", "--help").out == ""
+
+
+def test_launchers_that_tell_no_size(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPI is asked then; a rank alone, as left by somebody, is none."""
+    monkeypatch.setenv("PMIX_RANK", "3")
+    assert launched() == (1, 0, "")
+    monkeypatch.setenv("PMIX_NAMESPACE", "1")
+    assert launched() == (4, 3, "PMIX_RANK") and launched().size_unknown
+    monkeypatch.setenv("FLUX_JOB_SIZE", "8")
+    monkeypatch.setenv("FLUX_TASK_RANK", "5")
+    assert launched() == (8, 5, "FLUX_JOB_SIZE")

@@ -6,7 +6,6 @@ fails for good, or data cannot be read, the run ends, since other points would b
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,18 +136,16 @@ class Reporter:
         if failure.kind in self.printed or len(self.printed) >= MOST_KINDS:
             return
         self.printed.add(failure.kind)
-        print(
-            f"hpc_landscape: an error at {place(self.grid, point)} on rank {rank}; its values are NaN, and the run "
-            f"goes on (--on_error record). Others of this kind are not shown. {failure.text}",
-            file=sys.stderr,
-            flush=True,
+        said.notice(
+            f"an error at {place(self.grid, point)} on rank {rank}; its values are NaN, and the run goes on "
+            f"(--on_error record). Others of this kind are not shown. {failure.text}"
         )
 
     def _hear_of_machine(self, rank: int, fault: Cause) -> None:
         if fault.kind in self.printed_of_machine:
             return
         self.printed_of_machine.add(fault.kind)
-        print(f"hpc_landscape: {fault} on rank {rank}: {AGAIN}", file=sys.stderr, flush=True)
+        said.notice(f"{fault} on rank {rank}: {AGAIN}")
 
 
 def place(grid: Grid, index: int) -> str:

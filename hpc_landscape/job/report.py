@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from .. import said
 from ..directions.normalize import cosine, standing
 from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
 from ..grid import strided
@@ -39,14 +40,14 @@ RETRY = "--retry_failed computes them again"
 
 
 class Say:
-    """Prints on rank 0 alone."""
+    """Speaks on rank 0 alone."""
 
     def __init__(self, comm: Comm):
         self.comm = comm
 
     def __call__(self, text: str) -> None:
         if self.comm.is_root:
-            print(text, flush=True)
+            said.say(text)
 
 
 def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: int, writer: type[Writer]) -> None:
@@ -219,7 +220,7 @@ def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: float | None 
         say(f"abandoned    points in hand, {abandoned:.3g} s after the stop")
     say(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
     if plan.settings.grace is not None and code == STOPPED and done == total - len(plan.unfinished):
-        print(f"hpc_landscape: failed: {IN_VAIN}", file=sys.stderr, flush=True)
+        said.notice(f"failed: {IN_VAIN}")
         return FAILED
     return code or FAILED
 
@@ -227,7 +228,7 @@ def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: float | None 
 def without_root(plan: Plan) -> None:
     """What another rank says where rank 0 does not answer."""
     text = f"rank 0 does not answer; what the others have finished is in {plan.settings.output}, if they can see it"
-    print(f"hpc_landscape: stopped: {text}; the same command goes on from there", file=sys.stderr, flush=True)
+    said.notice(f"stopped: {text}; the same command goes on from there")
 
 
 def warn_if_long(settings: Settings, seconds: float, points: int, say: Say) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 import time
 import warnings
@@ -17,51 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, printable
-from ..said import flush
+from ..errors import UserError
+from ..said import flush, notice
+from .launcher import HYDRA, Told, check_launcher, families, launched
 
-# What launchers tell each process they start: how many processes there are, and which one this is.
-LAUNCHERS = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-    ("PALS_SIZE", "PALS_RANKID"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
-    ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
-)
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 TURN = 5.0  # seconds that a call waits for another thread's, where MPI takes one at a time: then it is stuck
 HEARD = 0.3  # seconds in which a rank that looks for messages has seen one
-
-
-def launched() -> tuple[int, int, str]:
-    """(processes, this process's number, variable) as the launcher tells; (1, 0, "") without one.
-
-    Of several launchers, one in another, the one that has started most.
-    """
-    return max(_families(), key=lambda family: family[0], default=(1, 0, ""))
-
-
-def _families() -> list[tuple[int, int, str]]:
-    """What each launcher has left in the environment; what is no number is left out."""
-    found = [(os.environ.get(size, ""), os.environ.get(rank, ""), size) for size, rank in LAUNCHERS]
-    numbers = [(int(size), rank, name) for size, rank, name in found if size.isdecimal() and int(size) > 0]
-    return [(size, int(rank) if rank.isdecimal() and int(rank) < size else 0, name) for size, rank, name in numbers]
-
-
-def check_launcher() -> None:
-    """UserError where a launcher's numbers are none: several processes might each believe to be the first."""
-    for size, rank in LAUNCHERS:
-        processes, number = os.environ.get(size, ""), os.environ.get(rank, "")
-        sized = processes.isdecimal() and int(processes) > 0
-        if processes and not (sized and number.isdecimal() and int(number) < int(processes)):
-            raise UserError(
-                f"the launcher's {size}={printable(processes)} and {rank}={printable(number)} are no number of "
-                "processes and the number of one of them; unset both, or start the program by mpirun or srun"
-            )
 
 
 def leave(code: int) -> None:
@@ -70,47 +33,45 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-_parent = os.getppid()
-
-
-def orphaned() -> bool:
-    """Whether the launcher of this process has died since: Open MPI's leaves a rank without MPI running."""
-    return bool(launched()[2]) and os.getppid() != _parent
-
-
 def world(need_mpi: bool = False):
     """All ranks of this job: MPI's world where a launcher started several, else a single process without MPI.
 
     Raises UserError where the launcher and MPI disagree: each process would believe itself alone.
     """
     check_launcher()
-    size, _, variable = launched()
-    if size == 1 and not need_mpi:
+    told = launched()
+    if told.processes == 1 and not told.size_unknown and not need_mpi:
         return SerialComm()
+    size, _, variable = told
+    several = f"{size} processes" if not told.size_unknown else f"process {told.rank} of several"
+    by = f"the launcher started {several} ({variable}={os.environ.get(variable, '')})"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a foreign launcher: said below, and once
             MPI, begun = _start_mpi(variable)
     except UserError as error:
-        raise UserError(f"the launcher started {size} processes ({variable}={size}) but {error}{_MATCH}") from None
+        raise UserError(f"{by} but {error}{_MATCH}") from None
     except Exception as error:  # ImportError, or RuntimeError when mpi4py finds no MPI library
-        what = f"{size} processes were started ({variable}={size})" if size > 1 else "MPI is needed"
-        raise UserError(
-            f"{what} but mpi4py cannot be used ({str(error).splitlines()[0]}); pip install 'hpc_landscape[mpi]'"
-        ) from None
+        why = by if size > 1 or told.size_unknown else "MPI is needed"
+        what = f"mpi4py cannot be used ({str(error).splitlines()[0]})"
+        raise UserError(f"{why} but {what}; pip install 'hpc_landscape[mpi]'") from None
     comm = MPIComm(MPI.COMM_WORLD)
-    if size > 1 and comm.size != size:
-        confirmed = next((name for n, _, name in _families() if n == comm.size > 1), None)
-        if confirmed is None:
-            raise UserError(
-                f"the launcher started {size} processes ({variable}={size}) but MPI sees {comm.size}: mpirun or srun "
-                f"and mpi4py use different MPIs (mpi4py: {comm.library}){_MATCH}"
-            )
-        if comm.is_root:
-            told = f"{variable}={size} is of another launcher: MPI sees {comm.size} processes, as {confirmed} says"
-            print(f"hpc_landscape: warning: {told}", file=sys.stderr, flush=True)
+    if not _agree(told, comm.size):
+        raise UserError(
+            f"{by} but MPI sees {comm.size}: mpirun or srun and mpi4py use different MPIs (mpi4py: {comm.library})"
+            f"{_MATCH}"
+        )
+    if comm.is_root and size > 1 and comm.size != size and not told.size_unknown:
+        notice(f"warning: {variable}={size} is of another launcher: MPI sees {comm.size} processes")
     _check_threads(MPI, comm, begun)
     return comm
+
+
+def _agree(told: Told, size: int) -> bool:
+    """Whether MPI's size is what a launcher has told, if only one that another runs in."""
+    if told.size_unknown:
+        return told.rank < size
+    return told.processes in (1, size) or size in [other.processes for other in families() if other.processes > 1]
 
 
 def _check_threads(MPI: Any, comm: MPIComm, begun: bool) -> None:
@@ -141,11 +102,19 @@ def _start_mpi(variable: str) -> tuple[Any, bool]:
 
     begun = MPI.Is_initialized()
     if not begun:
-        foreign = variable.startswith("OMPI_") and "PMI_SIZE" not in os.environ  # else mpirun of an MPICH runs in it
-        if foreign and "MPICH" in MPI.Get_library_version():
-            raise UserError(f"it is Open MPI's, and mpi4py uses another MPI ({_library(MPI)})")
+        if "MPICH" in MPI.Get_library_version():
+            _prepare_mpich(MPI, variable)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     return MPI, begun
+
+
+def _prepare_mpich(MPI: Any, variable: str) -> None:
+    """MPICH ends the process where it finds Open MPI's launcher: its own may run within that, and is told of here."""
+    if any(name in os.environ for name in HYDRA):
+        if "PMIX_NAMESPACE" in os.environ:
+            os.environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
+    elif variable.startswith("OMPI_") or {"PMIX_NAMESPACE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} <= set(os.environ):
+        raise UserError(f"it is Open MPI's, and mpi4py uses another MPI ({_library(MPI)})")
 
 
 def _library(MPI: Any) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import STOPPED
-from .comm import LEAVE, Comm, leave, orphaned
+from .comm import LEAVE, Comm, leave
+from .launcher import orphaned
 from .signals import Signals, reserve, time_to_finish
 
 POLL = 0.01  # seconds between looks at the queue and at messages
