@@ -185,7 +185,7 @@ def test_a_lock_that_another_user_has_left() -> None:
     """A group may write it; one that may only be read does for a lock; one that may not be read is named."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # which others can reach: TMPDIR may be root's alone
         folder = Path(name)
         folder.chmod(0o1777)
         file, lock = folder / "landscape.h5", folder / ".landscape.h5.lock"
