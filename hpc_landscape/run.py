@@ -134,7 +134,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
         with stopping, plan.evaluator.attached(), writer:
             size = plan.evaluator.form.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
-                if control.stop_code:
+                if control.stops:
                     break
                 start = time.perf_counter()
                 try:

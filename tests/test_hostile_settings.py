@@ -183,7 +183,7 @@ def test_settings_through_yaml(tmp_path, wanted, nested):
 @given(SETTINGS)
 def test_settings_through_a_command_line(wanted):
     # The command in a file is the one that goes on, in whatever job
-    wanted = replace(_checked(wanted), overwrite=False, dry_run=False, grace=None)
+    wanted = replace(_checked(wanted), overwrite=False, dry_run=False, grace=None, retry_failed=False)
     python, dash_m, module, *words = shlex.split(wanted.to_command())
     assert (python, dash_m, module) == ("python", "-m", "hpc_landscape")
     assert parse(words, "prog")[0] == wanted

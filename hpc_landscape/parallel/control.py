@@ -53,6 +53,11 @@ class Control:
         """Seconds that a stop waits for the points in hand."""
         return max(time_to_finish(self.grace), 0 if self.grace else 2 * self.longest)
 
+    @property
+    def stops(self) -> int:
+        """Why this rank is to stop, as far as it knows by itself too; 0 where it is not."""
+        return self.stop_code or self.signals.code
+
     # Messages
 
     def send(self, rank: int, kind: str, content: Any) -> None:

@@ -99,6 +99,7 @@ class Signals:
 
         def stop(number: int, frame: Any) -> None:
             check()
+            self.code = self.code or CODES[number]  # at once: the thread may hear of it a moment later
             if hopeless():
                 raise Stopped(self.code or CODES[number])
 
@@ -135,8 +136,8 @@ class Signals:
         now = time.monotonic()
         if number not in CODES:
             return
-        if not self.code:
-            self.code, self._first = self._code_of(number), now
+        if self._first == math.inf:
+            self.code, self._first = self.code or self._code_of(number), now
             wait = self._patience() + reserve(self.grace) if self._points else time_to_finish(self.grace)
             self.leave_by(now + wait)
         elif number != REPEATED and now - self._first > (ECHO if launched()[2] else 0):

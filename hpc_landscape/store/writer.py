@@ -82,7 +82,7 @@ class Writer:
     @property
     def stop_code(self) -> int:
         """Why all ranks stop early; 0 while they do not."""
-        return self.control.stop_code
+        return self.control.stops
 
     # What the main thread calls
 
@@ -129,7 +129,7 @@ class Writer:
         if self._failed:
             return
         self.check()
-        self.control.stop_code = max(self.comm.allgather(self.control.stop_code))
+        self.control.stop_code = max(self.comm.allgather(self.control.stops))
         with self.comm.together(), self._told():
             self._close()
 
