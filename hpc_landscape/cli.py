@@ -25,7 +25,7 @@ from .errors import (
     reason,
 )
 from .parallel.comm import Comm, launched, world
-from .said import lost_result, notice, sturdy, survive
+from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
 PROG = "python -m hpc_landscape"
@@ -65,6 +65,7 @@ def _run(words: list[str]) -> int:
         mistake = error
     except SystemExit:  # after --help
         return _shown()
+    hurry()
     try:
         comm = world(need_mpi=settings is not None and settings.writer == "parallel" and _parallel_h5py())
     except UserError as error:  # every process is alone: the launcher's numbers are all there is

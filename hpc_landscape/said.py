@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+PATIENCE = 1.0  # seconds that a run waits for a reader who does not read: beyond it, words are lost
+PIECE = 1000  # characters: whatever takes anything takes these at once
 
 
 def say(text: str) -> None:
@@ -46,23 +51,52 @@ def terminal() -> Any:
 class Sturdy:
     """A text stream that never raises: what it cannot take is lost, and what comes after is tried anew.
 
-    lost: why something was lost, the last time; None while nothing was.
+    lost: why something was lost, the last time; None while nothing was. patience: seconds that it waits for its reader,
+    at a pipe or terminal that is held; None: as long as that takes.
     """
 
     def __init__(self, stream: Any):
         self._stream = stream
         self.lost: Exception | None = None
+        self.patience: float | None = None
+        self._held = 0  # characters that may not have been brought out
+        self._stuck = False
 
     def write(self, text: str) -> int:
+        for start in range(0, len(text), PIECE):
+            with self._surviving():
+                self._put(text[start : start + PIECE])
+        return len(text)
+
+    def _put(self, piece: str) -> None:
+        self._wait()
         try:
-            self._stream.write(text)
+            self._stream.write(piece)
         except UnicodeEncodeError:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
-            with self._surviving():
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except Exception as error:
-            self.lost = error
-        return len(text)
+            self._stream.write(piece.encode(encoding, "backslashreplace").decode(encoding))
+        self._held += len(piece)
+        if self.patience is not None and self._held >= PIECE:
+            self._bring_out()
+
+    def _bring_out(self) -> None:
+        if hasattr(self._stream, "flush"):
+            self._stream.flush()
+        self._held = 0
+
+    def _wait(self) -> None:
+        """Raise where nobody reads; one who did not a moment ago is not waited for again."""
+        if self.patience is None or not hasattr(select, "poll"):
+            return
+        try:
+            descriptor = self._stream.fileno()
+        except Exception:  # no file
+            return
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        self._stuck = not poll.poll(0 if self._stuck else 1000 * self.patience)
+        if self._stuck:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -70,8 +104,8 @@ class Sturdy:
 
     def flush(self) -> None:
         with self._surviving():
-            if hasattr(self._stream, "flush"):
-                self._stream.flush()
+            self._wait()
+            self._bring_out()
 
     def isatty(self) -> bool:
         with self._surviving():
@@ -112,6 +146,13 @@ def survive() -> None:
             stream = Sturdy(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))  # it has a descriptor, and an encoding
             stream.lost = ValueError("it is closed")
         setattr(sys, name, stream)
+
+
+def hurry() -> None:
+    """From now on what is said is no result, for which a reader may take any time."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Sturdy):
+            stream.patience = PATIENCE
 
 
 @contextmanager

@@ -85,6 +85,29 @@ def test_a_stream_that_is_not_utf_8(tmp_path: Path, run: str) -> None:
     fault_table.record("the log: not UTF-8", then="exit 0 and complete; the odd characters escaped")
 
 
+def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
+    """It is full: words are lost after a second, and later ones without waiting."""
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(mouth, b"x" * 4096)
+    os.set_blocking(mouth, True)
+    ended = subprocess.run(
+        shlex.split(run),
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=os.pathsep.join([str(Path(TINY).parent), environment()["PYTHONPATH"]])),
+        stdin=subprocess.DEVNULL,
+        stdout=mouth,
+        stderr=mouth,
+        timeout=LIMIT,
+    )
+    os.close(mouth)
+    os.close(ear)
+    assert ended.returncode == 0 and read(tmp_path / "grün" / "landscape.h5", "done").all()
+    fault_table.record("the log: a pipe that nobody reads", then="exit 0 and complete")
+
+
 # What a problem may do with the streams that everybody prints to
 OWN = """
 import sys
