@@ -16,6 +16,7 @@ from ..grid import Grid
 from ..problems.batches import raised_in_reading
 from ..problems.faults import AGAIN, Cause, cause, said, sticks
 from ..problems.problem import user_traceback
+from ..said import notice
 from ..store.writer import Writer
 from .metrics import store_array
 from .plan import Plan
@@ -136,7 +137,7 @@ class Reporter:
         if failure.kind in self.printed or len(self.printed) >= MOST_KINDS:
             return
         self.printed.add(failure.kind)
-        said.notice(
+        notice(
             f"an error at {place(self.grid, point)} on rank {rank}; its values are NaN, and the run goes on "
             f"(--on_error record). Others of this kind are not shown. {failure.text}"
         )
@@ -145,7 +146,7 @@ class Reporter:
         if fault.kind in self.printed_of_machine:
             return
         self.printed_of_machine.add(fault.kind)
-        said.notice(f"{fault} on rank {rank}: {AGAIN}")
+        notice(f"{fault} on rank {rank}: {AGAIN}")
 
 
 def place(grid: Grid, index: int) -> str:
