@@ -101,7 +101,7 @@ class Signals:
             check()
             self.code = self.code or CODES[number]  # at once: the thread may hear of it a moment later
             if hopeless():
-                raise Stopped(self.code or CODES[number])
+                raise Stopped(self.code)
 
         self._points, self._patience = True, patience
         try:

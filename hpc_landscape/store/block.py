@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .layout import DONE, FAILED, WALL_TIME
+
 LARGE = 2**22  # bytes that are written, or sent, at once: of one point it may be more
 BESIDE = 100  # bytes that a point takes beside its values
 
@@ -23,6 +25,16 @@ class Block(NamedTuple):
     def nbytes(self) -> int:
         """What ``nbytes`` says of its points, together."""
         return nbytes(self.values) + BESIDE * (len(self.points) - 1)
+
+    def columns(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(dataset, values of all points), as they are to be written: a flag that is there means that its values are.
+
+        Whether a point has failed is written where none has, too: it may have been marked before.
+        """
+        yield from self.values.items()
+        yield WALL_TIME, self.wall_times
+        yield FAILED, self.failed
+        yield DONE, np.ones(len(self.points))
 
 
 def nbytes(values: Mapping[str, np.ndarray]) -> int:

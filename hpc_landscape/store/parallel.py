@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import UserError, reason
 from ..parallel.comm import Comm
 from .block import Block
-from .layout import DONE, FAILED, LIBVER, WALL_TIME, write
+from .layout import DONE, FAILED, LIBVER, write
 from .writer import Writer
 
 SEEN = 5.0  # seconds in which every node sees a file that has just been made
@@ -33,12 +33,9 @@ class ParallelStore(Writer):
         self._opened = os.stat(self.path)
 
     def _deliver(self, block: Block) -> None:
-        for name, values in block.values.items():
-            write(self._file[name], self._shape, block.points, values)
-        write(self._file[WALL_TIME], self._shape, block.points, block.wall_times)
-        if FAILED in self._file:  # also where none has: the points may have been marked before
-            write(self._file[FAILED], self._shape, block.points, block.failed)
-        write(self._file[DONE], self._shape, block.points, np.ones(len(block.points)))
+        for name, values in block.columns():
+            if name in self._file or name != FAILED:  # which an older file has not
+                write(self._file[name], self._shape, block.points, values)
         self._unsynced = True
         self._arrived(block.nbytes)
         if self.comm.is_root:

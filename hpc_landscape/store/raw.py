@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from .block import Block
-from .layout import DONE, FAILED, WALL_TIME
+from .layout import FAILED
 
 
 class RawFile:
@@ -35,13 +35,10 @@ class RawFile:
             raise UserError(f"{path} is damaged: its datasets overlap, or end beyond it; choose another --output")
 
     def write_block(self, block: Block) -> None:
-        """Values, then flags: a flag that the system has means that it has its values too."""
-        for name, values in block.values.items():
-            self.write(name, block.points, values)
-        self.write(WALL_TIME, block.points, block.wall_times)
-        if FAILED in self._places:  # also where none has: the points may have been marked before
-            self.write(FAILED, block.points, block.failed)
-        self.write(DONE, block.points, np.ones(len(block.points)))
+        """All of a block; an older file has no place for what has failed."""
+        for name, values in block.columns():
+            if name in self._places or name != FAILED:
+                self.write(name, block.points, values)
 
     def write(self, name: str, points: np.ndarray, values: np.ndarray) -> None:
         """Write values[i] at the flat index points[i]: (n,), and (n, ...) of one value's shape."""
