@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 import pytest
-from programs import PROGRAM, TINY, Finished, Job, assert_same_landscape, environment, listing, log_lines, read
+from programs import LIMIT, PROGRAM, TINY, Finished, Job, assert_same_landscape, environment, listing, log_lines, read
 
 from hpc_landscape.parallel.comm import SerialComm
 from hpc_landscape.problems import digits
@@ -277,3 +277,14 @@ def test_other_threads_give_the_same_to_rounding(tmp_path: Path, program: Callab
     assert finished.code == 75, finished
     assert program(*JOB, "--output", "other.h5").code == 0
     assert read(tmp_path / "other.h5", "loss") == pytest.approx(reference, rel=1e-6)
+
+
+def test_a_plain_run_does_not_load_the_compiler(tmp_path: Path) -> None:
+    """Of three seconds that a small run took, each rank once spent half on what PyTorch loads behind such calls."""
+    code = (
+        "import sys; from hpc_landscape.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or ', '.join({'torch._dynamo', 'torch._inductor', 'sympy'} & {*sys.modules}) or 0)"
+    )
+    with Job([sys.executable, "-c", code, *JOB], None, tmp_path) as job:
+        finished = job.wait(LIMIT)
+    assert finished.code == 0, finished

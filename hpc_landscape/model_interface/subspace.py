@@ -124,7 +124,9 @@ class Subspace:
         """The tensor as the model is to have it, in its own order or channels last."""
         if self.channels_last and tensor.ndim == 4 and tensor.is_floating_point():
             return tensor.contiguous(memory_format=torch.channels_last)
-        return torch.empty_like(tensor) if tensor.is_meta else tensor  # dense
+        if tensor.is_meta and not tensor.is_contiguous():  # asked first, since empty_like of a meta tensor loads sympy
+            return torch.empty_like(tensor)  # dense
+        return tensor
 
     @torch.no_grad()
     def place(self, coordinates: Sequence[float], row: int = 0) -> None:
