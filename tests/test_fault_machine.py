@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -352,6 +353,8 @@ MACHINE = {
     "pipe": BrokenPipeError(),
     "reset": ConnectionResetError("by peer"),
     "full": OSError(errno.ENOSPC, "No space left on device"),
+    "threads": RuntimeError("can't start new thread"),
+    "ssl": ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
 }
 OWN = {
     "value": ValueError("errno = 5 is my lucky number"),
@@ -379,7 +382,7 @@ def test_faults_that_are_not_the_machines(name: str) -> None:
     assert not sticks(OWN[name])
 
 
-@pytest.mark.parametrize("name", ["stale", "hdf5", "reset", "full"])
+@pytest.mark.parametrize("name", ["stale", "hdf5", "reset", "full", "threads", "ssl"])
 def test_faults_of_the_machine_that_a_worker_raises(name: str) -> None:
     assert cause(_in_worker(MACHINE[name])) is not None
 

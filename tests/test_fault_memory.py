@@ -16,7 +16,8 @@ import torch
 from programs import PROBLEMS, PROGRAM, TINY, Finished, Job, assert_same_landscape
 from torch.utils.data import DataLoader, Dataset
 
-from hpc_landscape.errors import memory_is_out
+from hpc_landscape.directions.file import read_directions
+from hpc_landscape.errors import UserError, memory_is_out
 from hpc_landscape.job.memory import explain
 from hpc_landscape.parallel.memory import free_memory
 from hpc_landscape.problems import archives
@@ -151,3 +152,18 @@ def test_an_archive_that_unpacks_to_more_than_memory(
     assert done.code == 2 and done.err.count("\n") == 1, done
     assert "unpacks to 8.0 MiB, and 1.0 MiB of memory are available" in done.err and f"large.{suffix}" in done.err
     fault_table.record("an archive that unpacks to more than memory", then="exit 2, one line")
+
+
+@pytest.mark.parametrize("dtype, fits", [("f4", True), ("f8", True), ("f2", False), ("i1", False)])
+def test_directions_that_fit_as_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, fits: bool
+) -> None:
+    """Of what PyTorch takes as it is there is no second copy; of what is widened that is looked at too."""
+    np.savez_compressed(tmp_path / "d.npz", weight=np.ones(2**20, dtype))
+    monkeypatch.setattr(archives, "free_memory", lambda: np.dtype(dtype).itemsize * 2**20 + 2**12)
+    path, weights = str(tmp_path / "d.npz"), {"weight": torch.ones(2**20)}
+    if fits:
+        assert torch.equal(read_directions([path], weights, 1)[0]["weight"], weights["weight"])
+        return
+    with pytest.raises(UserError, match="d.npz: unpacks to 8.0 MiB"):
+        read_directions([path], weights, 1)

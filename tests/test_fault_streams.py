@@ -268,3 +268,15 @@ def test_launchers_that_tell_no_size(alone: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FLUX_JOB_SIZE", "8")
     monkeypatch.setenv("FLUX_TASK_RANK", "5")
     assert launched() == (8, 5, "FLUX_JOB_SIZE")
+
+
+def test_a_launcher_that_tells_no_size_in_a_shell_of_salloc(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That shell is a step of one process, and so is what srun -n 1 starts by PMIx: none of several."""
+    for variable, value in {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "PMIX_RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    for namespace, told in {
+        "prterun-login-17@1": (2, 1, "PMIX_RANK"),
+        "slurm.pmix.7.0": (1, 0, "SLURM_STEP_NUM_TASKS"),
+    }.items():
+        monkeypatch.setenv("PMIX_NAMESPACE", namespace)
+        assert launched() == told

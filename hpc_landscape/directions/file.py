@@ -93,8 +93,16 @@ def _read_npz(path: str, where: str) -> dict[str, Tensor]:
 def _from_numpy(arrays: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     if bad := [f"{name} {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "fiuc"]:
         raise UserError(f"{where}: holds arrays that are not of real numbers: {first_few(bad)}")
-    kinds = {name: np.complex128 if array.dtype.kind == "c" else np.float64 for name, array in arrays.items()}
-    return {name: torch.from_numpy(np.array(array, kinds[name])) for name, array in arrays.items()}
+    kinds = {name: _kind(array.dtype) for name, array in arrays.items()}
+    check_room(sum(kinds[name].itemsize * a.size for name, a in arrays.items() if a.dtype != kinds[name]), where)
+    return {name: torch.from_numpy(np.asarray(array, kinds[name])) for name, array in arrays.items()}
+
+
+def _kind(given: np.dtype) -> np.dtype:
+    """What PyTorch takes, and holds every value: the same where it can be, which costs no second copy."""
+    if given in (np.float32, np.complex64):
+        return given
+    return np.dtype(np.complex128 if given.kind == "c" else np.float64)
 
 
 def _fitted(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..errors import UserError, printable
 
+STEP = "SLURM_STEP_NUM_TASKS"
 FAMILIES = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
@@ -14,7 +15,7 @@ FAMILIES = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
     ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
+    (STEP, "SLURM_PROCID"),  # only inside a step: SLURM_NTASKS is set in batch scripts too
 )
 # Of launchers that tell no size, since MPI knows it: the rank, and what is there as well
 RANKS_ALONE = {"PMIX_RANK": "PMIX_NAMESPACE", "ALPS_APP_PE": "ALPS_APP_PE"}
@@ -35,7 +36,10 @@ class Told(NamedTuple):
 
 def launched() -> Told:
     """As the launcher tells; of several, one in another, the one that has started most."""
-    return max(families(), key=lambda told: told.processes, default=_rank_alone())
+    found = families()
+    if [(told.processes, told.variable) for told in found] == [(1, STEP)] and _within_step():
+        found = []
+    return max(found, key=lambda told: told.processes, default=_rank_alone())
 
 
 def families() -> list[Told]:
@@ -46,6 +50,11 @@ def families() -> list[Told]:
             number = _number(rank) or 0
             found.append(Told(processes, number if number < processes else 0, size))
     return found
+
+
+def _within_step() -> bool:
+    """Whether a launcher that tells no size runs in Slurm's step: salloc's shell is a step of one process."""
+    return _number("PMIX_RANK") is not None and not os.environ.get("PMIX_NAMESPACE", "slurm.").startswith("slurm.")
 
 
 def _rank_alone() -> Told:

@@ -42,13 +42,15 @@ _SAYS = (
     (
         HANDED,
         r"unable to (open|write|mmap|resize|map)\b.*(shared memory|torch_)|received \d+ items of ancdata|"
-        r"Too many open files|torch_shm_manager|bus error encountered in worker|out of shared memory",
+        r"Too many open files|can't start new thread|torch_shm_manager|bus error encountered in worker|"
+        r"out of shared memory",
     ),
 )
 _NUMBERED = re.compile(r"\[Errno (\d+)\]|\berrno = (\d+)")  # as Python says it, and HDF5
 _SYSTEM = re.compile(r"(\w+\.)*(OSError\b|\w+: \[Errno)")  # in a traceback
 _IN_WORKER = re.compile(r"^Caught \w+ in (DataLoader worker process|pin memory thread)")
 _CONNECTIONS = (ConnectionError, socket.gaierror, BrokenExecutor)
+_CLOSED = {"SSLEOFError", "SSLZeroReturnError"}  # of connections; by name, since a Python may have no ssl
 _WHILE_READING = (TimeoutError, multiprocessing.ProcessError, http.client.HTTPException)  # else perhaps a metric's own
 _ENDS = (EOFError, pickle.UnpicklingError, OSError)  # of a queue, or of a file: whose they are says the line
 _QUEUES = os.path.dirname(multiprocessing.__file__)
@@ -121,7 +123,11 @@ def _kind(error: BaseException, reading: bool) -> str:
         return WORKER
     if isinstance(error, OSError) and error.errno in _NUMBERS and not isinstance(error, socket.gaierror):
         return _NUMBERS[error.errno]
-    if isinstance(error, _CONNECTIONS) or (reading and isinstance(error, _WHILE_READING)):
+    if (
+        isinstance(error, _CONNECTIONS)
+        or type(error).__name__ in _CLOSED
+        or (reading and isinstance(error, _WHILE_READING))
+    ):
         return BROKEN
     for kind, pattern in _SAYS:
         if re.search(pattern, text):
@@ -144,7 +150,8 @@ def _names_a_connection(text: str) -> bool:
 def _builtin(name: str) -> Any:
     import builtins
 
-    return {"gaierror": ConnectionError, "timeout": TimeoutError}.get(name) or getattr(builtins, name, None)
+    others = {"gaierror": ConnectionError, "timeout": TimeoutError, **dict.fromkeys(_CLOSED, ConnectionError)}
+    return others.get(name) or getattr(builtins, name, None)
 
 
 def _raised_in(error: BaseException) -> str:
