@@ -57,8 +57,7 @@ def as_before() -> Iterator[None]:
     """What a factory sets meanwhile, of what belongs to the process, is undone at the end."""
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     dtype, device, threads = torch.get_default_dtype(), _default_device(), torch.get_num_threads()
-    gradients, deterministic = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
-    warn_only, cudnn = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn
+    gradients, deterministic, cudnn = torch.is_grad_enabled(), _deterministic(), torch.backends.cudnn
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     with Generators(gpus).kept(), _arithmetic_kept():
         try:
@@ -69,8 +68,13 @@ def as_before() -> Iterator[None]:
                 torch.set_default_device(None if device == torch.device("cpu") else device)
             torch.set_num_threads(threads)
             torch.set_grad_enabled(gradients)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            if _deterministic() != deterministic:  # it imports PyTorch's compiler, which takes seconds
+                torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
             cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _default_device() -> torch.device | None:
