@@ -73,6 +73,8 @@ def _follow(parent: int, by_main: bool) -> None:
     if _followed == os.getpid():
         return
     _followed = os.getpid()
+    with suppress(ValueError):  # as in signals.kept_from_children: of this one multiprocessing itself sees to it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     above = os.getppid()
     direct = above == _server or (above == parent and by_main)
     if not direct or not _signal_at_death_of_parent(signal.SIGKILL):

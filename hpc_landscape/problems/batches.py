@@ -18,6 +18,7 @@ from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
 from ..parallel.generators import Generators
 from ..parallel.orphans import end_children_with_us
+from ..parallel.signals import kept_from_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 
@@ -188,7 +189,8 @@ def start(loader: DataLoader) -> Iterator[Any]:
 
 def _started(loader: DataLoader) -> Iterator[Any]:
     try:
-        return iter(loader)
+        with kept_from_children():
+            return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled
         if loader.num_workers == 0 or cause(error, reading=True) or memory_is_out(error):
             raise
