@@ -136,6 +136,7 @@ def problem():
 
 LONG_CALL = """
 import hashlib
+import threading
 from hpc_landscape.errors import UserError
 from hpc_landscape.parallel import signals
 from hpc_landscape.parallel.comm import SerialComm
@@ -147,7 +148,7 @@ def check():
 
 error = UserError("the disk is full")
 with signals.Signals(SerialComm()) as heard, heard.stopping(check):
-    heard.fail(error)
+    threading.Timer(0.2, heard.fail, [error]).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
