@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fault_table
 import pytest
-from programs import PROBLEMS, PROGRAM, Job
+from programs import PROBLEMS, PROGRAM, Job, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")]
 
@@ -80,6 +80,21 @@ def test_sigkill_without_mpi(tmp_path: Path) -> None:
     fault = "SIGKILL of a run with data-loading workers, without MPI"
     then = "its processes, theirs, a hung and a stopped worker end too; nothing in /dev/shm"
     fault_table.record(fault, seconds=seconds, then=then)
+
+
+def test_sockets_of_workers(tmp_path: Path) -> None:
+    """They lie in /tmp; the fork server takes them away. (MPICH's mpirun kills that as well.)"""
+    folder, temporary = tmp_path / "numbers", tmp_path / "t"  # short: the names of sockets end at 108 characters
+    folder.mkdir()
+    temporary.mkdir()
+    more = ("--problem.methods=forkserver", "--problem.others=false")
+    with Job([*PROGRAM, *JOB, folder, *more], None, tmp_path, environment(TMPDIR=str(temporary))) as job:
+        job.until((tmp_path / "landscape.h5").exists)
+        family = _family(job.process.pid)
+        assert len(list(temporary.glob("pymp-*"))) == 1
+        job.process.kill()
+        _all_end(family, END)
+    assert list(temporary.glob("pymp-*")) == []
 
 
 @pytest.mark.parametrize("whom", ["one rank", "mpirun"])

@@ -196,3 +196,18 @@ def test_limit_on_cpu_time(tmp_path: Path) -> None:
         finished = job.wait()
     assert finished.code == 75 and read(tmp_path / "landscape.h5", "done").sum() == 3, finished
     fault_table.record("limit on processor time (SIGXCPU)", "gather", finished=3, then="exit 75")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGTERM"])
+def test_a_signal_to_all_processes(tmp_path: Path, name: str) -> None:
+    """As from a terminal, or Slurm: data-loading workers are there for the point in hand; but SIGTERM ends them."""
+    family = f"{PROBLEMS / 'family_problem_for_tests.py'}:family"
+    (tmp_path / "numbers").mkdir()
+    options = ("--problem.folder", tmp_path / "numbers", "--problem.methods=forkserver", "--problem.others=false")
+    with Job([*PROGRAM, "--problem", family, *GRID, "--resident=0", "--block=1", *options], None, tmp_path) as job:
+        job.until(lambda: (tmp_path / "landscape.h5").exists() and read(tmp_path / "landscape.h5", "done").sum())
+        os.killpg(job.process.pid, getattr(signal, name))
+        finished = job.wait(END)
+    assert finished.code == (130 if name == "SIGINT" else 75) and finished.err == "", finished
+    told = "every process gets it: no error, the point in hand is " + ("given up" if name == "SIGTERM" else "finished")
+    fault_table.record(f"{name} to a run and its data-loading workers", then=told)

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from programs import LIMIT, PROGRAM, TINY, Finished, Job, environment, mpirun, r
 
 from hpc_landscape.parallel.comm import launched
 from hpc_landscape.progress import Progress
-from hpc_landscape.said import notice, say
+from hpc_landscape.said import Sturdy, notice, say
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +107,31 @@ def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
     os.close(ear)
     assert ended.returncode == 0 and read(tmp_path / "grün" / "landscape.h5", "done").all()
     fault_table.record("the log: a pipe that nobody reads", then="exit 0 and complete")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_pipe_with_little_room(encoding: str) -> None:
+    """What is written is never more than what such a pipe takes at once: a write would wait for its reader."""
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(mouth, b"x" * 4096)
+    os.set_blocking(mouth, True)
+    os.read(ear, 4096)
+    with os.fdopen(mouth, "w", encoding=encoding) as pipe:
+        stream = Sturdy(pipe)
+        stream.patience = 0.1
+        thread = threading.Thread(target=stream.write, args=("\N{GRINNING FACE}" * 1000,), daemon=True)
+        thread.start()
+        thread.join(10)
+        waits = thread.is_alive()
+        os.set_blocking(ear, False)
+        with suppress(BlockingIOError):  # let it end
+            while True:
+                os.read(ear, 2**16)
+    os.close(ear)
+    assert not waits and isinstance(stream.lost, BlockingIOError)
 
 
 # What a problem may do with the streams that everybody prints to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,47 @@ def test_before_the_points(tmp_path: Path, program: Callable[..., Finished], nam
     assert finished.code == 75, finished
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(getattr(signal, name)) == signal.SIG_DFL
+
+
+def test_what_a_stop_has_broken_off(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    """An import, say: what is raised then, on the way out, is no fault, but the stop."""
+    broken = """
+import os, signal
+def problem():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise AttributeError("module 'half' has no attribute 'whole'")
+"""
+    (tmp_path / "broken.py").write_text(broken)
+    finished = program(*JOB, "--problem", "broken.py:problem")
+    assert finished.code == 75 and finished.err == "", finished
+
+
+LONG_CALL = """
+import hashlib
+import threading
+from hpc_landscape.errors import UserError
+from hpc_landscape.parallel import signals
+from hpc_landscape.parallel.comm import SerialComm
+
+signals.PATIENCE = 0.5
+
+def check():
+    raise error
+
+error = UserError("the disk is full")
+with signals.Signals(SerialComm()) as heard, heard.stopping(check):
+    threading.Timer(0.2, heard.fail, [error]).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+def test_a_failing_writer_beside_a_long_call(tmp_path: Path) -> None:
+    """The main thread, which is in it, cannot say so: no stop, after which the same command would go on."""
+    with Job([sys.executable, "-c", LONG_CALL], None, tmp_path) as job:
+        finished = job.wait()
+    assert finished.code == 2 and finished.err == "hpc_landscape: error: the disk is full\n", finished
 
 
 def test_handlers_are_as_before(tmp_path: Path, program: Callable[..., Finished]) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from ..said import survive
 
 SERVER = f"{__package__}.forkserver"  # imported by the fork server
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SOCKETS = "HPC_LANDSCAPE_SOCKETS"  # tells the fork server whose processes have their sockets in which folder
 PAUSE = 1.0  # seconds between two looks, where the system does not tell that a process has ended
 
 
@@ -49,6 +51,14 @@ def end_children_with_us() -> None:
             multiprocessing.set_forkserver_preload([*loaded, SERVER])
 
 
+def share_sockets() -> None:
+    """From now on those processes have their sockets in one folder in /tmp: who is killed would leave one of its own.
+
+    It goes when this process ends; where that is killed, with the fork server.
+    """
+    os.environ[SOCKETS] = f"{os.getpid()} {util.get_temp_dir()}"
+
+
 def _inherit(parent: int, by_main: bool) -> _Heritage:
     """In a child that is no copy of its parent. by_main: whether the parent's main thread has started it."""
     end_children_with_us()
@@ -73,6 +83,8 @@ def _follow(parent: int, by_main: bool) -> None:
     if _followed == os.getpid():
         return
     _followed = os.getpid()
+    with suppress(ValueError):  # as in signals.kept_from_children: of this one multiprocessing itself sees to it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     above = os.getppid()
     direct = above == _server or (above == parent and by_main)
     if not direct or not _signal_at_death_of_parent(signal.SIGKILL):
@@ -88,6 +100,9 @@ def end_server() -> None:
 
     def look(*_: Any) -> None:
         if os.getpid() == server and os.getppid() != parent:
+            whose, _, folder = os.environ.get(SOCKETS, "").partition(" ")
+            if whose == str(parent):
+                shutil.rmtree(folder, ignore_errors=True)
             _end()
 
     signal.signal(signal.SIGURG, look)

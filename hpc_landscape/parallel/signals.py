@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import FAILED, INTERRUPTED, STOPPED, Stopped
+from ..errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError
+from ..said import notice
 from .comm import Comm, launched, leave
 
 _NAMES = {"SIGTERM": STOPPED, "SIGUSR1": STOPPED, "SIGHUP": STOPPED, "SIGXCPU": STOPPED, "SIGINT": INTERRUPTED}
@@ -52,7 +53,8 @@ class Signals:
         self.comm, self.grace, self._in_vain = comm, grace, grace is not None
         self.code, self.pressed = 0, False
         self._first = self._leave_by = math.inf
-        self._points = self._ended = False
+        self._points = self._ended = self._left = False
+        self._error: BaseException | None = None
 
     def __enter__(self) -> Signals:
         self._ear, self._mouth = os.pipe()
@@ -68,7 +70,12 @@ class Signals:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._end_hearing()
+        if self._left and error is not None and not isinstance(error, Stopped):
+            raise Stopped(self.code) from error  # it had broken off an import, say: what fails of it since is no fault
+
+    def _end_hearing(self) -> None:
         self._ended = True
         self._handling.__exit__(None, None, None)
         signal.set_wakeup_fd(self._wakeup)
@@ -82,6 +89,13 @@ class Signals:
     def leave_by(self, when: float) -> None:
         """However it comes: end this process then, by the monotonic clock."""
         self._leave_by = min(self._leave_by, when)
+
+    def fail(self, error: BaseException) -> None:
+        """Have the main thread look what has failed, not only after a long point; where it cannot, end without it."""
+        self._error = error
+        self.leave_by(time.monotonic() + PATIENCE)
+        if callable(signal.getsignal(signal.SIGUSR1)):  # a run's
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
     @contextmanager
     def stopping(
@@ -111,6 +125,7 @@ class Signals:
             self._points, self._leave_by, self._in_vain = False, math.inf, False
 
     def _leave(self, number: int, frame: Any) -> None:
+        self._left, self.code = True, self.code or self._code_of(number)
         raise Stopped(self._code_of(number))
 
     def _code_of(self, number: int) -> int:
@@ -134,7 +149,7 @@ class Signals:
 
     def _hear(self, number: int) -> None:
         now = time.monotonic()
-        if number not in CODES:
+        if number not in CODES or self._error is not None:  # then it is ours, and no stop
             return
         if self._first == math.inf:
             self.code, self._first = self.code or self._code_of(number), now
@@ -145,11 +160,16 @@ class Signals:
             self.leave_by(now + (reserve(self.grace) if self._points else 0))
 
     def _end(self) -> None:
+        code = self.code or STOPPED
+        if self._error is not None:
+            mistake = isinstance(self._error, UserError)
+            notice(f"error: {self._error}" if mistake else f"failed: {type(self._error).__name__}: {self._error}")
+            code = MISTAKE if mistake else FAILED
         if self.comm.size > 1:  # MPI may hang as well
-            ending = threading.Thread(target=self.comm.abort, args=(self.code or STOPPED,), daemon=True)
+            ending = threading.Thread(target=self.comm.abort, args=(code,), daemon=True)
             ending.start()
             ending.join(5)
-        leave(self.code or STOPPED)
+        leave(code)
 
 
 @contextmanager
@@ -160,6 +180,23 @@ def _handling(handlers: dict[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear what stops a run, but for SIGTERM, by which they are ended.
+
+    A terminal, or Slurm, sends it to all processes of a run, and the point in hand needs its data-loading workers.
+    Only this thread does not hear it meanwhile: another one does.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES.keys() - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _open: list[int] = []

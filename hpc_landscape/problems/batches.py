@@ -17,7 +17,8 @@ from ..errors import UserError, memory_is_out
 from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
 from ..parallel.generators import Generators
-from ..parallel.orphans import end_children_with_us
+from ..parallel.orphans import end_children_with_us, share_sockets
+from ..parallel.signals import kept_from_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 
@@ -179,6 +180,8 @@ class LoaderBatches(ReadBatches):
 def start(loader: DataLoader) -> Iterator[Any]:
     """A pass over a loader, whose workers are ended where it fails; UserError where they do not start."""
     end_children_with_us()
+    if loader.num_workers:
+        share_sockets()
     try:
         yield from _started(loader)
     except Exception:
@@ -188,7 +191,8 @@ def start(loader: DataLoader) -> Iterator[Any]:
 
 def _started(loader: DataLoader) -> Iterator[Any]:
     try:
-        return iter(loader)
+        with kept_from_children():
+            return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled
         if loader.num_workers == 0 or cause(error, reading=True) or memory_is_out(error):
             raise

@@ -199,6 +199,8 @@ class Patience:
         found = cause(error, reading)
         if found is None:
             return False
+        if code := self.stop():  # nothing is tried again; SIGTERM to all processes ends the workers too
+            raise Stopped(code) from error
         if tries >= len(PAUSES):
             raise self.given_up(f"{found}, {tries + 1} times in a row{_hint(found)}") from error
         self.tell(found)

@@ -16,7 +16,6 @@ the file within two seconds whatever rank 0 computes, and no rank waits for anot
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +155,7 @@ class Writer:
     def _fail(self, error: BaseException) -> None:
         self._error = self._error or error
         if not self._closing:
-            _interrupt_main()
+            self.control.signals.fail(self._error)
 
     def _work(self) -> None:
         last_write = 0.0
@@ -277,9 +276,3 @@ class Writer:
 
     def _close(self) -> None:
         raise NotImplementedError
-
-
-def _interrupt_main() -> None:
-    """Let the main thread not finish a long point first: the handler of this signal, where a run has one, checks."""
-    if callable(signal.getsignal(signal.SIGUSR1)):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
