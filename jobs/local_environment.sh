@@ -29,12 +29,13 @@ base=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 name=landscape_environment-$UID
 folder=$base/$name-${SLURM_JOB_ID:-}
 
-# Whatever is left here of this user's jobs that have ended; nothing where Slurm does not answer.
+# Whatever is left here of this user's jobs that have ended; nothing where Slurm does not answer. What is here is listed
+# first, since a job may begin meanwhile; and two that remove the same get in each other's way, which is no matter.
 remove_stale() {
-    local living other
+    local living other there=("$base/$name"-*)
     living=$(squeue --noheader --me --format=' %A ') || return 0
-    for other in "$base/$name"-*; do
-        if [ -d "$other" ] && [ -O "$other" ] && [[ $living != *" ${other##*-} "* ]]; then rm -rf "$other"; fi
+    for other in "${there[@]}"; do
+        if [ -d "$other" ] && [ -O "$other" ] && [[ $living != *" ${other##*-} "* ]]; then rm -rf "$other" || true; fi
     done
 }
 

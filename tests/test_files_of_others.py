@@ -116,3 +116,14 @@ def test_a_model_whose_names_are_paths(tmp_path: Path, program: Callable[..., Fi
     finished = program(*again, "--output", "again.h5")
     assert finished.code == 0, finished
     np.testing.assert_allclose(read(tmp_path / "again.h5", "loss"), whole, rtol=1e-12)
+
+
+def test_groups_within_themselves(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    """By two names, which would double with each step: each group is looked into once."""
+    job = ("--problem", TINY, "--x=-1:1:3", "--y=none", "--plot", "false")
+    assert program(*job, "--save_directions", "true", "--output", "theirs.h5").code == 0
+    with h5py.File(tmp_path / "theirs.h5", "r+") as file:
+        group = file["directions/x"]
+        group["a"] = group["b"] = group
+    finished = program(*job, "--directions", "file", "--direction_files", "theirs.h5")
+    assert finished.code == 0, finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -124,3 +125,17 @@ def test_a_task_of_an_array_comes_back_alone(tmp_path: Path) -> None:
     assert "requeue 6_1\n" in (tmp_path / "calls").read_text()
     words = (tmp_path / "words").read_text().splitlines()
     assert {"--array=1", "--ntasks-per-node=2", "--nodes=3", "--dependency=afterany:7"} <= set(words)
+
+
+def test_the_environments_of_other_jobs(tmp_path: Path) -> None:
+    """One that begins while this job looks for what is left keeps its own; one that cannot be removed is no fault."""
+    stale, mine, begun, stuck = (tmp_path / f"landscape_environment-{os.getuid()}-{n}" for n in (5, 7, 8, 9))
+    stale.mkdir()
+    stuck.mkdir()
+    programs = {"squeue": f'mkdir {begun}; echo " 7 "', "rm": f'/bin/rm "$@"; [ "$2" != {stuck} ]'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_TMPDIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    subprocess.run(["bash", JOBS / "local_environment.sh", "prepare"], env=environment, check=True, timeout=60)
+    assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == [mine, begun]

@@ -339,9 +339,26 @@ def test_a_file_with_changed_metadata(tmp_path):
     fault_table.record("4 random bytes of a file's metadata changed", tries=len(found), then=then)
 
 
+def _slow(seconds):
+    """As the file's reader, where each thing takes so long."""
+    look = "def look(name, thing):\n    go_on()"
+    assert look in probe._PROBE
+    return probe._PROBE.replace(look, f"{look}; import time; time.sleep({seconds})")
+
+
+def test_many_things_on_a_slow_disk(tmp_path, monkeypatch):
+    """They take longer in all than one may: that is no damage."""
+    path = created(tmp_path / "a.h5")
+    with h5py.File(path, "r+", locking=False) as file:
+        for i in range(20):
+            file.create_group(f"g{i}")
+    monkeypatch.setattr(probe, "_PROBE", _slow(0.3))
+    assert layout.read(path, 4).done.size
+
+
 def test_a_file_whose_reading_does_not_end(tmp_path, monkeypatch):
     path = created(tmp_path / "a.h5")
-    monkeypatch.setattr(probe, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(probe, "_PROBE", _slow(60))
     with pytest.raises(UserError, match="did not end in 0.2 s"):
         layout.read(path, 0.2)
 

@@ -25,19 +25,23 @@ def save_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
 def load_arrays(group: h5py.Group) -> dict[str, Any]:
     """The arrays of the group by name; in groups, as slashes have made them in older files, too."""
     found: dict[str, Any] = {}
-    _load(group, "", found)
+    _load(group, "", found, set())
     return found
 
 
-def _load(group: h5py.Group, before: str, found: dict[str, Any]) -> None:
+def _load(group: h5py.Group, before: str, found: dict[str, Any], seen: set[int]) -> None:
+    """seen: groups, each looked into once: one may be in itself, and under several names."""
+    if (address := h5py.h5o.get_info(group.id).addr) in seen:
+        return
+    seen.add(address)
     for link in group:
         if isinstance(group.get(link, getlink=True), h5py.HardLink):
             thing = group[link]
             if isinstance(thing, h5py.Dataset):
                 name = _name(link) if QUOTED in thing.attrs else link
                 found[before + name] = thing[()]
-            elif isinstance(thing, h5py.Group) and len(before) < 1000:  # a group may be in itself
-                _load(thing, f"{before}{link}/", found)
+            elif isinstance(thing, h5py.Group):
+                _load(thing, f"{before}{link}/", found, seen)
 
 
 def _link(name: str) -> str:

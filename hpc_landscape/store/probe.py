@@ -6,7 +6,9 @@ through those, other files would be, which nobody has named: it is refused.
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,10 +16,19 @@ import h5py
 
 from ..errors import UserError, printable
 
-PROBE_SECONDS = 60.0  # that looking through a file may take before it counts as damaged
+PROBE_SECONDS = 60.0  # that looking at one thing in a file may take before it counts as damaged: they may be many
 ELSEWHERE = "leads elsewhere: "
 _PROBE = """
-import sys
+import signal, sys
+
+def go_on():
+    if hasattr(signal, "setitimer"):  # a POSIX system
+        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))  # it ends this process, wherever HDF5 is then
+
+if hasattr(signal, "setitimer"):
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+go_on()
 sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
 import h5py
 
@@ -26,6 +37,7 @@ def refuse(where, how):
 
 def check(group, seen):
     for name in group:
+        go_on()
         link = group.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             refuse(f"{group.name.rstrip('/')}/{name}", "is a link into another file")
@@ -45,6 +57,7 @@ def check(group, seen):
                 refuse(thing.name, "has its values in another file (external storage)")
 
 def look(name, thing):
+    go_on()
     dict(thing.attrs)
     if isinstance(thing, h5py.Dataset) and thing.size:
         thing[() if thing.dtype.hasobject and thing.size < 10**6 else (0,) * thing.ndim]
@@ -78,12 +91,10 @@ def probe(path: str, seconds: float | None = None) -> None:
         raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
     environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
-    try:
-        found = subprocess.run(
-            [sys.executable, "-c", _PROBE, path], capture_output=True, text=True, timeout=seconds, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{damaged(path)}: reading it did not end in {seconds:g} s") from None
+    command = [sys.executable, "-c", _PROBE, path, str(seconds)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if found.returncode == -getattr(signal, "SIGALRM", math.inf):
+        raise UserError(f"{damaged(path)}: reading it did not end in {seconds:g} s")
     if found.returncode:
         said = (found.stderr.strip().splitlines()[-1:] or [f"the reader died ({found.returncode})"])[0]
         if said.startswith(ELSEWHERE):
