@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fault_table
 import pytest
@@ -84,17 +85,17 @@ def test_sigkill_without_mpi(tmp_path: Path) -> None:
 
 def test_sockets_of_workers(tmp_path: Path) -> None:
     """They lie in /tmp; the fork server takes them away. (MPICH's mpirun kills that as well.)"""
-    folder, temporary = tmp_path / "numbers", tmp_path / "t"  # short: the names of sockets end at 108 characters
+    folder = tmp_path / "numbers"
     folder.mkdir()
-    temporary.mkdir()
     more = ("--problem.methods=forkserver", "--problem.others=false")
-    with Job([*PROGRAM, *JOB, folder, *more], None, tmp_path, environment(TMPDIR=str(temporary))) as job:
-        job.until((tmp_path / "landscape.h5").exists)
-        family = _family(job.process.pid)
-        assert len(list(temporary.glob("pymp-*"))) == 1
-        job.process.kill()
-        _all_end(family, END)
-    assert list(temporary.glob("pymp-*")) == []
+    with TemporaryDirectory(dir="/tmp") as temporary:  # short: the names of sockets end at 107 characters
+        with Job([*PROGRAM, *JOB, folder, *more], None, tmp_path, environment(TMPDIR=temporary)) as job:
+            job.until((tmp_path / "landscape.h5").exists)
+            family = _family(job.process.pid)
+            assert len(list(Path(temporary).glob("pymp-*"))) == 1
+            job.process.kill()
+            _all_end(family, END)
+        assert list(Path(temporary).glob("pymp-*")) == []
 
 
 @pytest.mark.parametrize("whom", ["one rank", "mpirun"])
