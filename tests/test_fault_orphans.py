@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,13 +26,14 @@ def _numbers(folder: Path, name: str) -> list[int]:
     return [int(path.name.rpartition(".")[2]) for path in folder.glob(f"{name}.*")]
 
 
-def _shm(pids: set[int]) -> list[str]:
-    """What of these processes is in /dev/shm: ``torch_PID_...`` and ours."""
-    return [
-        name
-        for name in os.listdir("/dev/shm")
-        if any(name.startswith((f"torch_{pid}_", f"hpc_landscape-{pid}-")) for pid in pids)
-    ]
+def _things(family: set[int], temporary: str) -> set[Path]:
+    """What these have in /dev/shm, but for MPI's own, and in the folder for temporary files."""
+    found = {*Path(temporary).glob("pymp-*")}
+    for pid in family:
+        with suppress(OSError):
+            mapped = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+            found |= {Path(name) for name in mapped if name.startswith(("/dev/shm/sem.mp-", "/dev/shm/torch_"))}
+    return {path for path in found if path.exists()}  # what is unlinked is told as deleted
 
 
 def _table() -> dict[int, tuple[int, bool]]:
@@ -52,21 +54,28 @@ def _family(pid: int) -> set[int]:
     return found
 
 
-def _all_end(family: set[int], limit: float) -> float:
+def _all_end(family: set[int], limit: float, things: set[Path]) -> float:
     """How long it takes until all of these have ended, and left nothing."""
     start = time.monotonic()
     while left := [pid for pid, (_, lives) in _table().items() if pid in family and lives]:
         assert time.monotonic() < start + limit, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
         time.sleep(0.05)
-    assert _shm(family) == []
+    assert [path for path in things if path.exists()] == []
     return time.monotonic() - start
 
 
-def test_sigkill_without_mpi(tmp_path: Path) -> None:
+@pytest.fixture
+def temporary() -> Iterator[str]:
+    """A folder of a short name: that of a socket ends at 107 characters."""
+    with TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def test_sigkill_without_mpi(tmp_path: Path, temporary: str) -> None:
     """By each method of multiprocessing: workers that hang, processes that a thread has started, and their children."""
     folder = tmp_path / "numbers"
     folder.mkdir()
-    with Job([*PROGRAM, *JOB, folder], None, tmp_path) as job:
+    with Job([*PROGRAM, *JOB, folder], None, tmp_path, environment(TMPDIR=temporary)) as job:
         for method in ("fork", "forkserver", "spawn"):
             job.until(lambda m=method: _numbers(folder, m))
         job.until(lambda: len(_numbers(folder, "child of by a thread *")) == 2)
@@ -76,42 +85,31 @@ def test_sigkill_without_mpi(tmp_path: Path) -> None:
         assert len(others) == 4 and others <= family  # the thread that has started them has ended long ago
         (folder / "hang").touch()
         os.kill(next(pid for pid in _numbers(folder, "spawn") if pid in family - {job.process.pid}), signal.SIGSTOP)
+        things = _things(family, temporary)
+        assert {path.name.partition("-")[0] for path in things} == {"sem.mp", "pymp"}
         job.process.kill()
-        seconds = _all_end(family, END)
+        seconds = _all_end(family, END, things)
     fault = "SIGKILL of a run with data-loading workers, without MPI"
-    then = "its processes, theirs, a hung and a stopped worker end too; nothing in /dev/shm"
+    then = "its processes, theirs, a hung and a stopped worker end too; nothing in /dev/shm and /tmp"
     fault_table.record(fault, seconds=seconds, then=then)
 
 
-def test_sockets_of_workers(tmp_path: Path) -> None:
-    """They lie in /tmp; the fork server takes them away. (MPICH's mpirun kills that as well.)"""
-    folder = tmp_path / "numbers"
-    folder.mkdir()
-    more = ("--problem.methods=forkserver", "--problem.others=false")
-    with TemporaryDirectory(dir="/tmp") as temporary:  # short: the names of sockets end at 107 characters
-        with Job([*PROGRAM, *JOB, folder, *more], None, tmp_path, environment(TMPDIR=temporary)) as job:
-            job.until((tmp_path / "landscape.h5").exists)
-            family = _family(job.process.pid)
-            assert len(list(Path(temporary).glob("pymp-*"))) == 1
-            job.process.kill()
-            _all_end(family, END)
-        assert list(Path(temporary).glob("pymp-*")) == []
-
-
 @pytest.mark.parametrize("whom", ["one rank", "mpirun"])
-def test_sigkill_with_mpi(tmp_path: Path, whom: str) -> None:
+def test_sigkill_with_mpi(tmp_path: Path, temporary: str, whom: str) -> None:
     folder = tmp_path / "numbers"
     folder.mkdir()
     more = ("--problem.methods=forkserver", "--problem.others=false")
-    with Job([*PROGRAM, *JOB, folder, *more], 2, tmp_path) as job:
+    with Job([*PROGRAM, *JOB, folder, *more], 2, tmp_path, environment(TMPDIR=temporary)) as job:
         job.until((tmp_path / "landscape.h5").exists)
         job.until(lambda: len(set(_numbers(folder, "forkserver")) & _family(job.process.pid)) >= 2)
         family = _family(job.process.pid)
         (folder / "hang").touch()
+        things = _things(family, temporary)
+        assert len([path for path in things if path.name.startswith("pymp-")]) == 2, "one of each rank"
         if whom == "mpirun":
             job.process.kill()
         else:
             os.kill(_numbers(folder, "a rank")[0], signal.SIGKILL)
-        seconds = _all_end(family - {job.process.pid}, 3 * END)
+        seconds = _all_end(family - {job.process.pid}, 3 * END, things)
     fault = f"SIGKILL of {whom} of a run with data-loading workers"
-    fault_table.record(fault, seconds=seconds, then="hung workers end too; nothing in /dev/shm")
+    fault_table.record(fault, seconds=seconds, then="hung workers end too; nothing in /dev/shm and /tmp")

@@ -9,21 +9,20 @@ import ctypes
 import multiprocessing
 import os
 import select
-import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
 
 from ..said import survive
 
 SERVER = f"{__package__}.forkserver"  # imported by the fork server
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-SOCKETS = "HPC_LANDSCAPE_SOCKETS"  # tells the fork server whose processes have their sockets in which folder
 PAUSE = 1.0  # seconds between two looks, where the system does not tell that a process has ended
 
 
@@ -36,6 +35,8 @@ class _Heritage:
 
 _heritage = _Heritage()
 _server: int | None = None  # the fork server's number, in it and in what it forks
+_plain_spawn = util.spawnv_passfds
+_trackers: list[subprocess.Popen] = []  # kept, since a forgotten one is waited for
 _followed: int | None = None  # this process's number, once it ends with its parent
 
 
@@ -45,18 +46,30 @@ def end_children_with_us() -> None:
     if isinstance(found, dict) and found.get(__name__) is not _heritage:
         found[__name__] = _heritage
         util.register_after_fork(_heritage, _forked)
+        util.spawnv_passfds = _spawn
     if hasattr(forkserver, "_forkserver") and sys.platform == "linux":
         loaded = list(getattr(forkserver._forkserver, "_preload_modules", None) or [])
         if SERVER not in loaded:
             multiprocessing.set_forkserver_preload([*loaded, SERVER])
 
 
-def share_sockets() -> None:
-    """From now on those processes have their sockets in one folder in /tmp: who is killed would leave one of its own.
+def clear_up_after_us() -> None:
+    """However this process dies: what its workers need in /dev/shm and in /tmp is taken away.
 
-    It goes when this process ends; where that is killed, with the fork server.
+    Sockets of all that it starts are in one folder. multiprocessing's tracker takes it away, as it does semaphores.
     """
-    os.environ[SOCKETS] = f"{os.getpid()} {util.get_temp_dir()}"
+    util.get_temp_dir()
+    resource_tracker.ensure_running()
+
+
+def _spawn(path: Any, args: Any, passed: Any) -> int:
+    """As multiprocessing does; but the tracker outlives a launcher that kills a rank's session, to clear up."""
+    if "resource_tracker" not in str(args[-1]):
+        return _plain_spawn(path, args, passed)
+    code = f"try: {args[-1]}\nfinally: __import__('shutil').rmtree({util.get_temp_dir()!r}, True)"
+    command = [*args[:-2], "-Wignore", "-c", code]  # it would warn of what it takes away
+    _trackers.append(subprocess.Popen(command, executable=path, pass_fds=passed, start_new_session=True))
+    return _trackers[-1].pid
 
 
 def _inherit(parent: int, by_main: bool) -> _Heritage:
@@ -100,9 +113,6 @@ def end_server() -> None:
 
     def look(*_: Any) -> None:
         if os.getpid() == server and os.getppid() != parent:
-            whose, _, folder = os.environ.get(SOCKETS, "").partition(" ")
-            if whose == str(parent):
-                shutil.rmtree(folder, ignore_errors=True)
             _end()
 
     signal.signal(signal.SIGURG, look)

@@ -17,7 +17,7 @@ from ..errors import UserError, memory_is_out
 from ..metrics.nest import move, tensors_in
 from ..model_interface.parts import length, parts, take_rows
 from ..parallel.generators import Generators
-from ..parallel.orphans import end_children_with_us, share_sockets
+from ..parallel.orphans import clear_up_after_us, end_children_with_us
 from ..parallel.signals import kept_from_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
@@ -181,7 +181,7 @@ def start(loader: DataLoader) -> Iterator[Any]:
     """A pass over a loader, whose workers are ended where it fails; UserError where they do not start."""
     end_children_with_us()
     if loader.num_workers:
-        share_sockets()
+        clear_up_after_us()
     try:
         yield from _started(loader)
     except Exception:
