@@ -184,6 +184,8 @@ def test_suspended(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) ->
     job = jobs["suspended"]
     cluster.until(lambda: log_lines(job.folder / "log", "holding"), LIMIT)
     cluster.call("scontrol", "suspend", job.number)
+    ranks = [Path(f"/proc/{line.pid}/stat") for line in log_lines(job.folder / "log", "begin")]
+    cluster.until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in ranks))  # not at once
     (job.folder / "go").touch()
     time.sleep(3)
     before = len(log_lines(job.folder / "log", "point"))
