@@ -36,7 +36,6 @@ class _Heritage:
 _heritage = _Heritage()
 _server: int | None = None  # the fork server's number, in it and in what it forks
 _plain_spawn = util.spawnv_passfds
-_trackers: list[subprocess.Popen] = []  # kept, since a forgotten one is waited for
 _followed: int | None = None  # this process's number, once it ends with its parent
 
 
@@ -68,8 +67,9 @@ def _spawn(path: Any, args: Any, passed: Any) -> int:
         return _plain_spawn(path, args, passed)
     code = f"try: {args[-1]}\nfinally: __import__('shutil').rmtree({util.get_temp_dir()!r}, True)"
     command = [*args[:-2], "-Wignore", "-c", code]  # it would warn of what it takes away
-    _trackers.append(subprocess.Popen(command, executable=path, pass_fds=passed, start_new_session=True))
-    return _trackers[-1].pid
+    tracker = subprocess.Popen(command, executable=path, pass_fds=passed, start_new_session=True)
+    tracker.returncode = 0  # as far as this object is to know: multiprocessing waits for it
+    return tracker.pid
 
 
 def _inherit(parent: int, by_main: bool) -> _Heritage:
