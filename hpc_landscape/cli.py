@@ -23,6 +23,7 @@ from .errors import (
     memory_is_out,
     printable,
     reason,
+    refusal,
 )
 from .parallel.comm import Comm, launched, world
 from .said import hurry, lost_result, notice, sturdy, survive
@@ -79,7 +80,7 @@ def _shown() -> int:
     """The exit code where what is printed is what was asked for."""
     if (fault := lost_result()) is None:
         return 0
-    _say(UserError(f"standard output cannot be written: {reason(fault)}"))
+    notice(refusal(UserError(f"standard output cannot be written: {reason(fault)}")))
     return MISTAKE
 
 
@@ -111,24 +112,20 @@ def _refuse(mistake: UserError, comm: Comm) -> int:
     Ranks meet here together, but for a mistake that shows in the middle of one rank's points: that one ends the job.
     """
     if comm.is_root:
-        _say(mistake)
+        notice(refusal(mistake))
     if not comm.meet(MEET):
         if not comm.is_root:
-            _say(mistake)
+            notice(refusal(mistake))
         comm.abort(MISTAKE)
     return MISTAKE
 
 
 def _speak(mistake: UserError, rank: int) -> int:
     if rank == 0:
-        _say(mistake)
+        notice(refusal(mistake))
     else:
         time.sleep(1)  # for process 0 to be heard before the launcher ends it
     return MISTAKE
-
-
-def _say(mistake: UserError) -> None:
-    notice(f"error: {printable(str(mistake), keep=chr(10))}")
 
 
 def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
@@ -160,7 +157,7 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
         if memory_is_out(error):
             from .job.memory import explain
 
-            _say(UserError(explain(error, settings, comm.rank, comm.size)))
+            notice(refusal(UserError(explain(error, settings, comm.rank, comm.size))))
             return MISTAKE
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")
@@ -184,7 +181,7 @@ def _view(command: str, words: list[str]) -> int:
             _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
         )
     except UserError as error:
-        _say(UserError(printable(str(error))))
+        notice(refusal(UserError(printable(str(error)))))
         return MISTAKE
     except SystemExit:  # after --help
         return _shown()

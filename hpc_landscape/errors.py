@@ -94,6 +94,11 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c.encode("unicode_escape").decode() if _steers(c) and c not in keep else c for c in text)
 
 
+def refusal(mistake: UserError) -> str:
+    """The line, or lines, that end a run with exit code 2."""
+    return f"error: {printable(str(mistake), keep=chr(10))}"
+
+
 def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names, and how many more there are, on one line."""
     return printable(", ".join(names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -195,6 +195,11 @@ class Job:
         self.process.wait()
 
 
+def stat(pid: Any) -> list[str]:
+    """What Linux tells of a process, after its name: state, parent, ...; OSError where it has ended."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def living(leader: int) -> list[int]:
     """The living processes of a session, as Linux tells; elsewhere only the process group is killed."""
     if not Path("/proc/self/stat").exists():
@@ -206,7 +211,7 @@ def living(leader: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            fields = stat(entry.name)
         except OSError:  # it has just ended
             continue
         state, session, threads = fields[0], int(fields[3]), int(fields[17])

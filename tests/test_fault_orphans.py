@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import fault_table
 import pytest
-from programs import PROBLEMS, PROGRAM, Job, environment
+from programs import PROBLEMS, PROGRAM, Job, environment, stat
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")]
 
@@ -39,10 +39,10 @@ def _things(family: set[int], temporary: str) -> set[Path]:
 def _table() -> dict[int, tuple[int, bool]]:
     """Each process's parent, and whether it lives."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            found[int(path.parent.name)] = int(fields[1]), fields[0] != "Z"
+            fields = stat(path.name)
+            found[int(path.name)] = int(fields[1]), fields[0] != "Z"
     return found
 
 

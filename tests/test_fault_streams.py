@@ -86,14 +86,20 @@ def test_a_stream_that_is_not_utf_8(tmp_path: Path, run: str) -> None:
     fault_table.record("the log: not UTF-8", then="exit 0 and complete; the odd characters escaped")
 
 
-def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
-    """It is full: words are lost after a second, and later ones without waiting."""
+def _full_pipe() -> tuple[int, int]:
+    """Its ends, to read from and to write to; a write waits."""
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
     with suppress(BlockingIOError):
         while True:
             os.write(mouth, b"x" * 4096)
     os.set_blocking(mouth, True)
+    return ear, mouth
+
+
+def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
+    """It is full: words are lost after a second, and later ones without waiting."""
+    ear, mouth = _full_pipe()
     ended = subprocess.run(
         shlex.split(run),
         cwd=tmp_path,
@@ -112,12 +118,7 @@ def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_pipe_with_little_room(encoding: str) -> None:
     """What is written is never more than what such a pipe takes at once: a write would wait for its reader."""
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(mouth, b"x" * 4096)
-    os.set_blocking(mouth, True)
+    ear, mouth = _full_pipe()
     os.read(ear, 4096)
     with os.fdopen(mouth, "w", encoding=encoding) as pipe:
         stream = Sturdy(pipe)

@@ -20,7 +20,7 @@ import fault_table
 import numpy as np
 import pytest
 from problems_for_tests.tiny_problem_for_tests import checkpoint
-from programs import ROOT, TINY, assert_same_landscape, environment, log_lines, read, run_program
+from programs import ROOT, TINY, assert_same_landscape, environment, log_lines, read, run_program, stat
 from slurm_cluster import Cluster, missing
 
 pytestmark = pytest.mark.slow
@@ -184,8 +184,8 @@ def test_suspended(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) ->
     job = jobs["suspended"]
     cluster.until(lambda: log_lines(job.folder / "log", "holding"), LIMIT)
     cluster.call("scontrol", "suspend", job.number)
-    ranks = [Path(f"/proc/{line.pid}/stat") for line in log_lines(job.folder / "log", "begin")]
-    cluster.until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in ranks))  # not at once
+    ranks = [line.pid for line in log_lines(job.folder / "log", "begin")]
+    cluster.until(lambda: all(stat(pid)[0] == "T" for pid in ranks))  # not at once
     (job.folder / "go").touch()
     time.sleep(3)
     before = len(log_lines(job.folder / "log", "point"))

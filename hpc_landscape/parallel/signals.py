@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError
+from ..errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError, refusal
 from ..said import notice
 from .comm import Comm, launched, leave
 
@@ -162,9 +162,12 @@ class Signals:
     def _end(self) -> None:
         code = self.code or STOPPED
         if self._error is not None:
-            mistake = isinstance(self._error, UserError)
-            notice(f"error: {self._error}" if mistake else f"failed: {type(self._error).__name__}: {self._error}")
-            code = MISTAKE if mistake else FAILED
+            if isinstance(self._error, UserError):
+                notice(refusal(self._error))
+                code = MISTAKE
+            else:
+                notice(f"failed: {type(self._error).__name__}: {self._error}")
+                code = FAILED
         if self.comm.size > 1:  # MPI may hang as well
             ending = threading.Thread(target=self.comm.abort, args=(code,), daemon=True)
             ending.start()
