@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_landscape.evaluate.form import PLAIN, Form
-from hpc_landscape.parallel.device import keep_memory
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
+from hpc_landscape.ranks.device import keep_memory
 
 from . import points as points_of
 from .gpu import gpu
@@ -35,11 +35,11 @@ from .others import Other
 from .scaling import scaling
 from .timing import in_turns, ratio, rows
 
-EAGER = Form(channels_last=True)
+EAGER = ExecutionMode(channels_last=True)
 KINDS = {
     "eager": EAGER,
-    "compiled": Form(channels_last=True, compiled=True),
-    "bf16": Form(channels_last=True, low=torch.bfloat16),
+    "compiled": ExecutionMode(channels_last=True, compiled=True),
+    "bf16": ExecutionMode(channels_last=True, low=torch.bfloat16),
 }
 SAMPLES = 2500
 RESNET = ("--problem=benchmarks/models.py:problem", "--x=0:1:2", "--y=none", "--plot=false")
@@ -110,7 +110,7 @@ def small(turns: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     data = images(1437, 8)
     for name, make in (("mlp", mlp), ("lenet", lenet)):
-        kinds = {"eager": PLAIN} | {f"block {k}": Form(block=k) for k in (2, 4, 8, 16)}
+        kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(block=k) for k in (2, 4, 8, 16)}
         seconds = points_of.compare(seeded(make), data, kinds, turns)
         found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
         for kind in kinds:  # every bare loop is the eager one
@@ -154,7 +154,7 @@ def overhead(turns: int) -> dict[str, Any]:
 def store(_: int) -> dict[str, Any]:
     """A million points of a value that costs nothing, through the writer into the file."""
     from hpc_landscape.grid import Axis, Grid
-    from hpc_landscape.parallel.comm import SerialComm
+    from hpc_landscape.ranks.comm import SerialComm
     from hpc_landscape.store import layout
     from hpc_landscape.store.gather import GatherStore
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.form import PLAIN, Form, shown_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, shown_dtypes
 from hpc_landscape.metrics import Data, Loss
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import wrap_model
 
 from .timing import Seconds, in_turns, ratio
 
@@ -42,7 +42,12 @@ class Bare:
     """The loop that one would write by hand for speed: resident batches, weights moved in place, nothing else."""
 
     def __init__(
-        self, model: nn.Module, data: tuple[Tensor, Tensor], form: Form, warm_up: bool = True, size: int = BATCH
+        self,
+        model: nn.Module,
+        data: tuple[Tensor, Tensor],
+        form: ExecutionMode,
+        warm_up: bool = True,
+        size: int = BATCH,
     ):
         self.origin = [p.detach().clone() for p in model.parameters()]
         self.moves = [[d[name] for name, _ in model.named_parameters()] for d in directions(model)]
@@ -81,10 +86,12 @@ class Bare:
         return total
 
 
-def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "warmup", size: int = BATCH) -> Evaluator:
+def ours(
+    model: nn.Module, data: tuple[Tensor, Tensor], form: ExecutionMode, bn: str = "warmup", size: int = BATCH
+) -> Evaluator:
     """Our evaluator of the same."""
     on = Data(batches(data, form.channels_last, size))
-    subspace = Subspace(
+    placement = Placement(
         state.parameters(model),
         directions(model),
         shown=shown_dtypes(model, form.low),
@@ -92,13 +99,13 @@ def ours(model: nn.Module, data: tuple[Tensor, Tensor], form: Form, bn: str = "w
         rows=form.points,
     )
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), on)}
-    return Evaluator(wrap_model(model), subspace, metrics, bn, on, form=form)
+    return Evaluator(wrap_model(model), placement, metrics, bn, on, form=form)
 
 
 def compare(
     make: Callable[[], nn.Module],
     data: tuple[Tensor, Tensor],
-    kinds: dict[str, Form],
+    kinds: dict[str, ExecutionMode],
     turns: int,
     size: int = BATCH,
     others: Mapping[str, Callable[[], Any]] | None = None,

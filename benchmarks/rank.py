@@ -8,7 +8,7 @@ import time
 import torch
 from mpi4py import MPI
 
-from hpc_landscape.evaluate.form import Form
+from hpc_landscape.evaluate.execution import ExecutionMode
 
 from .models import ResNet, images
 from .points import POINT, ours
@@ -16,7 +16,7 @@ from .points import POINT, ours
 POINTS = 3
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-evaluator = ours(ResNet(), images(2500, 28), Form(channels_last=True))
+evaluator = ours(ResNet(), images(2500, 28), ExecutionMode(channels_last=True))
 with evaluator.attached():
     evaluator(POINT)
     MPI.COMM_WORLD.Barrier()

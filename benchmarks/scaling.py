@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_landscape.evaluate.form import PLAIN
+from hpc_landscape.evaluate.execution import PLAIN
 
 from .models import ResNet, images
 from .points import POINT, ours

@@ -12,7 +12,7 @@ _MODULES = {
     "problems.problem": ("Problem",),
     "errors": ("UserError",),
     "view.plot": ("plot",),
-    "model_interface.model_wrapper": ("ModelWrapper", "SimpleModelWrapper", "GeneralModelWrapper", "wrap_model"),
+    "model.wrapper": ("ModelWrapper", "SimpleModelWrapper", "GeneralModelWrapper", "wrap_model"),
     "landscape": (
         *("PlanarLossLandscape", "LinearLossLandscape", "eval_warm_up", "eval_loss"),
         *("point", "linear_interpolation", "random_line", "planar_interpolation", "random_plane"),

@@ -14,18 +14,18 @@ from typing import Any
 from .arguments import parse
 from .errors import (
     FAILED,
-    IN_VAIN,
     INTERRUPTED,
-    MISTAKE,
+    NO_PROGRESS,
+    USER_ERROR,
     Stopped,
     UserError,
     given_up,
-    memory_is_out,
+    is_out_of_memory,
     printable,
     reason,
     refusal,
 )
-from .parallel.comm import Comm, launched, world
+from .ranks.comm import Comm, launched, world
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
@@ -81,7 +81,7 @@ def _shown() -> int:
     if (fault := lost_result()) is None:
         return 0
     notice(refusal(UserError(f"standard output cannot be written: {reason(fault)}")))
-    return MISTAKE
+    return USER_ERROR
 
 
 def _guarded(settings: Settings, comm: Comm) -> int:
@@ -116,8 +116,8 @@ def _refuse(mistake: UserError, comm: Comm) -> int:
     if not comm.meet(MEET):
         if not comm.is_root:
             notice(refusal(mistake))
-        comm.abort(MISTAKE)
-    return MISTAKE
+        comm.abort(USER_ERROR)
+    return USER_ERROR
 
 
 def _speak(mistake: UserError, rank: int) -> int:
@@ -125,7 +125,7 @@ def _speak(mistake: UserError, rank: int) -> int:
         notice(refusal(mistake))
     else:
         time.sleep(1)  # for process 0 to be heard before the launcher ends it
-    return MISTAKE
+    return USER_ERROR
 
 
 def _fail(error: BaseException, settings: Settings, comm: Comm) -> int:
@@ -145,7 +145,7 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
     if isinstance(error, Stopped):
         if error.code == FAILED:
             comm.leave_if_told(min(0.3 * comm.rank, 3))
-            notice(f"failed: {IN_VAIN}")
+            notice(f"failed: {NO_PROGRESS}")
         return error.code
     if isinstance(error, SystemExit):
         notice(f"failed{where}: the problem called exit({error.code!r})")
@@ -154,11 +154,11 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
         return INTERRUPTED
     comm.leave_if_told(min(0.1 + 0.3 * comm.rank, 3))
     with suppress(Exception):  # an error of the user's may not even have a text
-        if memory_is_out(error):
+        if is_out_of_memory(error):
             from .job.memory import explain
 
             notice(refusal(UserError(explain(error, settings, comm.rank, comm.size))))
-            return MISTAKE
+            return USER_ERROR
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")
             return FAILED
@@ -182,7 +182,7 @@ def _view(command: str, words: list[str]) -> int:
         )
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
-        return MISTAKE
+        return USER_ERROR
     except SystemExit:  # after --help
         return _shown()
     return _shown() if command == "info" else 0

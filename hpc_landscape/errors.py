@@ -7,12 +7,13 @@ import errno
 import os
 import re
 import sys
+import traceback
 import unicodedata
 import warnings
 from collections.abc import Sequence
 
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
-COMPLETE, FAILED, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+COMPLETE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 OURS = (os.path.dirname(os.path.abspath(__file__)), contextlib.__file__)  # whose lines are not the user's
 
@@ -40,7 +41,7 @@ def given_up(error: BaseException | None) -> GivenUp | None:
 
 
 # Why a job whose allocation is over (SIGUSR1, with a --grace) fails instead of asking for another one.
-IN_VAIN = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
+NO_PROGRESS = "the stop came before one point was finished, and would again: give the job more time (or ranks, or GPUs)"
 
 
 def reason(error: BaseException) -> str:
@@ -50,7 +51,7 @@ def reason(error: BaseException) -> str:
     return hidden[1] if hidden else getattr(error, "strerror", None) or lines[0]
 
 
-def memory_is_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory: Python's, NumPy's, PyTorch's on a CPU or on a GPU, that of CUDA's libraries.
 
     In a data-loading worker too, whose error has become the text of another.
@@ -60,7 +61,7 @@ def memory_is_out(error: BaseException) -> bool:
     if not isinstance(error, (RuntimeError, OSError)):
         return False
     text = str(error)
-    if getattr(error, "errno", None) == errno.ENOMEM or _OUT_OF_MEMORY.search(text) or shared_memory_is_out(error):
+    if getattr(error, "errno", None) == errno.ENOMEM or _OUT_OF_MEMORY.search(text) or is_out_of_shared_memory(error):
         return True
     return bool(_NO_HANDLE.search(text)) and _gpu_is_full()
 
@@ -82,11 +83,27 @@ def _gpu_is_full() -> bool:
         return False
 
 
-def shared_memory_is_out(error: BaseException) -> bool:
+def is_out_of_shared_memory(error: BaseException) -> bool:
     """Whether a data-loading worker has found no room for its batches in /dev/shm: it says so, or dies of it."""
     text = str(error)
     died = "DataLoader worker" in text and "Bus error" in text
     return died or ("</torch_" in text and ("No space left" in text or "unable to write" in text))
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the first frame on that is not ours; the whole of it where all are.
+
+    Raises the error itself where memory is out: that is no fault of the user's code, and is told in another way.
+    """
+    if is_out_of_memory(error):
+        raise error
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith((OURS[0], "<frozen importlib")):
+        frames = frames.tb_next
+    if frames is None and not isinstance(error, SyntaxError):  # which says by itself where it is
+        frames = error.__traceback__
+    lines = traceback.format_exception(type(error), error, frames, chain=False)
+    return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .data.prepare import as_batches
 from .evaluate.evaluator import Evaluator
 from .landscape_base import Landscape
 from .metrics import Loss, Metric
 from .metrics.criterion import loss_on
-from .model_interface.model_wrapper import ModelWrapper, wrap_model
-from .model_interface.subspace import Subspace
-from .parallel.torch_state import one_at_a_time
-from .problems.data import as_batches
-from .problems.others import Point
+from .model.others import Point
+from .model.placement import Placement
+from .model.wrapper import ModelWrapper, wrap_model
+from .ranks.torch_state import one_at_a_time
 
 
 class PlanarLossLandscape(Landscape):
@@ -115,7 +115,7 @@ def point(model: nn.Module | ModelWrapper, metric: Metric) -> Any:
     """The metric at the model itself, in eval mode."""
     wrapper = wrap_model(model)
     parameters = {name: p.data for name, p in wrapper.named_moving()}
-    evaluator = Evaluator(wrapper, Subspace(parameters, []), {"": metric})
+    evaluator = Evaluator(wrapper, Placement(parameters, []), {"": metric})
     with evaluator.attached():
         return evaluator(())[""]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .data.prepare import as_batches
 from .directions.file import read_directions
 from .directions.given import as_direction, as_long
 from .directions.interpolation import differences
@@ -30,18 +31,17 @@ from .evaluate.trial import not_finite, try_batch
 from .grid import NAMES, Axis, Grid, counts, strided
 from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
 from .metrics.trial import check_loss
-from .model_interface import state
-from .model_interface.batchnorm import batchnorm_layers, given_statistics
-from .model_interface.model_wrapper import ModelWrapper, wrap_model
-from .model_interface.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
-from .model_interface.numbers import wide
-from .model_interface.rest import share_rest, told, unmoved
-from .model_interface.subspace import Subspace
-from .parallel.comm import Comm, SerialComm, ours_of
-from .parallel.torch_state import LOCK, one_at_a_time
-from .problems.checkpoint import find_checkpoints, labels
-from .problems.data import as_batches
-from .problems.others import Path, Point, read_other, read_rest
+from .model import state
+from .model.batchnorm import batchnorm_layers, given_statistics
+from .model.checkpoint import find_checkpoints, labels
+from .model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from .model.numbers import wide
+from .model.others import Path, Point, read_other, read_rest
+from .model.placement import Placement
+from .model.rest import broadcast_rest, told, unmoved
+from .model.wrapper import ModelWrapper, wrap_model
+from .ranks.comm import Comm, SerialComm, ours_of
+from .ranks.torch_state import LOCK, one_at_a_time
 from .store import layout
 
 
@@ -80,7 +80,7 @@ class Landscape:
     @one_at_a_time
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made anew: pickling parts a point and the buffer that it is a view of."""
-        return {**vars(self), "_subspaces": {}, "comm": SerialComm()}
+        return {**vars(self), "_placements": {}, "comm": SerialComm()}
 
     @one_at_a_time
     def __deepcopy__(self, known: dict[int, Any]) -> Any:
@@ -116,7 +116,7 @@ class Landscape:
         self.seed = self.comm.bcast(drawn)
         weights = self._weights()
         sides = self._sides(distance, centered)
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             vectors = [
                 as_long(normalize(d, weights, checked(normalization), ignore), weights)
                 for d in random_directions(weights, self.dimensions, self.seed, random)
@@ -129,7 +129,7 @@ class Landscape:
     ) -> Any:
         weights = self._weights()
         sides = self._sides(distance, centered)
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             vectors = [as_direction(direction, weights) for direction in directions]
             if normalization not in (None, "none"):
                 vectors = [as_long(normalize(d, weights, checked(normalization), ignore), weights) for d in vectors]
@@ -138,7 +138,7 @@ class Landscape:
     @one_at_a_time
     def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         weights = self._weights()
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             models = [read_other(end, self.model_wrapper, weights, key)() for end in ends]
             models = [{name: t.to(weights[name].dtype) for name, t in model.items()} for model in models]
             others = [read_rest(end, self.model_wrapper, key) for end in ends]
@@ -153,7 +153,7 @@ class Landscape:
         and a margin around. Afterwards ``trajectory`` and ``explained_variance_ratio`` are there. key: which of several
         networks in a file, as --checkpoint_key.
         """
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             points = self._points(checkpoints, key)
             vectors, self.explained_variance_ratio = principal_directions(points, self._weights(), self.dimensions)
             self._vectors = vectors
@@ -164,7 +164,7 @@ class Landscape:
     def load_directions(self, *paths: Path, distance: float = 2, centered: bool = True) -> Any:
         """Directions from an earlier run's file, or from one .npz, .pt or .safetensors per axis, as they are."""
         sides = self._sides(distance, centered)
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             vectors = read_directions([os.fspath(path) for path in paths], self._weights(), self.dimensions)
         return self._define("file", vectors, sides)
 
@@ -197,7 +197,7 @@ class Landscape:
         """
         grid = self._defined()
         self._statistics = {}
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             if isinstance(data, DataMetric):
                 data = data.data
             elif not isinstance(data, Data) and (isinstance(data, Iterable) or not callable(data)):
@@ -205,8 +205,8 @@ class Landscape:
         self._find_norms(data, device)
         if not batchnorm_layers(self.model_wrapper):
             return
-        with self.comm.all_or_none():
-            evaluator = Evaluator(self.model_wrapper, self._subspace(device), {}, "warmup", data)
+        with self.comm.raise_on_all_ranks(any_error=True):
+            evaluator = Evaluator(self.model_wrapper, self._placement(device), {}, "warmup", data)
             with evaluator.attached():
                 statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
         self._statistics = statistics
@@ -217,7 +217,7 @@ class Landscape:
         where = None if device is None else torch.device(device)
         self.model_wrapper = copy.copy(self.model_wrapper)  # the user's own stays as it is
         found = None
-        with self.comm.all_or_none():
+        with self.comm.raise_on_all_ranks(any_error=True):
             if self.comm.is_root:
                 found = find_norms(self.model_wrapper, data, where)
         found = self.model_wrapper.norms = self.comm.bcast(found)
@@ -247,16 +247,16 @@ class Landscape:
         model's parameters are.
         """
         grid = self._defined()
-        with self.comm.all_or_none():
-            subspace, seed = self._subspace(device), self.seed or 0
-            evaluator = Evaluator(self.model_wrapper, subspace, {"": metric}, "running", seed=seed)
+        with self.comm.raise_on_all_ranks(any_error=True):
+            placement, seed = self._placement(device), self.seed or 0
+            evaluator = Evaluator(self.model_wrapper, placement, {"": metric}, "running", seed=seed)
             with self._told_of_modes(evaluator):
                 if self.comm.is_root:
                     self._try(evaluator, metric)
                 self._check_losses(evaluator, metric)
         if self.comm.bcast(evaluator.careful):
             evaluator.be_careful()
-        with self.comm.all_or_none(), self._told_of_modes(evaluator), evaluator.attached():
+        with self.comm.raise_on_all_ranks(any_error=True), self._told_of_modes(evaluator), evaluator.attached():
             mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)
@@ -322,7 +322,7 @@ class Landscape:
         self._vectors = moves if ends is None else differences(weights, moves)
         self._warn_of_zeros(weights, scaled=notes.get("normalization") in ("filter", "layer"))
         fixed = self._fixed(weights)
-        along, stays = share_rest(self.model_wrapper, others, self.comm)
+        along, stays = broadcast_rest(self.model_wrapper, others, self.comm)
         for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
             warn(note)
         own = state.state(self.model_wrapper.root)
@@ -332,8 +332,8 @@ class Landscape:
         }
         moves = [{**move, **other} for move, other in zip(moves, along, strict=True)] if along else moves
         self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
-        self._make: Callable[..., Subspace] = partial(Subspace, origin, moves, ends=ends is not None, fixed=fixed)
-        self._subspaces: dict[Any, Subspace] = {}
+        self._make: Callable[..., Placement] = partial(Placement, origin, moves, ends=ends is not None, fixed=fixed)
+        self._placements: dict[Any, Placement] = {}
         self._statistics: dict[int, Tensor] = {}
         self._common: Tensor | None = None
         self._notes = {"directions": kind, **notes}
@@ -371,12 +371,12 @@ class Landscape:
         state.broadcast(fixed.values(), self.comm)
         return fixed
 
-    def _subspace(self, device: torch.device | str | None) -> Subspace:
-        """The subspace on a device; None: each parameter where the model has it."""
+    def _placement(self, device: torch.device | str | None) -> Placement:
+        """The placement on a device; None: each parameter where the model has it."""
         where = None if device is None else torch.device(device)
-        if where not in self._subspaces:
-            self._subspaces = {where: self._make(where)}
-        return self._subspaces[where]
+        if where not in self._placements:
+            self._placements = {where: self._make(where)}
+        return self._placements[where]
 
     def _mine(self) -> Iterable[int]:
         return (int(i) for i in strided(np.arange(self._grid.size), self.comm.rank, self.comm.size))

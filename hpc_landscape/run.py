@@ -11,26 +11,34 @@ import torch
 from .errors import COMPLETE, Stopped
 from .grid import strided
 from .job.again import compute_again, environment
+from .job.build import Maker
+from .job.capacity import check_plan
 from .job.data import read_data
-from .job.directions import locate, make_grid, project_trajectory, share_directions
-from .job.failures import Failure, Reporter, evaluate, nothing, watch
-from .job.form import Maker
+from .job.directions import broadcast_directions, locate, make_grid, project_trajectory
+from .job.failures import Failure, Reporter, evaluate, nan_values, watch
 from .job.identity import made_of
 from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
-from .job.norms import share_norms
+from .job.norms import broadcast_norms
 from .job.plan import Plan, lay_out
-from .job.prepare import see_output, share_weights
+from .job.prepare import broadcast_weights, open_or_create
 from .job.report import Say, announce, dry_run, failed_note, finish, stopped, warn_if_long, without_root
-from .job.room import check_plan
 from .job.tune import tune
-from .parallel.comm import Comm
-from .parallel.control import Control
-from .parallel.device import agree, check_precision, choose_device, emulated, keep_memory, name_rank, set_threads
-from .parallel.orphans import end_children_with_us
-from .parallel.signals import Signals
-from .parallel.torch_state import as_before
 from .problems.problem import load_problem, script_alone
 from .progress import Progress
+from .ranks.comm import Comm
+from .ranks.control import Control
+from .ranks.device import (
+    check_precision,
+    check_same_device_type,
+    choose_device,
+    emulated,
+    keep_memory,
+    name_rank,
+    set_threads,
+)
+from .ranks.orphans import end_children_with_us
+from .ranks.signals import Signals
+from .ranks.torch_state import as_before
 from .settings import Settings
 from .store.store import choose_writer, fall_back
 from .store.writer import Writer
@@ -46,14 +54,14 @@ def run(settings: Settings, comm: Comm) -> int:
         start = time.monotonic()
 
         # See what there is to go on with, and keep other runs out
-        stored = see_output(settings, comm, stack, say)
+        stored = open_or_create(settings, comm, stack, say)
 
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
-        with comm.together():
+        with comm.raise_on_all_ranks():
             writer = choose_writer(settings.writer, comm)
             device = choose_device(settings.device, comm.local_rank, name_rank(comm))
             check_precision(settings.precision, device)
-        agree(comm, device)
+        check_same_device_type(comm, device)
         settings, trajectory = locate(settings, comm)
         set_threads(comm)
         if note := emulated(settings.precision, device):
@@ -64,36 +72,36 @@ def run(settings: Settings, comm: Comm) -> int:
             keep_memory()
 
         # Make the problem: model and data on every rank, weights from rank 0
-        with comm.together():
+        with comm.raise_on_all_ranks():
             problem = load_problem(settings.problem, settings.problem_arguments)
             problem.wrapper.restrict(settings.include, settings.exclude, settings.trainable)
-            adds_up = check_metrics(settings, problem)
+            is_additive = check_metrics(settings, problem)
         threads = torch.get_num_threads()  # the factory may have set it
-        with comm.together():
+        with comm.raise_on_all_ranks():
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
-        share_weights(settings, problem, stored, comm, say)
+        broadcast_weights(settings, problem, stored, comm, say)
         sets = read_data(settings, problem, comm, say, device)
-        share_norms(settings, problem, sets, device, comm, say)
+        broadcast_norms(settings, problem, sets, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
-        directions = share_directions(settings, problem, sets, stored, trajectory, device, comm, say)
+        directions = broadcast_directions(settings, problem, sets, stored, trajectory, device, comm, say)
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device, adds_up, -(-grid.size // comm.size))
+        maker = Maker(settings, problem, sets, directions, device, is_additive, -(-grid.size // comm.size))
         tuned = tune(maker, stored, comm, say) if settings.tune else ""
         settings = maker.settings
         evaluator, data = maker.choose(comm, say)
         quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
         there = environment(comm, device)
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
-        with comm.together():
+        with comm.raise_on_all_ranks():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
                 plan.form_errors = form_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run
-        with comm.together():
+        with comm.raise_on_all_ranks():
             if comm.is_root:
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
@@ -106,7 +114,7 @@ def run(settings: Settings, comm: Comm) -> int:
             say(f"{settings.output} is complete{failed_note(stored)}; --overwrite starts again")
             return COMPLETE
         plan.release()
-        with comm.together():
+        with comm.raise_on_all_ranks():
             if comm.is_root:
                 compute_again(plan)
         writer = fall_back(writer, settings.output, comm, say)
@@ -148,7 +156,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
                 for point, values in zip(block, found, strict=True):
                     if isinstance(values, Failure):
                         reporter.found(writer, int(point), values)
-                        writer.put(int(point), taken / len(block), nothing(plan), failed=True)
+                        writer.put(int(point), taken / len(block), nan_values(plan), failed=True)
                     else:
                         writer.put(int(point), taken / len(block), values)
     finally:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_landscape import LinearLossLandscape, PlanarLossLandscape
+from hpc_landscape.data.precise import full_precision
 from hpc_landscape.metrics import Data, Loss
-from hpc_landscape.metrics.precise import full_precision
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.wrapper import wrap_model
 
 LOW = torch.bfloat16
 PROBLEM = """

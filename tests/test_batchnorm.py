@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
+from hpc_landscape.data.prepare import prepare
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.passes import warm_up
 from hpc_landscape.metrics import Accuracy, Data, Loss
-from hpc_landscape.model_interface import batchnorm, state
-from hpc_landscape.model_interface.model_wrapper import wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
-from hpc_landscape.problems.data import prepare
+from hpc_landscape.model import batchnorm, state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import wrap_model
 from hpc_landscape.problems.problem import Problem
 
 CLASSES = 3
@@ -83,14 +83,14 @@ def points(n: int = 20) -> np.ndarray:
 def evaluator(model, data, bn, batch_size, warmup_data=None, dtype=None, moves=None) -> Evaluator:
     problem = Problem(model, nn.CrossEntropyLoss(), data)
     moves = directions(model) if moves is None else moves
-    subspace = Subspace(state.parameters(model), moves, torch.device("cpu"), dtype)
+    placement = Placement(state.parameters(model), moves, torch.device("cpu"), dtype)
     batches = [
         prepare(d, batch_size, None, 0, "data", print).to(torch.device("cpu"), dtype)
         for d in (data, data if warmup_data is None else warmup_data)
     ]
     data, warmup_data = (problem.on(b) for b in batches)
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    return Evaluator(problem.wrapper, subspace, metrics, bn, warmup_data)
+    return Evaluator(problem.wrapper, placement, metrics, bn, warmup_data)
 
 
 def at(evaluate: Evaluator, where) -> list[dict[str, np.ndarray]]:

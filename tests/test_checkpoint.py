@@ -13,7 +13,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.problems.checkpoint import find_checkpoints, load_checkpoint, read_parameters
+from hpc_landscape.model.checkpoint import find_checkpoints, load_checkpoint, read_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 

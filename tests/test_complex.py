@@ -26,8 +26,8 @@ from hpc_landscape.metrics import (
     LossPerturbations,
     PrincipalCurvatureEvaluator,
 )
-from hpc_landscape.model_interface.model_parameters import ModelParameters, orthogonal_to, rand_n_like, rand_u_like
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.parameters import ModelParameters, orthogonal_to, rand_n_like, rand_u_like
+from hpc_landscape.model.wrapper import wrap_model
 
 PROBLEM = str(Path(__file__).parent / "kinds" / "kind_complex.py") + ":operator"
 sys.path.insert(0, str(Path(__file__).parent / "kinds"))

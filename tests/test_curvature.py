@@ -26,9 +26,9 @@ from hpc_landscape.metrics import (
     hessian_eigenvectors,
 )
 from hpc_landscape.metrics.statistics import mean_and_error
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper, wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import GeneralModelWrapper, wrap_model
 
 CurvatureOf = PrincipalCurvatureEvaluator
 
@@ -332,10 +332,10 @@ def test_values_depend_on_the_point_alone(make, bn):
     model = convolutional()
     data = Data(batches([5, 8], dtype=torch.float32, shape=(2, 4, 4)))
     before = everything(model)
-    subspace = Subspace(state.parameters(model), [{"5.weight": torch.ones(4, 16)}])
+    placement = Placement(state.parameters(model), [{"5.weight": torch.ones(4, 16)}])
 
     def values(points: list[float], **metrics) -> dict[float, bytes]:
-        evaluate = Evaluator(wrap_model(model), subspace, {**metrics, "it": make(data)}, bn, data)
+        evaluate = Evaluator(wrap_model(model), placement, {**metrics, "it": make(data)}, bn, data)
         with evaluate.attached():
             return {c: np.asarray(evaluate([c])["it"]).tobytes() for c in points}
 

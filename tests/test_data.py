@@ -19,9 +19,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from hpc_landscape.data.data import move
+from hpc_landscape.data.prepare import Batches, LoaderBatches, TensorBatches, chosen, prepare, sample_count, slices
 from hpc_landscape.errors import UserError
-from hpc_landscape.metrics.data import move
-from hpc_landscape.problems.data import Batches, LoaderBatches, TensorBatches, chosen, prepare, sample_count, slices
 
 N = 22
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.parallel.comm import SerialComm
-from hpc_landscape.parallel.device import choose_device, describe, fair_threads, set_threads, shared_gpus
+from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.device import choose_device, describe, fair_threads, set_threads, shared_gpus
 
 
 class Node(SerialComm):
@@ -157,7 +157,7 @@ def test_freed_memory_is_kept():
     """Large tensors made one after the other share their pages: the system need not clear them again."""
     program = (
         "import resource, torch\n"
-        "from hpc_landscape.parallel.device import keep_memory\n"
+        "from hpc_landscape.ranks.device import keep_memory\n"
         "{}\n"
         "for _ in range(12): torch.ones(2**25)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

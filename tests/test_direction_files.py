@@ -16,7 +16,7 @@ from torch import nn
 from hpc_landscape.directions.file import read_directions
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid
-from hpc_landscape.model_interface import state
+from hpc_landscape.model import state
 from hpc_landscape.store import layout
 from hpc_landscape.store.layout import Quantity
 

@@ -18,8 +18,8 @@ import pytest
 from programs import PROBLEMS, PROGRAM, Finished, Job, assert_same_landscape, each_writer, read, run_program
 from torch.utils.data import DataLoader, Dataset
 
-from hpc_landscape.problems import faults
-from hpc_landscape.problems.faults import cause, sticks
+from hpc_landscape.data import faults
+from hpc_landscape.data.faults import cause, sticks
 
 MODULE = PROBLEMS / "machine_faults_for_tests.py"
 AXES = ("--x=-1:1:12", "--y", "none", "--plot", "false", "--resident", "0", "--block", "1")

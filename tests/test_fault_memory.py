@@ -16,12 +16,12 @@ import torch
 from programs import PROBLEMS, PROGRAM, TINY, Finished, Job, assert_same_landscape
 from torch.utils.data import DataLoader, Dataset
 
+from hpc_landscape.data.prepare import prepare
 from hpc_landscape.directions.file import read_directions
-from hpc_landscape.errors import UserError, memory_is_out
+from hpc_landscape.errors import UserError, is_out_of_memory
 from hpc_landscape.job.memory import explain
-from hpc_landscape.parallel.memory import free_memory
-from hpc_landscape.problems import archives
-from hpc_landscape.problems.data import prepare
+from hpc_landscape.model import archives
+from hpc_landscape.ranks.memory import free_memory
 from hpc_landscape.settings import Settings
 
 ROOM = f"{PROBLEMS / 'room_problem_for_tests.py'}:room"
@@ -44,7 +44,7 @@ OUT = {
 @pytest.mark.parametrize("words", OUT.values(), ids=OUT)
 def test_a_gpu_s_libraries_in_their_words(words: str) -> None:
     error = RuntimeError(words)
-    assert memory_is_out(error)
+    assert is_out_of_memory(error)
     said = explain(error, Settings(), 1, 4)
     assert said.startswith("out of GPU memory on rank 1 of 4") and "\n" not in said and "--batch_size" in said
 
@@ -62,10 +62,10 @@ def test_the_host_in_its_words() -> None:
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's ..."),
         RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"),
     ]
-    assert all(map(memory_is_out, out))
+    assert all(map(is_out_of_memory, out))
     others = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(5, "Input/output error")]
     others += [ValueError("out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED")]
-    assert not any(map(memory_is_out, others))
+    assert not any(map(is_out_of_memory, others))
     fault_table.record("memory is out in a library's words", tries=len(OUT) + len(out), then="exit 2, one line")
 
 
@@ -74,7 +74,7 @@ def test_a_library_that_does_not_start_on_a_full_gpu(monkeypatch: pytest.MonkeyP
     error = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
     for free, out in ((2**20, True), (2**34, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 2**36))
-        assert memory_is_out(error) == out
+        assert is_out_of_memory(error) == out
 
 
 def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

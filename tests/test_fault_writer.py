@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 JOB = ("--problem", TINY, "--x=-1:1:6", "--y=-1:1:5", "--plot", "false")
 ELSEWHERE = """
 import os, sys
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 folder = f"rank{launched()[1]}"
 os.makedirs(folder, exist_ok=True)
 os.chdir(folder)

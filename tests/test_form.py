@@ -15,18 +15,18 @@ from torch.nn import functional as F
 
 from hpc_landscape.evaluate import evaluator as evaluator_module
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.form import PLAIN, Form, shown_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, shown_dtypes
 from hpc_landscape.grid import Axis, Grid
+from hpc_landscape.job.build import Maker
 from hpc_landscape.job.data import read_data
-from hpc_landscape.job.directions import share_directions
-from hpc_landscape.job.form import Maker
+from hpc_landscape.job.directions import broadcast_directions
 from hpc_landscape.job.metrics import form_errors
 from hpc_landscape.job.plan import Plan
 from hpc_landscape.metrics import Accuracy, Data, Loss
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
-from hpc_landscape.parallel.comm import SerialComm
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import wrap_model
+from hpc_landscape.ranks.comm import SerialComm
 from hpc_landscape.settings import Settings
 
 IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"
@@ -42,7 +42,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def made(form: Form, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | None = None, moves=None) -> Evaluator:
+def made(
+    form: ExecutionMode, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | None = None, moves=None
+) -> Evaluator:
     problem = images()
     model = problem.model if model is None else model
     generator = torch.Generator().manual_seed(2)
@@ -52,7 +54,7 @@ def made(form: Form, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | Non
     if form.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     data = Data(list(zip(x.split(sizes), y.split(sizes), strict=True)))
-    subspace = Subspace(
+    placement = Placement(
         state.parameters(model),
         moves,
         shown=shown_dtypes(model, form.low),
@@ -60,7 +62,7 @@ def made(form: Form, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | Non
         rows=form.points,
     )
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    return Evaluator(wrap_model(model), subspace, metrics, bn, data, form=form)
+    return Evaluator(wrap_model(model), placement, metrics, bn, data, form=form)
 
 
 def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
@@ -74,10 +76,10 @@ def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
 @pytest.mark.parametrize(
     "form",
     [
-        Form(channels_last=True),
-        Form(block=3),
-        Form(block=5, channels_last=True),
-        pytest.param(Form(compiled=True), marks=COMPILER),
+        ExecutionMode(channels_last=True),
+        ExecutionMode(block=3),
+        ExecutionMode(block=5, channels_last=True),
+        pytest.param(ExecutionMode(compiled=True), marks=COMPILER),
     ],
     ids=str,
 )
@@ -87,7 +89,11 @@ def test_the_same_as_the_plain_form(form, bn):
     np.testing.assert_allclose(losses(made(form, bn)), losses(made(PLAIN, bn)), rtol=2e-5)
 
 
-@pytest.mark.parametrize("form", [PLAIN, Form(channels_last=True), Form(block=3), Form(low=torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "form",
+    [PLAIN, ExecutionMode(channels_last=True), ExecutionMode(block=3), ExecutionMode(low=torch.bfloat16)],
+    ids=str,
+)
 def test_the_model_is_what_it_was(form):
     model = images().model.train()
     before = {n: (t.data_ptr(), t.stride(), t.dtype, t.clone()) for n, t in state.state(model).items()}
@@ -102,7 +108,7 @@ def test_the_model_is_what_it_was(form):
 
 
 def test_weights_and_images_are_in_that_order():
-    evaluator = made(Form(channels_last=True))
+    evaluator = made(ExecutionMode(channels_last=True))
     seen = []
     model = evaluator.model.get_model()
 
@@ -132,19 +138,19 @@ def test_a_point_is_cast_after_it_has_been_computed():
     model = nn.Linear(4, 3)
     torch.manual_seed(0)
     moves = [{n: torch.randn(p.shape) for n, p in model.named_parameters()}]
-    subspace = Subspace(state.parameters(model), moves, shown=shown_dtypes(model, torch.bfloat16))
-    subspace.place([1e-3])
+    placement = Placement(state.parameters(model), moves, shown=shown_dtypes(model, torch.bfloat16))
+    placement.place([1e-3])
     for name, p in model.named_parameters():
         exact = p.detach().double() + 1e-3 * moves[0][name].double()
-        assert subspace.views[name].dtype == torch.bfloat16
-        assert torch.equal(subspace.views[name], exact.float().bfloat16())
+        assert placement.views[name].dtype == torch.bfloat16
+        assert torch.equal(placement.views[name], exact.float().bfloat16())
         in_16_bits = p.detach().bfloat16() + 1e-3 * moves[0][name].bfloat16()
         if name == "weight":
-            assert not torch.equal(subspace.views[name], in_16_bits)  # the test can tell them apart
+            assert not torch.equal(placement.views[name], in_16_bits)  # the test can tell them apart
 
 
 def test_batch_normalization_and_the_loss_stay_in_32_bits():
-    evaluator = made(Form(low=torch.bfloat16))
+    evaluator = made(ExecutionMode(low=torch.bfloat16))
     model, seen = evaluator.model.get_model(), {}
     for name, module in model.named_modules():
         if name in ("conv", "bn", "linear"):
@@ -182,7 +188,7 @@ def test_16_bits_are_near(program):
 @pytest.mark.parametrize("bn", ["warmup", "running"])
 def test_a_value_does_not_depend_on_its_neighbours(bn):
     """Nor on its place in the block, nor on how full the block is: bitwise."""
-    form = Form(block=4)
+    form = ExecutionMode(block=4)
     alone = {point: losses(made(form, bn), [point])[0] for point in POINTS}
     for order in (POINTS, POINTS[::-1], [POINTS[2], POINTS[0], POINTS[2], POINTS[4]]):
         assert losses(made(form, bn), order).tolist() == [alone[point] for point in order]
@@ -190,15 +196,15 @@ def test_a_value_does_not_depend_on_its_neighbours(bn):
 
 def test_a_block_with_a_far_point_leaves_its_neighbours_alone():
     """What is not finite stays at its own point, also in the next block."""
-    form, far = Form(block=2), (1e19, -1e19)
+    form, far = ExecutionMode(block=2), (1e19, -1e19)
     expected = losses(made(form), [POINTS[1]])[0]
     found = losses(made(form), [far, POINTS[1], POINTS[1], far])
     assert found[1] == found[2] == expected and not np.isfinite(found[[0, 3]]).any()
 
 
 def test_parameters_in_memory_are_origin_directions_and_a_block():
-    subspace = made(Form(block=3)).subspace
-    (flat,) = subspace._flats
+    placement = made(ExecutionMode(block=3)).placement
+    (flat,) = placement._flats
     assert flat.points.shape == (3, flat.origin.numel()) and len(flat.directions) == 2
     assert flat.shown is flat.points
 
@@ -218,10 +224,12 @@ def test_a_network_without_batch_normalization():
     data = Data([(x[:8], y[:8]), (x[8:], y[8:])])
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
     found = []
-    for form in (PLAIN, Form(block=3)):
-        subspace = Subspace(state.parameters(model), moves, rows=form.block)
+    for form in (PLAIN, ExecutionMode(block=3)):
+        placement = Placement(state.parameters(model), moves, rows=form.block)
         found.append(
-            losses(Evaluator(wrap_model(model), subspace, metrics, "warmup", data, form=form), [(0.0,), (0.5,), (2.0,)])
+            losses(
+                Evaluator(wrap_model(model), placement, metrics, "warmup", data, form=form), [(0.0,), (0.5,), (2.0,)]
+            )
         )
     np.testing.assert_allclose(*found, rtol=1e-5)
 
@@ -293,7 +301,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
     sets = read_data(settings, problem, comm, print)
-    directions = share_directions(settings, problem, sets, None, [], cpu, comm, print)
+    directions = broadcast_directions(settings, problem, sets, None, [], cpu, comm, print)
     maker = Maker(settings, problem, sets, directions, cpu, True)
     evaluator, data = maker.choose(comm, print)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}

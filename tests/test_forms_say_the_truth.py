@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from hpc_landscape import Problem
-from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper
+from hpc_landscape.model.wrapper import GeneralModelWrapper
 
 class Net(nn.Module):
     def __init__(self):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hpc_landscape import LinearLossLandscape, UserError
 from hpc_landscape.metrics import GradientNorm, Loss, LossGradient
-from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper, wrap_model
+from hpc_landscape.model.wrapper import GeneralModelWrapper, wrap_model
 
 sys.path.insert(0, str(Path(__file__).parent / "kinds"))
 kind = importlib.import_module("kind_frozen")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_landscape.data.prepare import prepare
+from hpc_landscape.data.resident import MovedBatches
 from hpc_landscape.directions.recipes import make_directions
 from hpc_landscape.evaluate.evaluator import DTYPES, Evaluator
-from hpc_landscape.evaluate.form import PLAIN
+from hpc_landscape.evaluate.execution import PLAIN
 from hpc_landscape.metrics import Accuracy, Loss
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.subspace import Subspace
-from hpc_landscape.problems.data import prepare
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
 from hpc_landscape.problems.digits import digits
-from hpc_landscape.problems.resident import MovedBatches
 from hpc_landscape.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -21,10 +21,10 @@ POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0)]
 
 def landscape(problem, directions, device, precision, form=PLAIN):
     dtype = DTYPES.get(precision)
-    subspace = Subspace(state.parameters(problem.model), directions, torch.device(device), dtype)
+    placement = Placement(state.parameters(problem.model), directions, torch.device(device), dtype)
     data = problem.on(prepare(problem.data, 512, None, 0, "data", print).to(torch.device(device), dtype))
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    evaluator = Evaluator(problem.wrapper, subspace, metrics, "warmup", data, precision, form=form)
+    evaluator = Evaluator(problem.wrapper, placement, metrics, "warmup", data, precision, form=form)
     with evaluator.attached():
         found = [evaluator(point) for point in POINTS]
         return np.array([[values["loss"], values["accuracy"]] for values in found])

@@ -14,9 +14,9 @@ from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.metrics import Data, GradientNorm, GradientPredictiveness, Loss, LossGradient, LossPerturbations
 from hpc_landscape.metrics.gradient import gradient, movable
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper, ModelWrapper, wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import GeneralModelWrapper, ModelWrapper, wrap_model
 
 NOTHING = torch.zeros(1)
 
@@ -291,10 +291,10 @@ def test_values_depend_on_the_point_alone(make):
     data = Data(batches([6, 9], dtype=torch.float32))
     before = everything(model)
     metric = make(data, None)
-    subspace = Subspace(state.parameters(model), [{"0.weight": torch.ones(8, 6)}])
+    placement = Placement(state.parameters(model), [{"0.weight": torch.ones(8, 6)}])
 
     def values(points: list[float], **metrics) -> dict[float, bytes]:
-        evaluate = Evaluator(wrap_model(model), subspace, {"it": metric, **metrics}, "warmup", data)
+        evaluate = Evaluator(wrap_model(model), placement, {"it": metric, **metrics}, "warmup", data)
         with evaluate.attached():
             return {c: np.asarray(evaluate([c])["it"]).tobytes() for c in points}
 

@@ -19,9 +19,11 @@ FLOORS = {
     "config": 1.0,
     "grid": 1.0,
     "progress": 1.0,
-    "parallel": 1.0,
-    "model_interface": 1.1,  # state.broadcast takes a comm
-    "metrics": 1.2,  # are called with the model wrapper
+    "ranks": 1.0,
+    "model": 1.1,  # state.broadcast takes a comm
+    "model_interface": 1.2,  # loss-landscapes' names for it
+    "data": 1.2,  # is what a model is called with
+    "metrics": 1.3,  # are of a model, over data
     "settings": 2.0,
     "problems": 2.0,
     "store": 2.0,
@@ -112,8 +114,8 @@ def closure(module: str, everywhere: bool = False) -> set[str]:
 def test_there_is_a_house():
     assert {"grid", "store.layout", "evaluate.evaluator", "cli", ""} <= set(modules())
     assert "hpc_landscape.grid" in list(imports("store.layout", False))  # the reader of imports works
-    assert "h5py" in list(imports("store.layout", False)) and "mpi4py" not in list(imports("parallel.comm", False))
-    assert "mpi4py" in list(imports("parallel.comm", True))
+    assert "h5py" in list(imports("store.layout", False)) and "mpi4py" not in list(imports("ranks.comm", False))
+    assert "mpi4py" in list(imports("ranks.comm", True))
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m])
@@ -148,7 +150,7 @@ def test_no_circles():
 
 def test_only_comm_imports_mpi4py():
     found = [m for m in modules() if any(n.split(".")[0] == "mpi4py" for n in imports(m, everywhere=True))]
-    assert found == ["parallel.comm"]
+    assert found == ["ranks.comm"]
     assert not [m for m in modules() if any(n.startswith("mpi4py") for n in imports(m, everywhere=False))]
 
 
@@ -160,7 +162,7 @@ def test_view_needs_neither_torch_nor_mpi(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["settings", "arguments", "cli", "__main__", "grid", "errors", "progress", "parallel.comm"]
+    "module", ["settings", "arguments", "cli", "__main__", "grid", "errors", "progress", "ranks.comm"]
 )
 def test_the_way_to_help_needs_nothing_heavy(module):
     heavy = {"!torch", "!mpi4py", "!matplotlib", "!h5py", "!scipy", "!jsonargparse", "!yaml", "!tqdm"}

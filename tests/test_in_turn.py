@@ -9,9 +9,9 @@ import torch
 from test_form import COMPILER, POINTS, losses, made, one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
-from hpc_landscape.evaluate.form import PLAIN, Form
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
 from hpc_landscape.metrics import Accuracy, Data, Loss
-from hpc_landscape.model_interface import state
+from hpc_landscape.model import state
 
 TOGETHER = 3  # the last turn, of five points, is of two
 
@@ -47,29 +47,29 @@ class Odd(nn.Module):
     "form",
     [
         PLAIN,
-        Form(channels_last=True),
-        Form(low=torch.bfloat16),
-        Form(autocast=True),
-        pytest.param(Form(compiled=True), marks=COMPILER),
+        ExecutionMode(channels_last=True),
+        ExecutionMode(low=torch.bfloat16),
+        ExecutionMode(autocast=True),
+        pytest.param(ExecutionMode(compiled=True), marks=COMPILER),
     ],
     ids=str,
 )
 def test_as_alone(form, bn):
     if form.compiled and bn != "warmup":
         pytest.skip("compiling takes long: once")
-    together = losses(made(replace(form, in_turn=TOGETHER), bn))
+    together = losses(made(replace(form, interleaved=TOGETHER), bn))
     assert together.tobytes() == losses(made(form, bn)).tobytes()
     assert len(set(together)) == len(POINTS)
 
 
 @pytest.mark.parametrize("bn", ["warmup", "running", "batch"])
 def test_a_model_with_a_memory_and_with_noise(bn):
-    together = losses(made(Form(in_turn=TOGETHER), bn, model=Odd()))
+    together = losses(made(ExecutionMode(interleaved=TOGETHER), bn, model=Odd()))
     assert together.tobytes() == losses(made(PLAIN, bn, model=Odd())).tobytes()
 
 
 def test_each_batch_is_loaded_once_for_all_of_them():
-    evaluator = made(Form(in_turn=TOGETHER))
+    evaluator = made(ExecutionMode(interleaved=TOGETHER))
     data = evaluator.warmup_data
     data.batches = batches = Batches(data.batches)
     losses(evaluator)
@@ -85,11 +85,11 @@ def test_several_sets_and_metrics():
         with evaluator.attached():
             return [value for i in range(0, 5, form.points) for value in evaluator.block(POINTS[i : i + form.points])]
 
-    assert both(Form(in_turn=TOGETHER)) == both(PLAIN)
+    assert both(ExecutionMode(interleaved=TOGETHER)) == both(PLAIN)
 
 
 def test_after_an_error_a_point_alone_is_right():
-    evaluator, calls = made(Form(in_turn=TOGETHER)), []
+    evaluator, calls = made(ExecutionMode(interleaved=TOGETHER)), []
     expected = losses(made(PLAIN))[1]
 
     def fail_once(output, target):
@@ -109,7 +109,7 @@ def test_after_an_error_a_point_alone_is_right():
 def test_the_model_is_what_it_was():
     model = Odd().train()
     before = {n: (t.data_ptr(), t.clone()) for n, t in state.state(model).items()}
-    losses(made(Form(in_turn=TOGETHER), model=model))
+    losses(made(ExecutionMode(interleaved=TOGETHER), model=model))
     assert model.training
     for name, tensor in state.state(model).items():
         assert tensor.data_ptr() == before[name][0] and torch.equal(tensor, before[name][1])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from programs import PROGRAM, TINY, WRITERS, Finished, Job, assert_same_landscape, log_lines, read
 
-from hpc_landscape.parallel.comm import SerialComm
-from hpc_landscape.parallel.signals import Signals
+from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.signals import Signals
 
 JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:10", "--plot", "false")
 GRACE = ("--grace", 8)  # of which six are for the points in hand

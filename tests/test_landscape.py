@@ -33,7 +33,7 @@ from hpc_landscape import (
     random_plane,
 )
 from hpc_landscape.metrics import Accuracy, Data, Loss, LossGradient, Metric, MetricPipeline
-from hpc_landscape.model_interface.model_wrapper import SimpleModelWrapper
+from hpc_landscape.model.wrapper import SimpleModelWrapper
 from hpc_landscape.view.info import info
 
 # A direction of zeros is told, and asked for by what is to stay where it is.

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hpc_landscape.data.data import samples
 from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator, as_array
-from hpc_landscape.evaluate.form import Form, shown_dtypes
+from hpc_landscape.evaluate.execution import ExecutionMode, shown_dtypes
 from hpc_landscape.evaluate.passes import measure_all, warm_up
 from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
-from hpc_landscape.metrics.data import samples
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import wrap_model
-from hpc_landscape.model_interface.subspace import Subspace
-from hpc_landscape.parallel.device import check_precision
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import wrap_model
 from hpc_landscape.problems.problem import Problem
+from hpc_landscape.ranks.device import check_precision
 
 SIZES = [7, 4, 1, 9]
 
@@ -153,8 +153,8 @@ def test_overflow_at_a_far_point_is_a_value():
     model = classifier(torch.float32)
     problem = Problem(model, nn.MSELoss(), None)
     data = [(torch.ones(3, 5), torch.zeros(3, 4))]
-    subspace = Subspace(state.parameters(model), [{"weight": torch.ones(4, 5)}])
-    evaluate = Evaluator(problem.wrapper, subspace, {"loss": Loss(problem.loss, problem.on(data))}, "none")
+    placement = Placement(state.parameters(model), [{"weight": torch.ones(4, 5)}])
+    evaluate = Evaluator(problem.wrapper, placement, {"loss": Loss(problem.loss, problem.on(data))}, "none")
     with evaluate.attached():
         assert evaluate([1e30])["loss"] == math.inf
         assert math.isnan(evaluate([math.nan])["loss"])
@@ -242,8 +242,8 @@ def test_metrics_of_every_kind_together():
     model, data = classifier(), batches()
     moves, on = [{"weight": torch.ones(4, 5, dtype=torch.float64)}], Data(data)
     metrics = [Weights(), Loss(nn.CrossEntropyLoss(), on), Gradient(), Accuracy(on)]
-    subspace = Subspace(state.parameters(model), moves)
-    evaluate = Evaluator(wrap_model(model), subspace, {m.name: m for m in metrics}, "none")
+    placement = Placement(state.parameters(model), moves)
+    evaluate = Evaluator(wrap_model(model), placement, {m.name: m for m in metrics}, "none")
     with evaluate.attached():
         found = {name: as_array(value) for name, value in evaluate([0.25]).items()}
     assert {n: (v.dtype, v.shape) for n, v in found.items()} == {
@@ -273,7 +273,7 @@ def test_called_as_a_metric_of_loss_landscapes():
 
 def test_at_the_origin_the_model_is_what_it_is_and_afterwards_too():
     model, data = classifier(), batches()
-    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {}, "none")
+    evaluate = Evaluator(wrap_model(model), Placement(state.parameters(model), [{}]), {}, "none")
     with evaluate.at_origin():
         assert not model.training
         output = model(data[0][0]).detach()
@@ -287,9 +287,9 @@ def test_bf16_computes_in_bf16_and_keeps_the_parameters(how):
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
-    form = Form(autocast=True) if how == "autocast" else Form(low=torch.bfloat16)
-    subspace = Subspace(state.parameters(model), [{}], shown=shown_dtypes(model, form.low))
-    evaluate = Evaluator(wrap_model(model), subspace, metrics, "none", precision="bf16", form=form)
+    form = ExecutionMode(autocast=True) if how == "autocast" else ExecutionMode(low=torch.bfloat16)
+    placement = Placement(state.parameters(model), [{}], shown=shown_dtypes(model, form.low))
+    evaluate = Evaluator(wrap_model(model), placement, metrics, "none", precision="bf16", form=form)
     with evaluate.attached():
         found = float(evaluate([0.0])["loss"])
     losses = numpy_losses(*everything(model, data))
@@ -308,7 +308,7 @@ def test_precisions_that_a_device_has_not():
 
 def test_tf32_switches_are_as_they_were():
     model = classifier()
-    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {}, "none")
+    evaluate = Evaluator(wrap_model(model), Placement(state.parameters(model), [{}]), {}, "none")
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with evaluate.attached():
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)

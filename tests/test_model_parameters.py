@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_landscape.model_interface.model_parameters import ModelParameters, orthogonal_to, rand_n_like, rand_u_like
+from hpc_landscape.model.parameters import ModelParameters, orthogonal_to, rand_n_like, rand_u_like
 
 SHAPES = [(4, 3, 2), (5,), (), (2, 6)]
 

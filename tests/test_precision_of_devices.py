@@ -8,9 +8,9 @@ import io
 import pytest
 import torch
 
+from hpc_landscape.data.data import move
 from hpc_landscape.errors import UserError
-from hpc_landscape.metrics.data import move
-from hpc_landscape.parallel.device import check_precision, emulated
+from hpc_landscape.ranks.device import check_precision, emulated
 
 
 @pytest.fixture

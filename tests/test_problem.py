@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.wrapper import wrap_model
 from hpc_landscape.problems.problem import Problem, find_object, load_problem, type_arguments
 
 HEADER = """

@@ -32,7 +32,7 @@ from programs import (
     run_program,
 )
 
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 
 pytestmark = pytest.mark.slow
 

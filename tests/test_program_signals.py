@@ -138,8 +138,8 @@ LONG_CALL = """
 import hashlib
 import threading
 from hpc_landscape.errors import UserError
-from hpc_landscape.parallel import signals
-from hpc_landscape.parallel.comm import SerialComm
+from hpc_landscape.ranks import signals
+from hpc_landscape.ranks.comm import SerialComm
 
 signals.PATIENCE = 0.5
 

@@ -221,6 +221,6 @@ def test_section_7_the_import_alone():
     assert names["loss_landscapes"].metrics is names["hpc_landscape"].metrics
     for name in ("point", "linear_interpolation", "random_line", "planar_interpolation", "random_plane"):
         assert callable(getattr(names["loss_landscapes"], name))
-    from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper
+    from hpc_landscape.model.wrapper import GeneralModelWrapper
 
     assert names["loss_landscapes"].model_interface.model_wrapper.GeneralModelWrapper is GeneralModelWrapper

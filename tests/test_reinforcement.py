@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.metrics import ExpectedReturnMetric
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import GeneralModelWrapper
-from hpc_landscape.model_interface.subspace import Subspace
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import Placement
+from hpc_landscape.model.wrapper import GeneralModelWrapper
 
 gymnasium = pytest.importorskip("gymnasium")
 spaces = gymnasium.spaces
@@ -153,8 +153,8 @@ def test_a_policy_that_draws_depends_on_the_point_alone():
 def test_in_the_evaluator():
     agent = Agent(1.0)
     wrapper = agent.wrapper
-    subspace = Subspace(state.parameters(wrapper.root), [{"policy.weight": torch.ones(1, 1)}])
-    evaluate = Evaluator(wrapper, subspace, {"return": ExpectedReturnMetric(Target(), 4)}, "none")
+    placement = Placement(state.parameters(wrapper.root), [{"policy.weight": torch.ones(1, 1)}])
+    evaluate = Evaluator(wrapper, placement, {"return": ExpectedReturnMetric(Target(), 4)}, "none")
     squares = (targets(range(4)).astype(np.float64) ** 2).sum(axis=1).mean()
     with evaluate.attached():  # the weight is 1 + c
         for c in (-0.5, 0.0, -1.0):

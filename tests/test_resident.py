@@ -8,11 +8,11 @@ import torch
 from programs import PROBLEMS, assert_same_landscape, read, run_program
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from hpc_landscape.data.prepare import LoaderBatches, prepare
+from hpc_landscape.data.resident import MovedBatches, StoredBatches, beginning, kept
 from hpc_landscape.errors import UserError
-from hpc_landscape.parallel.comm import SerialComm
-from hpc_landscape.parallel.memory import _left_in_groups, free_memory
-from hpc_landscape.problems.data import LoaderBatches, prepare
-from hpc_landscape.problems.resident import MovedBatches, StoredBatches, beginning, kept
+from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.memory import _left_in_groups, free_memory
 
 STREAMED = f"{PROBLEMS / 'small_problem_for_tests.py'}:streamed"
 JOB = ("--problem", STREAMED, "--x=-1:1:3", "--y=-1:1:3", "--plot=false")

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 import hpc_landscape
 from hpc_landscape import Problem, UserError
 from hpc_landscape.metrics import Data, HessianTrace, PrincipalCurvatureEvaluator, hessian_eigenvectors
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.wrapper import wrap_model
 
 pytest.importorskip("scipy")
 LINE = "second derivative|backward cannot be differentiated|straight through"

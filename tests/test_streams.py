@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hpc_landscape
 from hpc_landscape import UserError
+from hpc_landscape.data import streams
 from hpc_landscape.metrics import Data, Loss
-from hpc_landscape.problems import streams
 
 AXES = ("--x=-1:1:3", "--y=none", "--plot=false")
 PROBLEM = """

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.metrics import Loss
-from hpc_landscape.model_interface import state
-from hpc_landscape.model_interface.model_wrapper import wrap_model
-from hpc_landscape.model_interface.subspace import ALIGNMENT, Subspace
+from hpc_landscape.model import state
+from hpc_landscape.model.placement import ALIGNMENT, Placement
+from hpc_landscape.model.wrapper import wrap_model
 from hpc_landscape.problems.problem import Problem
 
 
@@ -47,7 +47,7 @@ def quadratic(dimensions: int):
     ]
     problem = Problem(model, lambda output, target: (output - target).mean(), None)
     loss = Loss(problem.loss, torch.zeros(3, 1), torch.zeros(3))
-    evaluate = Evaluator(problem.wrapper, Subspace(state.parameters(model), directions), {"loss": loss}, "none")
+    evaluate = Evaluator(problem.wrapper, Placement(state.parameters(model), directions), {"loss": loss}, "none")
     origin = torch.cat([model.first.detach().reshape(-1), model.second.detach()]).numpy()
 
     def closed_form(c):
@@ -77,8 +77,8 @@ def test_a_point_alone_equals_the_point_in_a_sweep_in_any_order():
     data = problem.on([(torch.randn(10, 3), torch.randint(2, (10,))) for _ in range(2)])
 
     def made():
-        subspace = Subspace(state.parameters(model), moves)
-        return Evaluator(problem.wrapper, subspace, {"loss": Loss(problem.loss, data)}, "warmup", data)
+        placement = Placement(state.parameters(model), moves)
+        return Evaluator(problem.wrapper, placement, {"loss": Loss(problem.loss, data)}, "warmup", data)
 
     def sweep(order):
         values, evaluate = np.empty(grid.size), made()
@@ -137,10 +137,10 @@ def test_every_kind_of_parameter_is_moved(dtype):
     moves = odd_directions(model)
     origin = {n: p.detach().clone() for n, p in model.named_parameters()}
     strides = {n: p.stride() for n, p in model.named_parameters()}
-    subspace = Subspace(state.parameters(model), moves, None, dtype)
-    with subspace.attached(model):
+    placement = Placement(state.parameters(model), moves, None, dtype)
+    with placement.attached(model):
         for c in [(0.25, -0.5), (-1.0, 1.0), (0.0, 0.0)]:
-            subspace.place(c)
+            placement.place(c)
             for name, p in model.named_parameters():
                 if not p.is_floating_point():
                     assert torch.equal(p, origin[name])
@@ -162,60 +162,60 @@ def test_every_kind_of_parameter_is_moved(dtype):
 
 def test_parameters_do_not_overlap():
     model = Odd()
-    subspace = Subspace(state.parameters(model), odd_directions(model))
-    subspace.place((0.5, 0.5))
-    before = {n: v.clone() for n, v in subspace.views.items()}
-    for name, view in subspace.views.items():
+    placement = Placement(state.parameters(model), odd_directions(model))
+    placement.place((0.5, 0.5))
+    before = {n: v.clone() for n, v in placement.views.items()}
+    for name, view in placement.views.items():
         view.fill_(3)
-        assert all(torch.equal(v, before[n]) for n, v in subspace.views.items() if n != name), name
+        assert all(torch.equal(v, before[n]) for n, v in placement.views.items() if n != name), name
         view.copy_(before[name])
 
 
 def test_a_name_without_a_direction_does_not_move():
     model = nn.Linear(3, 2)
-    subspace = Subspace(state.parameters(model), [{"weight": torch.ones(2, 3)}])
-    with subspace.attached(model):
-        subspace.place([1.0])
+    placement = Placement(state.parameters(model), [{"weight": torch.ones(2, 3)}])
+    with placement.attached(model):
+        placement.place([1.0])
         moved = model.weight.detach().clone(), model.bias.detach().clone()
     assert torch.equal(moved[0], model.weight + 1) and torch.equal(moved[1], model.bias)
 
 
 def test_no_directions_is_the_origin_itself():
     model = nn.Linear(3, 2)
-    subspace = Subspace(state.parameters(model), [])
-    with subspace.attached(model):
-        subspace.place([])
+    placement = Placement(state.parameters(model), [])
+    with placement.attached(model):
+        placement.place([])
         here = model.weight.detach().clone()
     assert torch.equal(here, model.weight)
 
 
 def test_coordinates_of_another_number_are_refused():
-    subspace = Subspace({"w": torch.ones(2)}, [{"w": torch.ones(2)}])
+    placement = Placement({"w": torch.ones(2)}, [{"w": torch.ones(2)}])
     with pytest.raises(ValueError, match="2 coordinates for 1 direction"):
-        subspace.place((1.0, 2.0))
+        placement.place((1.0, 2.0))
 
 
 def test_no_drift():
     """A thousand points later the same point is the same bits: each is computed from the origin."""
     model = nn.Linear(30, 20)
-    subspace = Subspace(state.parameters(model), odd_directions(model))
-    subspace.place((0.1, 0.2))
-    first = {n: v.clone() for n, v in subspace.views.items()}
+    placement = Placement(state.parameters(model), odd_directions(model))
+    placement.place((0.1, 0.2))
+    first = {n: v.clone() for n, v in placement.views.items()}
     for i in range(1000):
-        subspace.place((math.sin(i) * 1e6, math.cos(i)))
-    subspace.place((0.1, 0.2))
-    assert all(v.numpy().tobytes() == first[n].numpy().tobytes() for n, v in subspace.views.items())
+        placement.place((math.sin(i) * 1e6, math.cos(i)))
+    placement.place((0.1, 0.2))
+    assert all(v.numpy().tobytes() == first[n].numpy().tobytes() for n, v in placement.views.items())
 
 
 def test_the_origin_is_a_copy():
-    """Changing the model afterwards does not move the subspace."""
+    """Changing the model afterwards does not move the placement."""
     model = nn.Linear(3, 2)
-    subspace = Subspace(state.parameters(model), [{}])
+    placement = Placement(state.parameters(model), [{}])
     weight = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.zero_()
-    subspace.place([0.0])
-    assert torch.equal(subspace.views["weight"], weight)
+    placement.place([0.0])
+    assert torch.equal(placement.views["weight"], weight)
 
 
 # The model is what it was
@@ -238,10 +238,10 @@ def test_the_model_is_bitwise_what_it_was(dtype, error):
     model.conv.eval()
     grad = model.conv.weight.grad = torch.ones_like(model.conv.weight)
     before = fingerprint(model)
-    subspace = Subspace(state.parameters(model), odd_directions(model), None, dtype)
+    placement = Placement(state.parameters(model), odd_directions(model), None, dtype)
     try:
-        with subspace.attached(model):
-            subspace.place((3.0, 4.0))
+        with placement.attached(model):
+            placement.place((3.0, 4.0))
             assert not model.training and model.conv.weight.grad is None
             model.counts.add_(100)
             model.counts = torch.zeros(9)
@@ -260,8 +260,8 @@ def test_the_model_is_bitwise_what_it_was(dtype, error):
 def test_a_buffer_that_two_modules_share_stays_shared():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
     model[1].running_mean = model[0].running_mean
-    subspace = Subspace(state.parameters(model), [{}])
-    with subspace.attached(model):
+    placement = Placement(state.parameters(model), [{}])
+    with placement.attached(model):
         assert model[0].running_mean is model[1].running_mean
         model[0].running_mean.fill_(5)
     assert model[0].running_mean is model[1].running_mean and model[0].running_mean.tolist() == [0, 0]
@@ -272,7 +272,7 @@ def test_a_metric_may_differentiate_at_a_point():
     evaluate, _ = quadratic(1)
     model = evaluate.model.get_model()
     with evaluate.attached():
-        evaluate.subspace.place([0.5])
+        evaluate.placement.place([0.5])
         model(torch.zeros(1, 1)).sum().backward()
         w = torch.cat([model.first.detach().reshape(-1), model.second.detach()]).numpy()
         found = torch.cat([model.first.grad.reshape(-1), model.second.grad]).numpy()
@@ -298,7 +298,7 @@ def test_what_a_forward_pass_keeps_is_forgotten():
 
     model = Caches()
     loss = Loss(lambda output, target: output, torch.ones(2, 3), torch.zeros(2))
-    evaluate = Evaluator(wrap_model(model), Subspace(state.parameters(model), [{}]), {"loss": loss}, "none")
+    evaluate = Evaluator(wrap_model(model), Placement(state.parameters(model), [{}]), {"loss": loss}, "none")
     with evaluate.attached():
         evaluate([0.0])
     assert model.cache is None and not hasattr(model, "new") and model.calls == 1

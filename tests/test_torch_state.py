@@ -19,7 +19,7 @@ from case import load  # noqa: E402
 
 import hpc_landscape  # noqa: E402
 from hpc_landscape.metrics import GradientNorm, Loss, MetricPipeline  # noqa: E402
-from hpc_landscape.parallel.torch_state import as_before  # noqa: E402
+from hpc_landscape.ranks.torch_state import as_before  # noqa: E402
 
 kinds = load("kind_torch_state.py")
 

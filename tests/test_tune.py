@@ -16,7 +16,7 @@ from programs import PROBLEMS, read, run_program
 from torch import nn
 
 from hpc_landscape import Problem
-from hpc_landscape.evaluate.form import PLAIN, Form
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
 from hpc_landscape.job import tune
 from hpc_landscape.settings import Settings
 
@@ -81,17 +81,19 @@ class Maker:
     """What the tuner asks of one: here all that it is told."""
 
     settings, problem, device = Settings(), None, torch.device("cuda")  # where channels last are as exact as others
-    adds_up = True
+    is_additive = True
 
 
-def tuned(monkeypatch, points: int, seconds: dict[Form, tuple[float, float]]) -> Form:
+def tuned(monkeypatch, points: int, seconds: dict[ExecutionMode, tuple[float, float]]) -> ExecutionMode:
     """The form that is chosen where these are the times: form -> (a point, what is paid once)."""
 
     class Sets:
         evaluation, warmup, streamed = {}, None, False
 
     def forms(settings, *_):
-        return [Form(channels_last=settings.channels_last, compiled=settings.compile, block=settings.block or 1)]
+        return [
+            ExecutionMode(channels_last=settings.channels_last, compiled=settings.compile, block=settings.block or 1)
+        ]
 
     monkeypatch.setattr(tune, "forms", forms)
     maker = copy.copy(Maker())
@@ -105,8 +107,8 @@ def tuned(monkeypatch, points: int, seconds: dict[Form, tuple[float, float]]) ->
     return form
 
 
-LAST, COMPILED = Form(channels_last=True), Form(compiled=True)
-TWO, FOUR, EIGHT = (Form(block=k) for k in (2, 4, 8))
+LAST, COMPILED = ExecutionMode(channels_last=True), ExecutionMode(compiled=True)
+TWO, FOUR, EIGHT = (ExecutionMode(block=k) for k in (2, 4, 8))
 
 
 def test_the_fastest_is_taken_and_what_compiling_costs_is_counted(monkeypatch):

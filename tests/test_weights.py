@@ -22,7 +22,7 @@ from hpc_landscape.metrics import (
     LossTerm,
     PrincipalCurvatureEvaluator,
 )
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.wrapper import wrap_model
 
 CUTS = (1, 4, 9, 12)  # of 12 samples
 

@@ -11,8 +11,8 @@ import os
 import sys
 from typing import Any
 
-from hpc_landscape.parallel import comm as comm_module
-from hpc_landscape.parallel.comm import MPIComm
+from hpc_landscape.ranks import comm as comm_module
+from hpc_landscape.ranks.comm import MPIComm
 
 NODES = (2, 1)
 

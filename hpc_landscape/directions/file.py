@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..problems.archives import check_archive, check_room
-from ..problems.checkpoint import read_tensors
-from ..problems.checkpoint_file import first_few
-from ..problems.state_dict import by_model_names
+from ..model.archives import check_archive, check_room
+from ..model.checkpoint import read_tensors
+from ..model.checkpoint_file import first_few
+from ..model.state_dict import by_model_names
 from ..store import layout
 
 OPTION = "--direction_files"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.numbers import count, double, numbers_of, reals
+from ..model.numbers import count, double, numbers_of, reals
 from .normalize import norm
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.numbers import double
+from ..model.numbers import double
 
 
 @torch.no_grad()

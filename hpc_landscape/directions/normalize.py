@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, few
-from ..model_interface.model_parameters import EPSILON, match_norm
-from ..model_interface.numbers import double, inner
+from ..model.numbers import double, inner
+from ..model.parameters import EPSILON, match_norm
 
 
 def normalize(

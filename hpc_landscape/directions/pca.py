@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.numbers import double, like, numbers_of, reals
-from ..model_interface.state import nbytes
+from ..model.numbers import double, like, numbers_of, reals
+from ..model.state import nbytes
 from .normalize import norm, orthogonalize
 
 PIECE = 2**20  # numbers converted to float64 at once, 8 MiB

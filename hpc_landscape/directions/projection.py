@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model_interface.numbers import double
+from ..model.numbers import double
 from .normalize import dot, norm
 
 DEPENDENT = 1e-12  # a squared sine: directions at an angle below 1e-6 span one dimension

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model_interface.numbers import numbers_of, reals
+from ..model.numbers import numbers_of, reals
 
 
 def random_directions(

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
-from ..parallel.device import one_thread
+from ..ranks.device import one_thread
 from ..settings import Settings, split
 from .file import read_directions
 from .interpolation import differences
@@ -45,7 +45,7 @@ class Directions:
 
     @property
     def moves(self) -> list[dict[str, Tensor]]:
-        """What a Subspace takes: the ends where there are some."""
+        """What a Placement takes: the ends where there are some."""
         if self.ends is None:
             return self.vectors
         return [{**end, **rest} for end, rest in zip(self.ends, self.rest or [{}] * len(self.ends), strict=True)]

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.data import Data
 from ..errors import UserError
-from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric
+from ..metrics.base import BatchMetric, Metric
 from ..metrics.without import no_gradients
-from ..model_interface.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.subspace import Subspace
-from ..parallel.generators import Generators
-from ..parallel.torch_state import LOCK, matmul, neutral
-from .block import Block
-from .form import PLAIN, Form, compiled, lowered
-from .in_turn import InTurn
+from ..model.batchnorm import batch_statistics, batchnorm_layers, read_statistics, write_statistics
+from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
+from ..ranks.generators import Generators
+from ..ranks.torch_state import LOCK, matmul, neutral
+from .execution import PLAIN, ExecutionMode, compiled, lowered
+from .interleaved import InTurn
 from .passes import measure_all, passes, warm_up
+from .stacked import Block
 
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 
@@ -33,7 +33,7 @@ class Evaluator:
     """A point's coordinates -> the metrics' values there.
 
     bn: ``warmup`` on warmup_data, ``running``, ``batch``, or ``none`` for a model without running statistics. seed: of
-    what models and metrics draw at a point, the same at each. form: how the model computes; the subspace is made for
+    what models and metrics draw at a point, the same at each. form: how the model computes; the placement is made for
     it. A value depends on the point alone. Use inside ``attached()``.
     careful: whether user code leaves more behind in the model than mere passes do (``trial`` finds out).
     """
@@ -43,15 +43,15 @@ class Evaluator:
     def __init__(
         self,
         model: ModelWrapper,
-        subspace: Subspace,
+        placement: Placement,
         metrics: Mapping[str, Metric],
         bn: str = "running",
         warmup_data: Data | Metric | None = None,
         precision: str = "fp32",
         seed: int = 0,
-        form: Form = PLAIN,
+        form: ExecutionMode = PLAIN,
     ):
-        self.model, self.subspace, self.metrics = lowered(model, form.low), subspace, dict(metrics)
+        self.model, self.placement, self.metrics = lowered(model, form.low), placement, dict(metrics)
         self.fast = compiled(self.model) if form.compiled else self.model
         self.bn = bn if batchnorm_layers(model) else "none"
         self.warmup_data = warmup_data
@@ -59,11 +59,11 @@ class Evaluator:
 
     def be_careful(self) -> None:
         """Put everything back before each point, and mix none: what is left behind would be of another."""
-        self.careful, self.form = True, replace(self.form, in_turn=1)
+        self.careful, self.form = True, replace(self.form, interleaved=1)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The model at the subspace's points meanwhile; afterwards it is bitwise what it was.
+        """The model at the placement's points meanwhile; afterwards it is bitwise what it was.
 
         Other threads wait: the model, the generators and PyTorch's flags are the process's.
         """
@@ -72,14 +72,14 @@ class Evaluator:
             neutral(),
             matmul(self.precision),
             self._generators.kept(),
-            self.subspace.attached(self.model.root, self.form.in_turn > 1, self._thoroughly, self.model.mode),
+            self.placement.attached(self.model.root, self.form.interleaved > 1, self._fully, self.model.mode),
         ):
-            self._block = Block(self.model, self.subspace.stacked) if self.form.block > 1 else None
+            self._block = Block(self.model, self.placement.stacked) if self.form.block > 1 else None
             yield
 
     def __call__(self, coordinates: Sequence[float], statistics: Tensor | None = None) -> dict[str, Any]:
         """Metric name -> what the metric returns. statistics: batch normalization's, from an earlier ``warm_up``."""
-        if self.form.block > 1 and self._adds_up:
+        if self.form.block > 1 and self._is_additive:
             return self.block([coordinates])[0]
         with self.at(coordinates), self._normalizing(statistics):
             return measure_all(self.model, self.metrics, self.fast, self._seed)
@@ -89,7 +89,7 @@ class Evaluator:
 
         Metrics that do not add up over batches are computed one point at a time.
         """
-        if self.form.points == 1 or len(points) == 1 == self.form.block or not self._adds_up:
+        if self.form.points == 1 or len(points) == 1 == self.form.block or not self._is_additive:
             return [self(coordinates) for coordinates in points]
         with self._arithmetic():
             return self._stacked(points) if self.form.block > 1 else self._in_turn(points)
@@ -97,9 +97,9 @@ class Evaluator:
     def _stacked(self, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """A block that is not full is filled up, so that a value does not depend on how many neighbours it has."""
         self._seed()
-        self.subspace.settle(self._thoroughly)
+        self.placement.restore(self._fully)
         for row in range(self.form.block):
-            self.subspace.place(points[min(row, len(points) - 1)], row)
+            self.placement.place(points[min(row, len(points) - 1)], row)
         if self.bn == "warmup":
             self._block.warm_up(self.warmup_data)
         with batch_statistics(self.model) if self.bn == "batch" else nullcontext():
@@ -115,10 +115,10 @@ class Evaluator:
         found: list[dict[str, Any]] = [{} for _ in points]
         try:
             for row, coordinates in enumerate(points):
-                self.subspace.select(row)
-                self.subspace.settle(False)
-                self.subspace.place(coordinates, row)
-            turns = InTurn(self.fast, self.subspace, len(points), self._generators)
+                self.placement.select(row)
+                self.placement.restore(full=False)
+                self.placement.place(coordinates, row)
+            turns = InTurn(self.fast, self.placement, len(points), self._generators)
             with no_gradients():
                 if self.bn == "warmup":
                     turns.warm_up(self.warmup_data, self.form.compiled)
@@ -128,7 +128,7 @@ class Evaluator:
                         for values, means in zip(found, turns.measure(data, list(group.values())), strict=True):
                             values.update(zip(group, means, strict=True))
         finally:
-            self.subspace.select(0)  # where a point alone is placed
+            self.placement.select(0)  # where a point alone is placed
         return [{name: values[name] for name in self.metrics} for values in found]
 
     def warm_up(self, coordinates: Sequence[float]) -> Tensor:
@@ -140,7 +140,7 @@ class Evaluator:
     @contextmanager
     def at_origin(self) -> Iterator[None]:
         """The model at the origin meanwhile, as metrics see it."""
-        with self.attached(), self.at([0.0] * self.subspace.dimensions), self._normalizing():
+        with self.attached(), self.at([0.0] * self.placement.dimensions), self._normalizing():
             yield
 
     @contextmanager
@@ -163,8 +163,8 @@ class Evaluator:
     def at(self, coordinates: Sequence[float]) -> Iterator[None]:
         """The model at this point, whatever was done at the one before."""
         self._seed()
-        self.subspace.settle(self._thoroughly)
-        self.subspace.place(coordinates)
+        self.placement.restore(self._fully)
+        self.placement.place(coordinates)
         with self._arithmetic():
             yield
 
@@ -181,16 +181,16 @@ class Evaluator:
         return torch.autocast(kind, torch.bfloat16, cache_enabled=alone)
 
     @property
-    def _adds_up(self) -> bool:
+    def _is_additive(self) -> bool:
         """Whether a point is passes over data, and nothing else."""
         return not isinstance(self.warmup_data, Metric) and all(
             isinstance(metric, BatchMetric) for metric in self.metrics.values()
         )
 
     @property
-    def _thoroughly(self) -> bool:
+    def _fully(self) -> bool:
         """Whether more than buffers and modes has to be put back before each point."""
-        return self.careful or not self._adds_up
+        return self.careful or not self._is_additive
 
     @cached_property
     def _generators(self) -> Generators:
@@ -198,7 +198,7 @@ class Evaluator:
 
     @cached_property
     def _devices(self) -> set[torch.device]:
-        return {view.device for view in self.subspace.views.values()}
+        return {view.device for view in self.placement.views.values()}
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..metrics.data import Data
-from ..metrics.metric import Metric
-from ..model_interface import batchnorm
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.norms import Norms, is_norm, looks_like_norm
-from ..model_interface.numbers import can_move, double, numbers_of, reals, wide
-from ..model_interface.subspace import Subspace
+from ..data.data import Data
+from ..metrics.base import Metric
+from ..model import batchnorm
+from ..model.norms import Norms, is_norm, looks_like_norm
+from ..model.numbers import can_move, double, numbers_of, reals, wide
+from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
 from .evaluator import Evaluator
 
 NOTICEABLE = 0.25  # standard deviations, for statistics that are not the checkpoint's
@@ -64,7 +64,7 @@ def _has_statistics(module: nn.Module) -> bool:
     return floating and not type(module).__module__.startswith("torch.")
 
 
-def _somewhere(model: ModelWrapper, device: torch.device | None, dtype: torch.dtype | None, seed: int) -> Subspace:
+def _somewhere(model: ModelWrapper, device: torch.device | None, dtype: torch.dtype | None, seed: int) -> Placement:
     """The model, and at coordinate 1 one where everything that can move has moved."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     origin, direction = {}, {}
@@ -75,7 +75,7 @@ def _somewhere(model: ModelWrapper, device: torch.device | None, dtype: torch.dt
             size = numbers.square().mean().sqrt().nan_to_num() or 1.0
             moved = torch.randn(numbers.shape, generator=generator, dtype=torch.float64, device="cpu") * size * 0.5
             direction[name] = numbers_of(moved, p).to(wide(p.dtype))
-    return Subspace(origin, [direction], device, dtype)
+    return Placement(origin, [direction], device, dtype)
 
 
 def _first_of(run: Data | Metric) -> Callable[[ModelWrapper], Any]:

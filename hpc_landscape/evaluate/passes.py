@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..data.data import Data
 from ..errors import UserError
-from ..metrics.data import Data
-from ..metrics.metric import BatchMetric, Metric, measure
+from ..metrics.base import BatchMetric, Metric, measure
 from ..metrics.without import no_gradients
-from ..model_interface import batchnorm
-from ..model_interface.model_wrapper import ModelWrapper
+from ..model import batchnorm
+from ..model.wrapper import ModelWrapper
 
 
 def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.data import Data
 from ..errors import UserError, few
-from ..metrics.data import Data
-from ..metrics.metric import BatchMetric
+from ..metrics.base import BatchMetric
 from ..metrics.supervised import Loss
 from ..metrics.without import no_gradients
-from ..model_interface.batchnorm import statistics
+from ..model.batchnorm import statistics
 from .evaluator import Evaluator
 
 TOLERANCE = {"cpu": 1e-5}  # relative, of the same sums computed again: kernels may add up in another order
@@ -47,7 +47,7 @@ def try_batch(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetri
         evaluator.careful = careful
     if left:
         evaluator.be_careful()
-    kind = next((view.device.type for view in evaluator.subspace.views.values()), "cpu")
+    kind = next((view.device.type for view in evaluator.placement.views.values()), "cpu")
     for name, value in first.values.items():
         _compare(name, value, again.values[name], TOLERANCE.get(kind, ON_GPU))
     return first
@@ -55,7 +55,7 @@ def try_batch(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetri
 
 def _once(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetric], gradients: bool) -> tuple[Tried, bool]:
     """What is tried, and whether it leaves something behind in the model."""
-    origin = [0.0] * evaluator.subspace.dimensions
+    origin = [0.0] * evaluator.placement.dimensions
     with evaluator.at(origin), torch.enable_grad() if gradients else no_gradients():
         batch = next(data.on(evaluator.model))
         output, target = data.output(evaluator.model, batch), data.target(batch)
@@ -64,7 +64,7 @@ def _once(evaluator: Evaluator, data: Data, metrics: Mapping[str, BatchMetric], 
         losses = [metric for metric in metrics.values() if isinstance(metric, Loss)]
         terms = [term for loss in losses for term in loss.whole(output, target)]
         tried = Tried(output, target, values, [] if finite else _broken(evaluator), terms)
-        return tried, evaluator.subspace.left_behind()
+        return tried, evaluator.placement.left_behind()
 
 
 def _compare(name: str, first: float, again: float, tolerance: float) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, user_traceback
 from ..metrics import Accuracy
-from ..parallel.comm import Comm
-from ..problems.problem import user_traceback
+from ..ranks.comm import Comm
 from ..store import layout
 from ..store.mixed import is_mixed, set_mixed
 from .failures import place
@@ -97,7 +96,7 @@ def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool
 
 def _on_gpu(plan: Plan) -> bool:
     """There sums may be added up in another order each time."""
-    return next(iter(plan.evaluator.subspace.views.values())).device.type != "cpu"
+    return next(iter(plan.evaluator.placement.views.values())).device.type != "cpu"
 
 
 def _text(value: Any) -> str:

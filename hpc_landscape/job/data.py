@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..model_interface.batchnorm import batchnorm_layers
-from ..parallel.comm import Comm
-from ..parallel.device import shared_gpus
-from ..parallel.memory import free_memory
-from ..problems import streams
-from ..problems.batches import ReadBatches
-from ..problems.data import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
-from ..problems.faults import AGAIN, Cause, Patience
-from ..problems.problem import Problem, user_traceback
-from ..problems.resident import MovedBatches, kept, share
-from ..problems.streams import Seen, look
+from ..data import streams
+from ..data.batches import ReadBatches
+from ..data.faults import AGAIN, Cause, Patience
+from ..data.prepare import Batches, LoaderBatches, StreamBatches, TensorBatches, prepare
+from ..data.resident import MovedBatches, kept, share
+from ..data.streams import Seen, look
+from ..errors import UserError, user_traceback
+from ..model.batchnorm import batchnorm_layers
+from ..problems.problem import Problem
+from ..ranks.comm import Comm
+from ..ranks.device import shared_gpus
+from ..ranks.memory import free_memory
 from ..settings import Settings
 
 Say = Callable[[str], None]
@@ -108,7 +108,7 @@ def read_data(settings: Settings, problem: Problem, comm: Comm, say: Say, device
     sets, most, count = problem.sets, settings.batches, settings.warmup_samples
     trained_on = "train" if "train" in sets else next(iter(sets), None)
     given = problem.warmup_data
-    with comm.together():
+    with comm.raise_on_all_ranks():
         evaluation = {name: prepared(data, settings.samples, most, _called(name)) for name, data in sets.items()}
         if given is None and trained_on is not None and count == settings.samples:
             warmup = evaluation[trained_on]
@@ -149,7 +149,7 @@ def _look_at_streams(settings: Settings, problem: Problem, sets: Sets, comm: Com
         if not isinstance(batches, StreamBatches):
             continue
         seen = Seen(0, True)
-        with comm.together(), _telling(what):
+        with comm.raise_on_all_ranks(), _telling(what):
             if comm.is_root:
                 seen = look(batches, what)
         seen = comm.bcast(seen)
@@ -213,7 +213,7 @@ def _agree_on_kinds(sets: Sets, comm: Comm) -> None:
 
 def _agreed_hash(batches: Batches, what: str, patience: Patience, comm: Comm) -> str:
     """Rank 0's checksum; UserError where another rank holds other data (all of it is read once per node)."""
-    with comm.together(), _telling(what):
+    with comm.raise_on_all_ranks(), _telling(what):
         quick = patience.call(batches.quick_hash, reading=True)
         full = batches.full_hash() if comm.local_rank == 0 and batches.bytes else None  # else the quick one is all
     seen = comm.allgather((quick, full))

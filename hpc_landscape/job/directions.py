@@ -13,22 +13,22 @@ from torch import Tensor
 from ..directions.projection import project
 from ..directions.recipes import Directions, Read, make_directions
 from ..errors import UserError
-from ..evaluate.form import PLAIN
+from ..evaluate.execution import PLAIN
 from ..grid import NAMES, Grid
 from ..metrics import Criterion, hessian_eigenvectors
-from ..metrics.trial import settle, try_loss
-from ..model_interface import state
-from ..model_interface.numbers import wide
-from ..model_interface.rest import rest, share_rest
-from ..parallel.comm import Comm
-from ..problems.checkpoint import find_paths, labels, read_parameters
-from ..problems.choice import Chosen
+from ..metrics.trial import treat_as_sum, try_loss
+from ..model import state
+from ..model.checkpoint import find_paths, labels, read_parameters
+from ..model.choice import Chosen
+from ..model.numbers import wide
+from ..model.rest import broadcast_rest, rest
 from ..problems.problem import Problem
+from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
 from ..store.layout import Trajectory
+from .build import Maker
 from .data import Sets
-from .form import Maker
 from .stored import fill_from
 
 Ways = list[list[str]]  # the checkpoints of each path of a trajectory
@@ -41,7 +41,7 @@ def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
     pca is around the last of all, or --checkpoint.
     """
     ways: Ways = []
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root and settings.trajectory is not None:
             ways = find_paths(settings.trajectory, "--trajectory")
     ways = comm.bcast(ways)
@@ -55,7 +55,7 @@ def moving(problem: Problem) -> dict[str, Tensor]:
     return {name: p.data.cpu().to(wide(p.dtype)) for name, p in problem.wrapper.named_moving()}
 
 
-def share_directions(
+def broadcast_directions(
     settings: Settings,
     problem: Problem,
     sets: Sets,
@@ -72,7 +72,7 @@ def share_directions(
     own = rest(problem.wrapper) if ends else {}
     read = reader(settings, problem, [*weights, *(name for name in own if name in problem.root.state_dict())], say)
     made = Directions(blank, blank if ends else None)
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root and stored is not None and stored.has_directions and not ends:
             made = _stored(settings, stored, blank)
         elif comm.is_root:
@@ -80,7 +80,7 @@ def share_directions(
             made = make_directions(settings, weights, read, sum(trajectory, []), eigenvectors)
     vectors = made.vectors if made.ends is None else made.ends
     state.broadcast((d for vector in vectors for d in vector.values()), comm)
-    made.rest, made.stays = share_rest(problem.wrapper, made.rest, comm)
+    made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
     return made
 
@@ -100,9 +100,9 @@ def _eigenvectors(
     evaluator, data = maker.make(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into
     criterion, first = Criterion(maker.loss, problem.reduction), next(iter(data.values()))
-    with evaluator.attached_at([0.0] * evaluator.subspace.dimensions):
+    with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
         if (found := try_loss(problem.wrapper, criterion, first)) is not None:
-            settle(criterion, found)
+            treat_as_sum(criterion, found)
     with evaluator.at_origin():
         return hessian_eigenvectors(problem.wrapper, criterion, first, count)
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..errors import UserError, memory_is_out
+from ..data.batches import raised_in_reading
+from ..data.faults import AGAIN, Cause, cause, said, sticks
+from ..errors import UserError, is_out_of_memory, user_traceback
 from ..grid import Grid
-from ..problems.batches import raised_in_reading
-from ..problems.faults import AGAIN, Cause, cause, said, sticks
-from ..problems.problem import user_traceback
 from ..said import notice
 from ..store.writer import Writer
 from .metrics import store_array
@@ -54,7 +53,7 @@ def evaluate(plan: Plan, writer: Writer, points: np.ndarray) -> list[dict[str, n
         return list(plan.sets.patience.call(tried))
     except Exception as error:
         writer.check()
-        if plan.settings.on_error == "fail" or memory_is_out(error):
+        if plan.settings.on_error == "fail" or is_out_of_memory(error):
             raise
         if len(points) == 1:
             return [_failure(error)]
@@ -63,7 +62,7 @@ def evaluate(plan: Plan, writer: Writer, points: np.ndarray) -> list[dict[str, n
 
 def _check_own(plan: Plan, error: Exception) -> None:
     """GivenUp where neither this nor another point can be evaluated: the GPU is gone, the data cannot be read."""
-    if memory_is_out(error) or isinstance(error, UserError):
+    if is_out_of_memory(error) or isinstance(error, UserError):
         return
     if sticks(error) or not _device_works(plan):
         what = f"the device computes nothing in this process any more ({said(error)})"
@@ -74,14 +73,14 @@ def _check_own(plan: Plan, error: Exception) -> None:
     raise plan.sets.patience.given_up(what) from None
 
 
-def nothing(plan: Plan) -> dict[str, np.ndarray]:
+def nan_values(plan: Plan) -> dict[str, np.ndarray]:
     """The values of a point that has none."""
     return {quantity.name: np.full(quantity.shape, np.nan) for quantity in plan.quantities}
 
 
 def _device_works(plan: Plan) -> bool:
     """Whether another point can be evaluated: after some errors a GPU computes nothing in this process any more."""
-    device = next(iter(plan.evaluator.subspace.views.values())).device
+    device = next(iter(plan.evaluator.placement.views.values())).device
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)

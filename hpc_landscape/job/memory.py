@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..errors import shared_memory_is_out
-from ..parallel.memory import free_memory, free_shared_memory
+from ..errors import is_out_of_shared_memory
 from ..progress import size
+from ..ranks.memory import free_memory, free_shared_memory
 from ..settings import Settings
 
 UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -19,7 +19,7 @@ _FREE = rf"of which {_AMOUNT} is free"
 
 def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> str:
     """One line: whose memory, what was asked for, what was free, which settings to lower."""
-    if shared_memory_is_out(error):
+    if is_out_of_shared_memory(error):
         return _explain_shared(rank, ranks)
     text = str(error)
     gpu = re.search(_GPU, text)

@@ -13,21 +13,21 @@ from typing import Any
 import torch
 
 from .. import metrics as built_in
-from ..errors import UserError, memory_is_out
+from ..data.prepare import TensorBatches
+from ..errors import UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator, as_array
-from ..evaluate.form import PLAIN
+from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
 from ..metrics.criterion import TOTAL, Criterion
 from ..metrics.curvature import CurvatureMetric
 from ..metrics.gradient import GradientMetric
 from ..metrics.trial import try_loss
-from ..parallel.comm import Comm
-from ..problems.data import TensorBatches
-from ..problems.problem import Problem, find_object, user_traceback
+from ..problems.problem import Problem, find_object
+from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
-from .form import FormErrors, Maker, errors_of_form
+from .build import FormErrors, Maker, errors_of_form
 from .plan import Plan
 
 BUILT_IN: dict[str, Callable[..., Metric]] = {
@@ -172,7 +172,7 @@ def choose_metrics(
 ) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
     problem, default = chooser.problem, not settings.metric_names
-    with comm.together():
+    with comm.raise_on_all_ranks():
         chosen = requested(settings, chooser)
         alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
         if evaluator.form.block > 1 and alone:
@@ -180,7 +180,7 @@ def choose_metrics(
                 f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
             )
     tried = Trial()
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root:
             tried = _try_first_batch(evaluator, chooser, chosen, default)
             tried.careful = evaluator.careful
@@ -197,7 +197,7 @@ def choose_metrics(
     _add_terms(chooser, chosen, tried.terms)
     evaluator.metrics = chosen
     quantities: list[Quantity] = []
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root:
             _check_derivatives(evaluator, say)
             quantities = [_quantity(name, metric, evaluator) for name, metric in chosen.items()]
@@ -276,10 +276,10 @@ def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
     tolerance = 5e-2 if evaluator.form.low or evaluator.form.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
     for data in chooser.sets.values():
         try:
-            with evaluator.attached_at([0.0] * evaluator.subspace.dimensions):
+            with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
                 found = try_loss(evaluator.model, chooser.criterion, data, tolerance)
         except Exception as error:
-            if memory_is_out(error) or isinstance(error, UserError):
+            if is_out_of_memory(error) or isinstance(error, UserError):
                 raise
             return  # a later batch fails: so will the points, and --on_error says what becomes of them
         if found is not None:
@@ -325,7 +325,7 @@ def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:
         evaluator.metrics, chosen = {name: metric}, evaluator.metrics
         try:
             with evaluator.attached():
-                value = evaluator([0.0] * evaluator.subspace.dimensions)[name]
+                value = evaluator([0.0] * evaluator.placement.dimensions)[name]
             shape = as_array(value).shape
         except UserError:
             raise

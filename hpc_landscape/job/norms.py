@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from ..data.resident import beginning
 from ..evaluate.evaluator import DTYPES
 from ..evaluate.find_norms import find_norms
-from ..parallel.comm import Comm
 from ..problems.problem import Problem
-from ..problems.resident import beginning
+from ..ranks.comm import Comm
 from ..settings import Settings
 from .data import Sets
 from .report import Say
 
 
-def share_norms(settings: Settings, problem: Problem, sets: Sets, device: torch.device, comm: Comm, say: Say) -> None:
+def broadcast_norms(
+    settings: Settings, problem: Problem, sets: Sets, device: torch.device, comm: Comm, say: Say
+) -> None:
     """Give the problem's wrapper what rank 0 finds on the first batch; where that fails, all are re-estimated."""
     batches = sets.warmup or next(iter(sets.evaluation.values()), None)
     if batches is None or settings.bn == "running":
         return
     found = None
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root:
             dtype = DTYPES.get(settings.precision)
             try:

@@ -16,17 +16,17 @@ from ..directions.normalize import cosine
 from ..directions.recipes import Directions
 from ..errors import UserError, reason
 from ..evaluate.evaluator import DTYPES, Evaluator
-from ..evaluate.form import compute_dtype
+from ..evaluate.execution import compute_dtype
 from ..grid import Grid
 from ..metrics.criterion import Criterion
-from ..model_interface import state
-from ..model_interface.modes import EVAL
-from ..parallel.comm import Comm
+from ..model import state
+from ..model.modes import EVAL
 from ..problems.problem import Problem
+from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
+from .build import CHOICES, FormErrors
 from .data import Sets
-from .form import CHOICES, FormErrors
 from .stored import check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -133,7 +133,7 @@ class Plan:
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
             "form": str(self.evaluator.form),
-            "device_kind": next(iter(self.evaluator.subspace.views.values())).device.type,
+            "device_kind": next(iter(self.evaluator.placement.views.values())).device.type,
             **self.made_of,
         }
 
@@ -199,7 +199,7 @@ def _provenance(comm: Comm) -> dict[str, Any]:
     }
 
 
-def began_here(stored: layout.Stored) -> bool:
+def created_by_this_job(stored: layout.Stored) -> bool:
     """Whether this very job began the file before it came back, by itself or as a new one: --overwrite is done then."""
     before = os.environ.get(JOBS_BEFORE, "").split()
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":

@@ -9,25 +9,25 @@ from contextlib import ExitStack
 import torch
 
 from ..errors import UserError
-from ..model_interface import state
-from ..parallel.comm import Comm
-from ..parallel.device import one_thread
-from ..problems.checkpoint import load_checkpoint
+from ..model import state
+from ..model.checkpoint import load_checkpoint
 from ..problems.problem import Problem
 from ..progress import duration
+from ..ranks.comm import Comm
+from ..ranks.device import one_thread
 from ..settings import Settings
 from ..store import layout
 from ..store.lock import exclusive
-from .plan import began_here
+from .capacity import check_axes
+from .plan import created_by_this_job
 from .report import Say
-from .room import check_axes
 from .stored import fill_from
 
 
-def see_output(settings: Settings, comm: Comm, stack: ExitStack, say: Say) -> layout.Stored | None:
+def open_or_create(settings: Settings, comm: Comm, stack: ExitStack, say: Say) -> layout.Stored | None:
     """What the output holds, on every rank; None where a new file is to be made. Rank 0 locks it."""
     stored = None
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root:
             path = settings.output
             folder = os.path.dirname(os.path.abspath(path))
@@ -44,7 +44,7 @@ def see_output(settings: Settings, comm: Comm, stack: ExitStack, say: Say) -> la
                 stack.enter_context(exclusive(path, lambda text: say(f"note         {text}")))
             if os.path.exists(path):
                 stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
-                if settings.overwrite and not began_here(stored):
+                if settings.overwrite and not created_by_this_job(stored):
                     stored = None
             check_axes(settings, comm.local_size, new=stored is None)
     return comm.bcast(stored)
@@ -62,10 +62,10 @@ def _check_name(path: str) -> None:
         raise UserError(f"--output {path}: {error.strerror}") from None
 
 
-def share_weights(settings: Settings, problem: Problem, stored: layout.Stored | None, comm: Comm, say: Say) -> None:
+def broadcast_weights(settings: Settings, problem: Problem, stored: layout.Stored | None, comm: Comm, say: Say) -> None:
     """Rank 0's weights, trained, loaded or as built, for every rank."""
     root = problem.root
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if comm.is_root and settings.checkpoint is not None:
             chosen = load_checkpoint(settings.checkpoint, root, settings.weights_only, settings.checkpoint_key)
             say(f"weights      {settings.checkpoint}{chosen}")

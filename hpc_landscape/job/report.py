@@ -17,23 +17,23 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .. import said
 from ..directions.normalize import cosine, standing
-from ..errors import COMPLETE, FAILED, IN_VAIN, STOPPED, UserError
+from ..errors import COMPLETE, FAILED, NO_PROGRESS, STOPPED, UserError
 from ..grid import strided
-from ..model_interface import state
-from ..model_interface.norms import Norms, keeps_statistics
-from ..model_interface.numbers import can_move
-from ..model_interface.rest import told
-from ..parallel.comm import Comm
-from ..parallel.device import describe, shared_gpus
-from ..parallel.signals import time_to_finish
+from ..model import state
+from ..model.norms import Norms, keeps_statistics
+from ..model.numbers import can_move
+from ..model.rest import told
 from ..progress import duration, size
+from ..ranks.comm import Comm
+from ..ranks.device import describe, shared_gpus
+from ..ranks.signals import time_to_finish
 from ..settings import Settings
 from ..store import layout
 from ..store.writer import Writer
+from .capacity import bytes_of, free
 from .directions import moving
 from .failures import place
 from .plan import Plan
-from .room import bytes_of, free
 
 LONG = 10.0  # seconds
 RETRY = "--retry_failed computes them again"
@@ -87,7 +87,7 @@ def _data_text(plan: Plan) -> str:
     sizes = [f"{b.size or 'streamed'} {name}".strip() for name, b in plan.sets.evaluation.items()]
     if not sizes:
         return "no data"
-    points = plan.evaluator.form.in_turn
+    points = plan.evaluator.form.interleaved
     turns = f" (streamed, {points} points on each batch)" if points > 1 else " (streamed)" * plan.sets.streamed
     return f"{' and '.join(sizes)} samples{turns}"
 
@@ -220,7 +220,7 @@ def stopped(plan: Plan, done: int, code: int, say: Say, abandoned: float | None 
         say(f"abandoned    points in hand, {abandoned:.3g} s after the stop")
     say(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
     if plan.settings.grace is not None and code == STOPPED and done == total - len(plan.unfinished):
-        said.notice(f"failed: {IN_VAIN}")
+        said.notice(f"failed: {NO_PROGRESS}")
         return FAILED
     return code or FAILED
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError, printable
 from ..grid import Grid
-from ..model_interface import state
+from ..model import state
 from ..store import layout
 
 # What differs, in words; else an attribute's name says it.

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from ..data.resident import beginning
 from ..errors import OURS
-from ..evaluate.form import Form, compiling
+from ..evaluate.execution import ExecutionMode, compiling
 from ..metrics import Loss
-from ..parallel.comm import Comm
-from ..problems.resident import beginning
+from ..ranks.comm import Comm
 from ..store import layout
-from .form import CHOICES, Maker, forms, inexact_last
+from .build import CHOICES, Maker, forms, inexact_last
 
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a form is
@@ -47,7 +47,7 @@ def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[
         choice = {"channels_last": bool(recorded[0]), "compile": bool(recorded[1]), "block": recorded[2] or None}
         text = str(stored.attributes.get("tuned", ""))
     largest = maker.most_points(comm)
-    with comm.together():
+    with comm.raise_on_all_ranks():
         if stored is None and comm.is_root and maker.sets.evaluation:
             choice, text = _Tuner(maker, largest).best()
     choice, text = comm.bcast((choice, text))
@@ -64,9 +64,9 @@ class _Tuner:
         self.whole, self.points, self.largest_block = maker, maker.points, largest_block
         self.short, self.scale = copy.copy(maker), 1.0
         self.end = time.monotonic() + BUDGET
-        self.seconds: dict[Form, float] = {}  # a point, on all of the data
-        self.once: dict[Form, float] = {}  # what is paid before the first
-        self.choices: dict[Form, dict[str, Any]] = {}
+        self.seconds: dict[ExecutionMode, float] = {}  # a point, on all of the data
+        self.once: dict[ExecutionMode, float] = {}  # what is paid before the first
+        self.choices: dict[ExecutionMode, dict[str, Any]] = {}
 
     def best(self) -> tuple[dict[str, Any], str]:
         """(the settings of the fastest form, what was measured)."""
@@ -81,7 +81,7 @@ class _Tuner:
             winner = plain
         return self.choices[winner], f"{winner}, for {self.points} points; seconds a point: {self._text()}"
 
-    def _form(self, **choice: Any) -> Form:
+    def _form(self, **choice: Any) -> ExecutionMode:
         settings = replace(self.whole.settings, tune=False, **choice)
         form = forms(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
         self.choices.setdefault(form, choice)
@@ -93,7 +93,7 @@ class _Tuner:
             for form, seconds in sorted(self.seconds.items(), key=lambda item: item[1])
         )
 
-    def _shorten(self, plain: Form) -> None:
+    def _shorten(self, plain: ExecutionMode) -> None:
         """Take so many of the first batches that a point takes long enough to be measured."""
         sets = self.whole.sets
         counts = [batches.count() for batches in (*sets.evaluation.values(), sets.warmup) if batches is not None]
@@ -107,11 +107,11 @@ class _Tuner:
                 return
             n = min(max(counts), max(2 * n, int(n * ENOUGH / seconds)))
 
-    def _candidates(self, plain: Form) -> Iterator[dict[str, Any]]:
+    def _candidates(self, plain: ExecutionMode) -> Iterator[dict[str, Any]]:
         if not inexact_last(self.whole.settings, self.whole.problem, self.whole.device):
             yield {"channels_last": True}
         small = self.seconds.get(plain, math.inf) < SMALL
-        if small and self.whole.adds_up and not self.whole.sets.streamed:
+        if small and self.whole.is_additive and not self.whole.sets.streamed:
             before = math.inf  # not the plain form's: stacking costs something once, which many points share
             for block in BLOCKS:
                 if block > self.largest_block:
@@ -124,7 +124,7 @@ class _Tuner:
         if self.points * min(self.seconds.values(), default=math.inf) > BUDGET:  # else there is too little to win
             yield {"compile": True}
 
-    def _measure(self, form: Form) -> None:
+    def _measure(self, form: ExecutionMode) -> None:
         """Note how long a point takes; nothing where the model cannot be evaluated in this form, or not in time."""
         try:
             with _until(self.end), warnings.catch_warnings():
@@ -134,17 +134,17 @@ class _Tuner:
             return
         self.seconds[form], self.once[form] = self.scale * seconds, once if form.compiled else 0.0
 
-    def _time(self, form: Form) -> tuple[float, float]:
+    def _time(self, form: ExecutionMode) -> tuple[float, float]:
         """(seconds a point on the first batches, what the first one took more)."""
         with compiling(form):
             return self._timed(form)
 
-    def _timed(self, form: Form) -> tuple[float, float]:
+    def _timed(self, form: ExecutionMode) -> tuple[float, float]:
         start = time.perf_counter()
         self.short.try_first_batches(form)
         evaluator, data = self.short.make(form)
         evaluator.metrics = {f"{name}_loss": Loss(self.short.loss, on) for name, on in data.items()}
-        block = [[0.0] * evaluator.subspace.dimensions] * form.block
+        block = [[0.0] * evaluator.placement.dimensions] * form.block
         taken: list[float] = []
         with evaluator.attached():
             evaluator.block(block)

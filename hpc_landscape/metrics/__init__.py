@@ -1,10 +1,10 @@
 """Quantities of a model at a point."""
 
+from ..data.data import Data
+from .base import BatchMetric, DataMetric, Metric, MetricPipeline
 from .criterion import Criterion
 from .curvature import HessianTrace, PrincipalCurvatureEvaluator, hessian_eigenvectors
-from .data import Data
 from .gradient import GradientNorm, GradientPredictiveness, LossGradient
-from .metric import BatchMetric, DataMetric, Metric, MetricPipeline
 from .perturbation import LossPerturbations
 from .reinforcement import ExpectedReturnMetric
 from .supervised import Accuracy, Loss, LossTerm

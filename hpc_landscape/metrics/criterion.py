@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.data import Data
+from ..data.precise import precise
 from ..errors import UserError
-from ..model_interface.numbers import can_move, like
+from ..model.numbers import can_move, like
 from .counts import as_module, count_of, ignored
-from .data import Data
-from .precise import precise
 
 TOTAL = "loss"  # a term of this name is the loss itself, as Lightning and Hugging Face have it
 REDUCTIONS = (None, "mean", "sum")

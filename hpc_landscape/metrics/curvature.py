@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.data import Data
 from ..errors import UserError, warn
-from ..model_interface.model_parameters import ModelParameters
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import can_move, count, inner, wide
+from ..model.numbers import can_move, count, inner, wide
+from ..model.parameters import ModelParameters
+from ..model.wrapper import ModelWrapper
+from .base import DataMetric
 from .criterion import Criterion, data_of
-from .data import Data
 from .gradient import LossFunction, Parts, batch_gradients, differentiable, unflatten, weighted_mean
-from .metric import DataMetric
 from .second import check_second, refuse
 from .statistics import mean_and_error
 
@@ -121,7 +121,7 @@ class Lanczos:
         operator = linalg.LinearOperator(
             (size, size), matvec=lambda v: self.hessian.product(v) - self.shift * v.reshape(-1), dtype=np.float64
         )
-        # For the vector that ARPACK goes on with when it has exhausted a subspace; SciPy before 1.17 has its own.
+        # For the vector that ARPACK goes on with when it has exhausted a placement; SciPy before 1.17 has its own.
         own = {"rng": self.seed} if "rng" in inspect.signature(linalg.eigsh).parameters else {}
         values, vectors = linalg.eigsh(
             operator,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.data import Data, is_empty
 from ..errors import UserError, warn
-from ..model_interface.model_parameters import ModelParameters
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import can_move, count, double, numbers_of
+from ..model.numbers import can_move, count, double, numbers_of
+from ..model.parameters import ModelParameters
+from ..model.wrapper import ModelWrapper
+from .base import DataMetric
 from .criterion import Criterion, data_of
-from .data import Data, nothing
 from .derivative import REENTRANT, LossFunction, Parts, check_reached, explained
-from .metric import DataMetric
 from .second import not_the_slope
 
 
@@ -67,7 +67,7 @@ def batch_gradients(
     criterion = Criterion.of(loss_fn)
     for batch in data.on(model):
         items = data.items(batch)
-        if nothing(items):
+        if is_empty(items):
             continue
         output, target = data.output(model, batch), data.target(batch)
         loss = criterion(output, target)

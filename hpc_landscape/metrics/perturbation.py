@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.model_parameters import ModelParameters
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import count
+from ..model.numbers import count
+from ..model.parameters import ModelParameters
+from ..model.wrapper import ModelWrapper
+from .base import DataMetric
 from .criterion import Criterion, data_of
 from .gradient import LossFunction, floating, movable, unflatten
-from .metric import DataMetric
 from .supervised import Loss
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.model_wrapper import ModelWrapper
-from .metric import Metric
+from ..model.wrapper import ModelWrapper
+from .base import Metric
 from .statistics import mean_and_error
 
 

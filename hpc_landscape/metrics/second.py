@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.data import Data, move
 from ..errors import UserError
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import double, like
-from ..model_interface.parts import is_plain
+from ..model.numbers import double, like
+from ..model.parts import is_plain
+from ..model.wrapper import ModelWrapper
 from .criterion import Criterion, loss_on
-from .data import Data, move
 from .derivative import LossFunction, check_reached, explained
 
 TOLD = re.compile(

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..model_interface.model_wrapper import ModelWrapper
+from ..model.wrapper import ModelWrapper
+from .base import BatchMetric
 from .criterion import Criterion, data_of
-from .metric import BatchMetric
 from .trial import check_loss
 
 

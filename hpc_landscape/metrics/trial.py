@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..errors import memory_is_out, warn
-from ..model_interface.model_wrapper import ModelWrapper
-from ..parallel.generators import Generators
+from ..data.data import Data, fresh
+from ..data.sizes import batch_size, part
+from ..errors import is_out_of_memory, warn
+from ..model.wrapper import ModelWrapper
+from ..ranks.generators import Generators
 from .criterion import TOTAL, Criterion
-from .data import Data, fresh
-from .sizes import batch_size, part
 
 TOLERANCE = 1e-4  # relative: what parts and whole may differ by, in float32, by rounding
 LOW, TF32 = 5e-2, 5e-3  # of models in 16 bits; on a GPU, where PyTorch lets convolutions round so
@@ -113,7 +113,7 @@ def check_loss(model: ModelWrapper, criterion: Criterion, data: Data) -> None:
     criterion.tried = True
     if (found := try_loss(model, criterion, data, _rounding(model))) is not None:
         warn(found.text(criterion))
-        settle(criterion, found)
+        treat_as_sum(criterion, found)
 
 
 def _rounding(model: ModelWrapper) -> float:
@@ -124,7 +124,7 @@ def _rounding(model: ModelWrapper) -> float:
     return TOLERANCE if all(p.device.type == "cpu" for p in parameters) else TF32
 
 
-def settle(criterion: Criterion, found: Finding) -> None:
+def treat_as_sum(criterion: Criterion, found: Finding) -> None:
     """Take a loss for the sum that it is, unless the user has said what it is."""
     if found.sum and criterion.given is None:
         criterion.sum = True
@@ -152,7 +152,7 @@ def _try_batch(
         try:
             splits.append([measured(part(batch, size, a, b), b - a) for a, b in ((0, cut), (cut, size))])
         except Exception as error:  # the user's code need not take parts of a batch, nor single samples
-            if memory_is_out(error):
+            if is_out_of_memory(error):
                 raise
     if not splits:
         told = data.count or criterion.derived

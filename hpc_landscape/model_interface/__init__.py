@@ -1,1 +1,1 @@
-"""Models: their parameters, their batch normalization, and the subspace they are moved in."""
+"""The names under which loss-landscapes' users know ``hpc_landscape.model``."""

@@ -9,7 +9,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,15 +19,14 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..errors import Stopped, UserError, memory_is_out
+from ..data.data import Data
+from ..errors import Stopped, UserError, user_traceback
+from ..metrics.base import Metric
 from ..metrics.criterion import REDUCTIONS, takes_no_data, without_data
-from ..metrics.data import Data
-from ..metrics.metric import Metric
-from ..model_interface.model_wrapper import ModelWrapper, wrap_model
-from ..model_interface.modes import EVAL, check_mode
-from ..model_interface.numbers import can_move
+from ..model.modes import EVAL, check_mode
+from ..model.numbers import can_move
+from ..model.wrapper import ModelWrapper, wrap_model
 
-OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "<frozen importlib")
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
 
 
@@ -318,19 +316,3 @@ def _annotation(parameter: inspect.Parameter) -> Any:
     if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
         return str if isinstance(parameter.default, str) else Any
     return parameter.annotation
-
-
-def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame on that is not ours; the whole of it where all are.
-
-    Raises the error itself where memory is out: that is no fault of the user's code, and is told in another way.
-    """
-    if memory_is_out(error):
-        raise error
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OURS):
-        frames = frames.tb_next
-    if frames is None and not isinstance(error, SyntaxError):  # which says by itself where it is
-        frames = error.__traceback__
-    lines = traceback.format_exception(type(error), error, frames, chain=False)
-    return f"{type(error).__name__}:\n{''.join(lines).rstrip()}"

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
-from .block import LARGE, Block, merged
+from .batch import LARGE, Block, merged
 from .raw import RawFile
 from .writer import Writer
 

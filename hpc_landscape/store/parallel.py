@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from ..errors import UserError, reason
-from ..parallel.comm import Comm
-from .block import Block
+from ..ranks.comm import Comm
+from .batch import Block
 from .layout import DONE, FAILED, LIBVER, write
 from .writer import Writer
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ..errors import UserError
-from .block import Block
+from .batch import Block
 from .layout import FAILED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..parallel.comm import Comm
+from ..ranks.comm import Comm
 from . import parallel
 from .gather import GatherStore
 from .parallel import ParallelStore

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, reason
-from ..parallel.comm import LEAVE, Comm, leave
-from ..parallel.control import POLL, Control
-from .block import Block, blocks, nbytes
+from ..ranks.comm import LEAVE, Comm, leave
+from ..ranks.control import POLL, Control
+from .batch import Block, blocks, nbytes
 from .layout import sync
 
 WINDOW = 2**18  # bytes of a rank's finished points that may be under way to the file
@@ -113,7 +113,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         created = None
-        with self.comm.together(), self._told():
+        with self.comm.raise_on_all_ranks(), self._told():
             created = self._open()
         self._created = self.comm.bcast(created)
         self._thread.start()
@@ -129,7 +129,7 @@ class Writer:
             return
         self.check()
         self.control.stop_code = max(self.comm.allgather(self.control.stops))
-        with self.comm.together(), self._told():
+        with self.comm.raise_on_all_ranks(), self._told():
             self._close()
 
     @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_landscape import Problem
-from hpc_landscape.model_interface.model_wrapper import wrap_model
+from hpc_landscape.model.wrapper import wrap_model
 
 
 class Adapted(nn.Module):

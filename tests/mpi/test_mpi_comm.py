@@ -13,9 +13,9 @@ import torch
 from uneven import UnevenComm, node_of
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.model_interface import state
-from hpc_landscape.parallel import comm as comm_module
-from hpc_landscape.parallel.device import choose_device, fair_threads, shared_gpus
+from hpc_landscape.model import state
+from hpc_landscape.ranks import comm as comm_module
+from hpc_landscape.ranks.device import choose_device, fair_threads, shared_gpus
 
 
 def test_world_is_what_the_launcher_started(comm: Any) -> None:
@@ -89,18 +89,18 @@ def test_broadcast_into_a_leaf_that_needs_its_gradient(comm: Any) -> None:
 def test_together_a_mistake_on_one_is_one_on_all(comm: Any, culprit: int) -> None:
     if culprit >= comm.size:
         pytest.skip("there is no such rank")
-    with pytest.raises(UserError, match=f"^rank {culprit % comm.size} says no$"), comm.together():
+    with pytest.raises(UserError, match=f"^rank {culprit % comm.size} says no$"), comm.raise_on_all_ranks():
         if comm.rank == culprit % comm.size:
             raise UserError(f"rank {comm.rank} says no")
 
 
 def test_together_the_first_of_several_mistakes(comm: Any) -> None:
-    with pytest.raises(UserError, match="^rank 0 says no$"), comm.together():
+    with pytest.raises(UserError, match="^rank 0 says no$"), comm.raise_on_all_ranks():
         raise UserError(f"rank {comm.rank} says no")
 
 
 def test_together_without_a_mistake(comm: Any) -> None:
-    with comm.together():
+    with comm.raise_on_all_ranks():
         mine = comm.rank
     assert mine == comm.rank
 
@@ -109,7 +109,7 @@ def test_together_without_a_mistake(comm: Any) -> None:
 def test_all_or_none_a_fault_of_one_is_one_of_all(comm: Any, error: Exception) -> None:
     here = comm.rank == comm.size - 1
     expected = type(error) if here or isinstance(error, UserError) else RuntimeError
-    with pytest.raises(expected, match="one says no"), comm.all_or_none():
+    with pytest.raises(expected, match="one says no"), comm.raise_on_all_ranks(any_error=True):
         if here:
             raise error
 

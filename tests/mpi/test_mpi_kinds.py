@@ -42,7 +42,7 @@ def test_on_ranks(case: Case, comm, folder):
 UNLIKE = """
 import os, torch
 from hpc_landscape import Problem
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 
 def made():
     rank, size, data = launched()[1], launched()[0], (torch.ones(8, 2), torch.zeros(8, dtype=torch.long))

@@ -29,7 +29,7 @@ from hpc_landscape import (
     random_plane,
 )
 from hpc_landscape.metrics import Loss, LossGradient, Metric
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 
 CRITERION = nn.CrossEntropyLoss()
 

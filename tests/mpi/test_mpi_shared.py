@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from uneven import no_room
 
+from hpc_landscape.data.prepare import TensorBatches, prepare
+from hpc_landscape.data.resident import StoredBatches, kept, share
 from hpc_landscape.errors import UserError
-from hpc_landscape.parallel import shared
-from hpc_landscape.problems.data import TensorBatches, prepare
-from hpc_landscape.problems.resident import StoredBatches, kept, share
+from hpc_landscape.ranks import shared
 
 LARGE = 2**18  # numbers in float32: enough to be shared
 needs_shm = pytest.mark.skipif(not os.path.isdir(shared.FOLDER), reason=f"no {shared.FOLDER}")

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from hpc_landscape.cli import main
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 
 if launched()[1] + 1 < launched()[0]:
     torch.cuda.is_available = lambda: True

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from hpc_landscape import Problem, UserError
-from hpc_landscape.parallel.comm import launched
+from hpc_landscape.ranks.comm import launched
 
 KEPT: list[tuple[nn.Module, list]] = []  # models made in this process, each as it was; the latest last
 

@@ -30,7 +30,7 @@ class _Copies:
 class Attachment:
     """A model in a mode whose parameters have other data, and whose buffers are copies: the originals stay.
 
-    ``settle()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
+    ``restore()`` undoes what was left behind at one point before the next; ``detach()`` all of it. Where several points
     are held, ``select()`` says whose buffers the model has.
     """
 
@@ -66,7 +66,7 @@ class Attachment:
         self.points = [self._copies(buffer) for _ in range(points)]
         self.select(0)
         self.placed = [p.data for _, p in self.parameters]
-        self.lent = dictionaries(self.model)
+        self.attached_contents = dictionaries(self.model)
         set_mode(self.model, self.mode)
         self.evaluated = [(module, module.training) for module, _ in self.modes]  # a part may refuse to change
 
@@ -93,24 +93,24 @@ class Attachment:
             self.points[point].named[name].copy_(value)
 
     @torch.no_grad()
-    def settle(self, thoroughly: bool) -> None:
+    def restore(self, full: bool) -> None:
         """Before each point: buffers, batch normalization's too, modes, flags and gradients as they were.
 
-        Thoroughly: also tensors that were put in place of others, and caches. Mere passes leave no more behind.
+        full: also tensors that were put in place of others, and caches. Mere passes leave no more behind.
         """
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        put_back(self.now.pristine + (self.guarded if thoroughly else []))
+        put_back(self.now.pristine + (self.guarded if full else []))
         for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
             if p.grad is not None:
                 p.grad = None
             if p.requires_grad != requires_grad:
                 p.requires_grad_(requires_grad)
-        if thoroughly:
+        if full:
             for (_, p), placed in zip(self.parameters, self.placed, strict=True):
                 p.data = placed
-            self._tidy(self.lent)
+            self._clean(self.attached_contents)
         for module, training in self.evaluated:
             if module.training != training:
                 module.training = training
@@ -124,7 +124,7 @@ class Attachment:
             clean
             and all(p.grad is None for _, p in self.parameters)
             and all(now.keys() == then.keys() and not changed(now, then) for now, then in self.attributes)
-            and not any(map(other, *zip(*self.lent, strict=True)))
+            and not any(map(other, *zip(*self.attached_contents, strict=True)))
             and all(torch.equal(copy, still) for copy, still in self.guarded)
         )
 
@@ -137,9 +137,9 @@ class Attachment:
             module._buffers[key] = value
         for module, training in self.modes:
             module.training = training
-        self._tidy(self.contents)
+        self._clean(self.contents)
 
-    def _tidy(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+    def _clean(self, contents: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
         """Undo what was kept in the modules, or put in place of their parts: a pruned weight, a hook that stayed."""
         for now, before in self.attributes:
             forget(now, before)

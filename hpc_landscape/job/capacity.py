@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from ..errors import UserError
 from ..grid import NAMES, Axis
-from ..model_interface import state
-from ..parallel.memory import free_memory
+from ..model import state
 from ..progress import size
+from ..ranks.memory import free_memory
 from ..settings import Settings
 from ..store import layout
 from .plan import Plan

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import UserError
-from ..model_interface.parts import is_plain
+from ..model.parts import is_plain
 
 Change = Callable[[Tensor], Tensor]
 

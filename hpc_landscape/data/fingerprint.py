@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ..metrics.nest import contents
-from ..model_interface.parts import is_plain, parts
+from ..model.parts import is_plain, parts
+from .nest import contents
 
 SAMPLED_ITEMS = 8  # items of a large data set that its fingerprint reads
 

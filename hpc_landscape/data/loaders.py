@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from ..errors import UserError
-from ..model_interface.parts import length, take_rows
+from ..model.parts import length, take_rows
 from .batches import Batches, LoaderBatches, TensorBatches, slices
 from .streams import First, StreamBatches
 from .workers import that_fit

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
-from ..metrics.nest import each_tensor, move, tensors_in
-from ..model_interface.parts import is_plain
-from ..parallel.comm import Comm
-from ..parallel.shared import pool
+from ..errors import UserError, user_traceback
+from ..model.parts import is_plain
+from ..ranks.comm import Comm
+from ..ranks.shared import pool
 from .batches import Batches, LoaderBatches, StoredBatches, TensorBatches, as_made, nbytes, start
 from .faults import Patience
-from .problem import user_traceback
+from .nest import each_tensor, move, tensors_in
 
 
 class MovedBatches(Batches):
@@ -58,7 +57,7 @@ def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
     found = mine if comm.local_size == 1 else _shared(mine, comm)
     if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
         return batches
-    with comm.together():
+    with comm.raise_on_all_ranks():
         found = dict(_read(loader, 0, 1, batches.patience)) if found is None else found
     return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)
 
@@ -66,7 +65,7 @@ def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
 def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patience | None) -> dict[int, Any] | None:
     """This rank's share of the batches; None where those of some node take more than the first one promised."""
     mine, taken = {}, 0
-    with comm.together():
+    with comm.raise_on_all_ranks():
         for i, batch in _read(loader, comm.local_rank, comm.local_size, patience):
             mine[i] = batch
             taken += nbytes(batch)

@@ -12,10 +12,10 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import Stopped, UserError
-from ..metrics.nest import each_tensor, tensors_in
-from ..model_interface.parts import length, take_rows
+from ..model.parts import length, take_rows
 from .batches import ReadBatches, as_made, start
 from .fingerprint import checksum
+from .nest import each_tensor, tensors_in
 
 PROBE = 5.0  # seconds that a stream's end is looked for, before the first point
 LOOKED_AT = 1000  # samples of a stream that are compared between workers

@@ -17,7 +17,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import GivenUp, Stopped, memory_is_out, printable
+from ..errors import GivenUp, Stopped, is_out_of_memory, printable
 
 Value = TypeVar("Value")
 PAUSES = (1.0, 3.0)  # seconds before the second try and the third
@@ -77,7 +77,7 @@ def cause(error: BaseException, reading: bool = False) -> Cause | None:
 
     Looks through what an exception was raised from, and through the text that a worker's comes as.
     """
-    if memory_is_out(error):
+    if is_out_of_memory(error):
         return None  # told in another way
     for one in chain(error):
         kind = _kind(one, reading)
@@ -88,7 +88,7 @@ def cause(error: BaseException, reading: bool = False) -> Cause | None:
 
 def sticks(error: BaseException) -> bool:
     """Whether a GPU, or the ranks' tie between theirs, computes nothing in this process any more."""
-    return not memory_is_out(error) and any(_STUCK.search(str(one)) for one in chain(error))
+    return not is_out_of_memory(error) and any(_STUCK.search(str(one)) for one in chain(error))
 
 
 def in_worker(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import warn
-from ..model_interface.numbers import HALVES
+from ..model.numbers import HALVES
 
 
 def full_precision(thing: Any) -> Any:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, few
-from ..parallel.comm import Comm
+from ..ranks.comm import Comm
 from .batchnorm import batchnorm_layers
-from .model_wrapper import ModelWrapper
 from .numbers import can_move
 from .state import broadcast
+from .wrapper import ModelWrapper
 
 FLOATS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
 SMALL = [torch.int8, torch.uint8, *FLOATS]
@@ -42,12 +42,12 @@ def differing(model: ModelWrapper, others: Sequence[Mapping[str, Tensor]]) -> tu
     return along, stays
 
 
-def share_rest(
+def broadcast_rest(
     model: ModelWrapper, others: Sequence[Mapping[str, Tensor]], comm: Comm
 ) -> tuple[list[dict[str, Tensor]], list[str]]:
     """(what goes along, for each of rank 0's other models; names of what stays), on every rank."""
     found: tuple[list[str], list[str]] = [], []
-    with comm.all_or_none():
+    with comm.raise_on_all_ranks(any_error=True):
         if comm.is_root:
             found = differing(model, others)
     along, stays = comm.bcast(found)

@@ -9,11 +9,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..errors import UserError, warn
-from ..model_interface import state
-from ..model_interface.model_wrapper import ModelWrapper, wrap_model
-from ..model_interface.rest import rest
+from . import state
 from .checkpoint import read_parameters
 from .choice import Chosen
+from .rest import rest
+from .wrapper import ModelWrapper, wrap_model
 
 Path = str | os.PathLike
 Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its state dict, or a file that holds one

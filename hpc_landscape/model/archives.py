@@ -6,8 +6,8 @@ import zipfile
 from contextlib import suppress
 
 from ..errors import UserError
-from ..parallel.memory import free_memory
 from ..progress import size
+from ..ranks.memory import free_memory
 
 
 def check_archive(path: str, where: str) -> None:

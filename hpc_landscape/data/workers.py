@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
-from ..parallel.memory import SHARED, free_shared_memory
 from ..progress import size
+from ..ranks.memory import SHARED, free_shared_memory
 from .batches import as_made, nbytes, start
 
 AMPLE = 2**31  # bytes: with more room no batch is looked at beforehand, which takes the start of a worker

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..metrics.data import Data, nothing
-from ..metrics.metric import BatchMetric, times, weighed
-from ..model_interface.batchnorm import Average, last_batch, statistics
-from ..model_interface.model_wrapper import ModelWrapper
+from ..data.data import Data, is_empty
+from ..metrics.base import BatchMetric, times, weighed
+from ..model.batchnorm import Average, last_batch, statistics
+from ..model.wrapper import ModelWrapper
 
 
 class _Call(nn.Module):
@@ -53,7 +53,7 @@ class Block:
         totals: list[Any] = [0.0] * 2 * len(metrics)  # of each: the batches' means by their weights, and the weights
         for batch in data.on(self.model):
             items = data.items(batch)
-            if nothing(items):
+            if is_empty(items):
                 continue
 
             def parts(batch: Any = batch, items: Any = items) -> tuple[Tensor, ...]:

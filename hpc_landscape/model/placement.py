@@ -1,4 +1,4 @@
-"""A subspace of parameter space: an origin and directions; coordinates -> parameters."""
+"""A placement of parameter space: an origin and directions; coordinates -> parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Flat:
     shown: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
 
 
-class Subspace:
+class Placement:
     """parameters(c) = origin + sum_k c[k] * direction[k], always computed from the origin: no drift.
 
     origin: the parameters that move, by name, and with ends also buffers that do. directions: one mapping by name each;
@@ -61,7 +61,7 @@ class Subspace:
         self.fixed = dict(fixed or {})
         self.dimensions = len(directions)
         self.stacked: dict[str, Tensor] = {}
-        self._lent: Attachment | None = None  # the model that it is attached to
+        self._attachment: Attachment | None = None  # the model that it is attached to
         groups: dict[tuple[torch.device, torch.dtype, torch.dtype], list[str]] = {}
         for name, tensor in origin.items():
             if can_move(tensor):  # anything else has no directions and stays put
@@ -154,50 +154,50 @@ class Subspace:
         for name, (own, others) in self._switches.items():
             reached = [other for c, other in zip(coordinates, others, strict=True) if c >= 1]
             self._rows[row][name].copy_(reached[0] if reached else own)
-        for name in self._buffers if self._lent is not None else ():
-            self._lent.give(name, self._rows[row][name], row)
+        for name in self._buffers if self._attachment is not None else ():
+            self._attachment.give(name, self._rows[row][name], row)
 
     @contextmanager
     def attached(
-        self, model: nn.Module, in_turn: bool = False, guarded: bool = False, mode: str = EVAL
+        self, model: nn.Module, interleaved: bool = False, guarded: bool = False, mode: str = EVAL
     ) -> Iterator[None]:
         """Let the model compute at the placed point, in eval mode; afterwards, also after an error, it is what it was.
 
         Its parameters point into the flat buffer and its buffers to copies meanwhile: the originals are not touched.
-        in_turn: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do not
-        move are copies, too, for a metric that writes into them. mode: another than eval mode.
+        interleaved: every row has buffers of its own, and ``select`` puts the model there. guarded: parameters that do
+        not move are copies, too, for a metric that writes into them. mode: another than eval mode.
         """
-        lent = Attachment(model, mode)
+        attachment = Attachment(model, mode)
 
         def parameter(tensor: Tensor, name: str) -> Tensor:
             return self.views[name] if name in self.views else self._move(tensor, name)
 
         try:
-            still = {name for name, _ in lent.parameters if name not in self.views} if guarded else set()
-            lent.attach(parameter, self._move, self.rows if in_turn else 1, still)
-            self._lent = lent
-            own = {name for name, _ in lent.parameters}
+            still = {name for name, _ in attachment.parameters if name not in self.views} if guarded else set()
+            attachment.attach(parameter, self._move, self.rows if interleaved else 1, still)
+            self._attachment = attachment
+            own = {name for name, _ in attachment.parameters}
             self._buffers = [name for name in self.stacked if name not in own]
             yield
         finally:
-            self._lent = None
-            lent.detach()
+            self._attachment = None
+            attachment.detach()
 
     def select(self, row: int) -> None:
         """Put the attached model at the point of this row."""
         views = self._rows[row]
-        for name, p in self._lent.parameters:
+        for name, p in self._attachment.parameters:
             if name in views:
                 p.data = views[name]
-        self._lent.select(row)
+        self._attachment.select(row)
 
-    def settle(self, thoroughly: bool) -> None:
-        """Undo what was left behind at the point before; thoroughly: whatever a metric may have done."""
-        self._lent.settle(thoroughly)
+    def restore(self, full: bool) -> None:
+        """Undo what was left behind at the point before; full: whatever a metric may have done."""
+        self._attachment.restore(full)
 
     def left_behind(self) -> bool:
-        """Whether more is left behind than is undone without asking for it ``thoroughly``."""
-        return self._lent.left_behind()
+        """Whether more is left behind than is undone without ``full``."""
+        return self._attachment.left_behind()
 
     def _move(self, tensor: Tensor, name: str) -> Tensor:
         tensor = self.fixed.get(name, tensor)

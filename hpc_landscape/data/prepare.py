@@ -11,9 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ..errors import UserError, warn
-from ..metrics.data import samples
-from ..metrics.nest import contents, tensors_in
 from .batches import ONCE, Batches, LoaderBatches, StoredBatches, TensorBatches, slices
+from .data import samples
 from .loaders import (
     Wish,
     as_it_is,
@@ -25,6 +24,7 @@ from .loaders import (
     resident,
     rows_of,
 )
+from .nest import contents, tensors_in
 from .streams import StreamBatches, first, size_of
 
 __all__ = [

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from ..model_interface.model_wrapper import ModelWrapper
-from ..parallel.generators import apart
+from ..model.wrapper import ModelWrapper
+from ..ranks.generators import apart
 from .nest import each_tensor, move
 from .precise import full_precision
 from .sizes import UNKNOWN, batch_size, shapes
@@ -134,7 +134,7 @@ def _of_kind(value: Any) -> str:
     return f"a {type(value).__name__}{shape}"
 
 
-def nothing(items: Any) -> bool:
+def is_empty(items: Any) -> bool:
     """Whether a batch of so many items need not be computed."""
     return items is not None and not isinstance(items, Tensor) and not items
 

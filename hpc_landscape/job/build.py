@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.resident import beginning, share
 from ..directions.recipes import Directions
-from ..errors import UserError
+from ..errors import UserError, user_traceback
 from ..evaluate.evaluator import DTYPES, Evaluator
-from ..evaluate.form import Form, compiling, shown_dtypes
+from ..evaluate.execution import ExecutionMode, compiling, shown_dtypes
 from ..grid import Grid
 from ..metrics import Data, Loss
+from ..metrics.base import Metric
 from ..metrics.criterion import loss_on
-from ..metrics.metric import Metric
-from ..model_interface import state
-from ..model_interface.batchnorm import batchnorm_layers, used_once
-from ..model_interface.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
-from ..model_interface.norms import is_norm
-from ..model_interface.subspace import Subspace
-from ..parallel.comm import Comm
-from ..parallel.memory import free_memory
-from ..problems.problem import Problem, user_traceback
-from ..problems.resident import beginning, share
+from ..model import state
+from ..model.batchnorm import batchnorm_layers, used_once
+from ..model.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from ..model.norms import is_norm
+from ..model.placement import Placement
+from ..problems.problem import Problem
+from ..ranks.comm import Comm
+from ..ranks.memory import free_memory
 from ..settings import Settings
 from .data import Sets
 
@@ -64,7 +64,7 @@ class FormErrors:
         }
 
 
-def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[Form]:
+def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[ExecutionMode]:
     """The forms to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
 
     Points are stacked where data is at hand; where it is streamed they take turns on each batch.
@@ -84,7 +84,7 @@ def forms(settings: Settings, problem: Problem, device: torch.device, streamed: 
     ways: list[dict[str, Any]] = [{}]
     if settings.compile or block > 1:
         ways = [{"compiled": settings.compile, "block": block}, {}]
-    return [Form(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
+    return [ExecutionMode(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
 
 
 def inexact_last(settings: Settings, problem: Problem, device: torch.device) -> bool:
@@ -105,12 +105,12 @@ class Maker:
         sets: Sets,
         directions: Directions,
         device: torch.device,
-        adds_up: bool = False,
+        is_additive: bool = False,
         points: int = 1,
     ):
-        """adds_up: whether all metrics add up over batches; points: of a rank."""
+        """is_additive: whether all metrics add up over batches; points: of a rank."""
         self.settings, self.problem, self.sets = settings, problem, sets
-        self.directions, self.device, self.adds_up, self.points = directions, device, adds_up, points
+        self.directions, self.device, self.is_additive, self.points = directions, device, is_additive, points
         self.dtype = DTYPES.get(settings.precision)
         self.careful = False
         self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
@@ -118,7 +118,7 @@ class Maker:
             self.bn = "running"
         self.loss = loss_on(problem.loss, problem.root, device, self.dtype)
 
-    def make(self, form: Form, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
+    def make(self, form: ExecutionMode, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
         """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
 
         comm: whose ranks make the same together, with one copy of the data on each node.
@@ -127,14 +127,14 @@ class Maker:
         if comm is not None and self.device.type == "cpu":
             here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
-        evaluator = self._evaluator(form, self._subspace(form), {}, warmup_data)
+        evaluator = self._evaluator(form, self._placement(form), {}, warmup_data)
         if self.careful:
             evaluator.be_careful()
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
 
-    def _subspace(self, form: Form) -> Subspace:
+    def _placement(self, form: ExecutionMode) -> Placement:
         tensors, directions = state.state(self.problem.root), self.directions
-        return Subspace(
+        return Placement(
             {
                 name: tensors[name]
                 for name in (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
@@ -149,11 +149,11 @@ class Maker:
         )
 
     def _evaluator(
-        self, form: Form, subspace: Subspace, metrics: dict[str, Metric], warmup_data: Data | None
+        self, form: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
     ) -> Evaluator:
         settings = self.settings
         wrapper, bn = self.problem.wrapper, self.bn
-        return Evaluator(wrapper, subspace, metrics, bn, warmup_data, settings.precision, settings.seed, form)
+        return Evaluator(wrapper, placement, metrics, bn, warmup_data, settings.precision, settings.seed, form)
 
     def choose(self, comm: Comm, say: Callable[[str], None]) -> tuple[Evaluator, dict[str, Data]]:
         """The evaluator in the first form that works, the same on every rank; a note where it is not the one asked for.
@@ -162,15 +162,15 @@ class Maker:
         """
         candidates = forms(self.settings, self.problem, self.device, self.sets.streamed)
         chosen, why = len(candidates) - 1, "it has no data to try it on"
-        with comm.together():
+        with comm.raise_on_all_ranks():
             if comm.is_root and self.sets.evaluation:
                 chosen, why = self._try(candidates)
         chosen, why = comm.bcast((chosen, why))
         asked, form = candidates[0], candidates[chosen]
         if form != asked:
             say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
-        in_turn = self.settings.block or IN_TURN if self.adds_up and self.sets.streamed else 1
-        return self.make(replace(form, in_turn=min(in_turn, self.most_points(comm))), comm)
+        interleaved = self.settings.block or IN_TURN if self.is_additive and self.sets.streamed else 1
+        return self.make(replace(form, interleaved=min(interleaved, self.most_points(comm))), comm)
 
     def most_points(self, comm: Comm) -> int:
         """How many points can be evaluated together: as many as every rank has room for, and as a rank has.
@@ -182,7 +182,7 @@ class Maker:
         room = int(ROOM * free_memory(self.device, sharers)) // max(1, a_point)
         return max(1, min(*comm.allgather(room), self.points))
 
-    def _try(self, candidates: list[Form]) -> tuple[int, str]:
+    def _try(self, candidates: list[ExecutionMode]) -> tuple[int, str]:
         """(the number of the first form that works, why the first one does not)."""
         why = ""
         for number, form in enumerate(candidates):
@@ -201,7 +201,7 @@ class Maker:
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain form")
 
-    def _try_train_mode(self, form: Form, why: Exception) -> None:
+    def _try_train_mode(self, form: ExecutionMode, why: Exception) -> None:
         """UserError that names the mode in which the model works, after it has failed in eval mode."""
         wrapper = self.problem.wrapper
         if wrapper.mode != EVAL:
@@ -215,22 +215,22 @@ class Maker:
             self.problem.wrapper = wrapper
         raise UserError(only_in_train_mode(why)) from None
 
-    def try_first_batches(self, form: Form) -> None:
+    def try_first_batches(self, form: ExecutionMode) -> None:
         """One batch of each set at the origin, in this form; raises what goes wrong."""
         first = self.sets.each(lambda batches: beginning(batches, 1), False)
         here = first.to(self.device, self.dtype, False, form.channels_last)
-        subspace = self._subspace(form)
+        placement = self._placement(form)
         for batches in here.evaluation.values():
             data = self.problem.on(batches)
-            trial = self._evaluator(form, subspace, {"loss": Loss(self.loss, data)}, data)
+            trial = self._evaluator(form, placement, {"loss": Loss(self.loss, data)}, data)
             if form.exact:
                 trial.bn = "running" if self.bn == "warmup" else self.bn
             trial.careful = True  # nothing is known of it yet
             with trial.attached():
                 if self.bn == "warmup" and not form.exact:
                     _check_uses(trial, data)
-                trial([0.0] * subspace.dimensions)
-                self.careful |= subspace.left_behind()
+                trial([0.0] * placement.dimensions)
+                self.careful |= placement.left_behind()
                 if form.block > 1:
                     _check_rows(trial)
 
@@ -257,7 +257,7 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
 
 def _check_rows(evaluator: Evaluator) -> None:
     """A stacked pass knows the weights that it is given by the model: a loss that holds one itself has row 0's."""
-    origin, other = ([at] * evaluator.subspace.dimensions for at in (0.0, 1.0))
+    origin, other = ([at] * evaluator.placement.dimensions for at in (0.0, 1.0))
     alone, beside = evaluator.block([origin])[0], evaluator.block([other, origin])[1]
     near = ROWS.get(evaluator.precision, 1e-2)
     if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import UserError, memory_is_out
-from ..metrics.nest import move, tensors_in
-from ..model_interface.parts import length, parts, take_rows
-from ..parallel.generators import Generators
-from ..parallel.orphans import clear_up_after_us, end_children_with_us
-from ..parallel.signals import kept_from_children
+from ..errors import UserError, is_out_of_memory
+from ..model.parts import length, parts, take_rows
+from ..ranks.generators import Generators
+from ..ranks.orphans import clear_up_after_us, end_children_with_us
+from ..ranks.signals import kept_from_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
+from .nest import move, tensors_in
 
 
 class Batches:
@@ -194,7 +194,7 @@ def _started(loader: DataLoader) -> Iterator[Any]:
         with kept_from_children():
             return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled
-        if loader.num_workers == 0 or cause(error, reading=True) or memory_is_out(error):
+        if loader.num_workers == 0 or cause(error, reading=True) or is_out_of_memory(error):
             raise
         raise UserError(
             f"the data set cannot be sent to data-loading workers ({type(error).__name__}: {error}): use "

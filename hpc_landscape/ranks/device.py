@@ -76,7 +76,7 @@ def name_rank(comm: Comm) -> str:
     return f" to rank {comm.rank} of {comm.size} on {os.uname().nodename}{told}"
 
 
-def agree(comm: Comm, device: torch.device) -> None:
+def check_same_device_type(comm: Comm, device: torch.device) -> None:
     """Raise UserError, on all ranks, where some compute on a GPU and others see none: slow, and with other values."""
     ranks = comm.allgather((device.type, name_rank(comm)))
     without = [who for kind, who in ranks if kind == "cpu"]

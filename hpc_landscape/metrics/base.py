@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model_interface.model_wrapper import ModelWrapper
-from .data import Data, nothing
+from ..data.data import Data, is_empty
+from ..model.wrapper import ModelWrapper
 from .without import no_gradients
 
 
@@ -134,7 +134,7 @@ class Sums:
     def add(self, model: ModelWrapper, data: Data, batch: Any) -> None:
         """What the model makes of one more batch."""
         items = data.items(batch)
-        if nothing(items):
+        if is_empty(items):
             return
         for i, (mean, weight) in enumerate(weighed(self.metrics, model, data, batch, items)):
             self.totals[i] += times(mean, weight)

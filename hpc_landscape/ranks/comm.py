@@ -134,39 +134,27 @@ class Comm:
         return self.rank == 0
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self, any_error: bool = False) -> Iterator[None]:
         """Run a step that any rank may refuse: a UserError on one rank is raised on all, after every rank has come.
 
-        The step itself must not communicate: another rank may not arrive at its communication.
+        The step itself must not communicate: another rank may not arrive at its communication. any_error: the same for
+        every other exception, which the other ranks raise as a RuntimeError; without it the caller has to end them.
         """
-        mine = None
-        try:
-            yield
-        except UserError as error:
-            mine = str(error)
-        said = [text for text in self.allgather(mine) if text is not None]
-        if said:
-            raise UserError(said[0])
-
-    @contextmanager
-    def all_or_none(self) -> Iterator[None]:
-        """Each rank's share of the work: an exception on one is raised on all, after every rank has come.
-
-        As a UserError where it was one, else as a RuntimeError; the step itself must not communicate.
-        """
-        fault = None
+        fault: Exception | None = None
+        arrived = True
         try:
             yield
         except UserError as error:
             fault = UserError(str(error))
             raise
         except BaseException as error:
-            fault = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}")
+            fault, arrived = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}"), any_error
             raise
         finally:
-            said = [other for other in self.allgather(fault) if other is not None]
-            if said and fault is None:
-                raise said[0]
+            if arrived:
+                found = [other for other in self.allgather(fault) if other is not None]
+                if found and not (fault is not None and any_error):
+                    raise found[0]
 
 
 class SerialComm(Comm):
@@ -226,7 +214,7 @@ class MPIComm(Comm):
         return self.mpi.Split_type(self._MPI.COMM_TYPE_SHARED)
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def _serialized(self) -> Iterator[None]:
         """Where MPI takes one call at a time: wait for the other thread's. None of them waits for another rank long."""
         held = self._lock is not None and self._lock.acquire(timeout=TURN)
         try:
@@ -237,7 +225,7 @@ class MPIComm(Comm):
 
     def _arrive(self, mpi: Any, seconds: float | None = None) -> bool:
         """Wait for all ranks of a communicator, at most so long; returns whether they have come."""
-        with self._in_turn():
+        with self._serialized():
             arrived = mpi.Ibarrier()
         return _wait(_Request(self, arrived), seconds)
 
@@ -252,7 +240,7 @@ class MPIComm(Comm):
     def bcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank: small things, pickled."""
         self.barrier()
-        with self._in_turn():
+        with self._serialized():
             return self.mpi.bcast(value)
 
     def bcast_array(self, array: np.ndarray) -> None:
@@ -260,30 +248,30 @@ class MPIComm(Comm):
         self.barrier()
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, CHUNK):
-            with self._in_turn():
+            with self._serialized():
                 self.mpi.Bcast([flat[start : start + CHUNK], self._MPI.BYTE])
 
     def allgather(self, value: Any) -> list[Any]:
         self.barrier()
-        with self._in_turn():
+        with self._serialized():
             return self.mpi.allgather(value)
 
     def node_allgather(self, value: Any) -> list[Any]:
         """The value of each rank on this node."""
         self._arrive(self._node)
-        with self._in_turn():
+        with self._serialized():
             return self._node.allgather(value)
 
     def isend(self, value: Any, rank: int) -> Any:
         """Begin to send; the result's ``Test()`` says when it has gone."""
-        with self._in_turn():
+        with self._serialized():
             return _Request(self, self.mpi.isend(value, rank))
 
     def received(self) -> list[tuple[int, Any]]:
         """What has arrived, as (sender, value); does not wait."""
         messages = []
         status = self._MPI.Status()
-        with self._in_turn():
+        with self._serialized():
             while (message := self.mpi.improbe(status=status)) is not None:
                 messages.append((status.Get_source(), message.recv()))
         return messages
@@ -311,7 +299,7 @@ class MPIComm(Comm):
         if self.size > 1:
             time.sleep(HEARD)
         _exit_at_once()
-        with self._in_turn():
+        with self._serialized():
             self.mpi.Abort(code)
 
 
@@ -322,7 +310,7 @@ class _Request:
         self._comm, self._request = comm, request
 
     def Test(self) -> bool:
-        with self._comm._in_turn():
+        with self._comm._serialized():
             return self._request.Test()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import FAILED, INTERRUPTED, MISTAKE, STOPPED, Stopped, UserError, refusal
+from ..errors import FAILED, INTERRUPTED, STOPPED, USER_ERROR, Stopped, UserError, refusal
 from ..said import notice
 from .comm import Comm, launched, leave
 
@@ -164,7 +164,7 @@ class Signals:
         if self._error is not None:
             if isinstance(self._error, UserError):
                 notice(refusal(self._error))
-                code = MISTAKE
+                code = USER_ERROR
             else:
                 notice(f"failed: {type(self._error).__name__}: {self._error}")
                 code = FAILED

@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..metrics.data import each_tensor
-from ..metrics.precise import full_precision
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.numbers import can_move, like
+from ..data.data import each_tensor
+from ..data.precise import full_precision
+from ..model.numbers import can_move, like
+from ..model.wrapper import ModelWrapper
 
 
 @dataclass(frozen=True)
-class Form:
+class ExecutionMode:
     """How points are evaluated. The plain form is float32, eager, one point at a time.
 
     channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
     are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
-    torch.compile. block: points at a time, under vmap. in_turn: points that share each batch of data that is streamed;
-    that alone changes no value.
+    torch.compile. block: points at a time, under vmap. interleaved: points that share each batch of streamed data; that
+    alone changes no value.
     """
 
     channels_last: bool = False
@@ -32,7 +32,7 @@ class Form:
     autocast: bool = False
     compiled: bool = False
     block: int = 1
-    in_turn: int = 1
+    interleaved: int = 1
 
     def __str__(self) -> str:
         words = [
@@ -47,15 +47,15 @@ class Form:
     @property
     def exact(self) -> bool:
         """Whether this is the plain form, from which others differ by rounding at least."""
-        return replace(self, in_turn=1) == PLAIN
+        return replace(self, interleaved=1) == PLAIN
 
     @property
     def points(self) -> int:
         """How many points are evaluated together."""
-        return max(self.block, self.in_turn)
+        return max(self.block, self.interleaved)
 
 
-PLAIN = Form()
+PLAIN = ExecutionMode()
 LOWERED = (torch.float32, torch.float16)
 
 
@@ -73,7 +73,7 @@ def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.d
     return {name: low for name, t in tensors.items() if t.dtype in LOWERED and name not in kept}
 
 
-def compute_dtype(model: nn.Module, form: Form, dtype: torch.dtype | None = None) -> str:
+def compute_dtype(model: nn.Module, form: ExecutionMode, dtype: torch.dtype | None = None) -> str:
     """What the parameters are when the model computes: dtype for all of them, else their own, or as the form has it."""
     shown = shown_dtypes(model, form.low)
     kinds = {
@@ -134,7 +134,7 @@ def compiled(model: ModelWrapper) -> ModelWrapper:
 
 
 @contextmanager
-def compiling(form: Form) -> Iterator[None]:
+def compiling(form: ExecutionMode) -> Iterator[None]:
     """Something must be compiled meanwhile where the form says so; a failure leaves nothing behind for others.
 
     Raises ValueError where PyTorch finds nothing that it can compile, and so runs all of it as it is.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..parallel.comm import Comm
+from ..ranks.comm import Comm
 from .parts import is_plain, parts, shape_of
 
 

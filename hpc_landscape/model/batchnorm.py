@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .model_wrapper import ModelWrapper
 from .norms import is_norm
+from .wrapper import ModelWrapper
 
 
 def batchnorm_layers(model: nn.Module | ModelWrapper) -> list[nn.Module]:

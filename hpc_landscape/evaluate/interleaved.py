@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from ..metrics.data import Data, fresh
-from ..metrics.metric import BatchMetric, Sums
-from ..model_interface import batchnorm
-from ..model_interface.model_wrapper import ModelWrapper
-from ..model_interface.subspace import Subspace
-from ..parallel.generators import Generators
+from ..data.data import Data, fresh
+from ..metrics.base import BatchMetric, Sums
+from ..model import batchnorm
+from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
+from ..ranks.generators import Generators
 from .passes import output
 
 
 class InTurn:
-    """A model at the points that a subspace holds. Use while it is attached ``in_turn``, and without gradients.
+    """A model at the points that a placement holds. Use while it is attached ``interleaved``, and without gradients.
 
     points: how many of the rows are in use. generators: their states, as they are now at first, are each point's own.
     """
 
-    def __init__(self, model: ModelWrapper, subspace: Subspace, points: int, generators: Generators):
-        self.model, self.subspace, self.generators = model, subspace, generators
+    def __init__(self, model: ModelWrapper, placement: Placement, points: int, generators: Generators):
+        self.model, self.placement, self.generators = model, placement, generators
         self.first = generators.read()
         self.states = [self.first] * points
         self.at = 0
-        subspace.select(0)
+        placement.select(0)
 
     def start(self) -> None:
         """Before each pass: every point's random numbers begin anew."""
@@ -41,7 +41,7 @@ class InTurn:
         if row != self.at:
             self.states[self.at] = self.generators.read()
             self.generators.write(self.states[row])
-            self.subspace.select(row)
+            self.placement.select(row)
             torch.clear_autocast_cache()  # the casts that user code has made are of another point's weights
             self.at = row
 

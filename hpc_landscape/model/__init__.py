@@ -1,0 +1,1 @@
+"""Models: their parameters, their batch normalization, and the placement they are moved in."""
