@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from .directions.registry import check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
+from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
 NOW = ("overwrite", "dry_run", "grace", "retry_failed")  # asked of one run, and not of those that go on with it
@@ -47,9 +48,11 @@ class Settings:
     y: str | None = _setting(None, "second axis, or none for a line; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
     z: str | None = _setting(None, "third axis, for a volume; default none", "MIN:MAX:N")
     seed: int = _setting(0, "seed of directions and subsets", "N")
-    directions: Literal["random", "interpolation", "pca", "hessian", "file"] = _setting(
+    directions: str = _setting(
         "random",
-        "random; to other models (--to); principal ones of --trajectory; of largest curvature; from files",
+        "random, interpolation (to other models, --to), pca (principal ones of --trajectory), hessian (of largest "
+        "curvature), file, one that a package brings, or file.py:MyDirections",
+        "KIND",
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
     trajectory: str | None = _setting(
@@ -164,7 +167,7 @@ class Settings:
             raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
         if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
             raise UserError(f"--metrics {self.metrics}: a metric is named twice")
-        self._check_directions()
+        check_directions(self)
 
     def _check_texts(self) -> None:
         """Names that a file's attributes, a log and a shell can hold."""
@@ -179,25 +182,6 @@ class Settings:
             if not key.isidentifier():
                 raise UserError(f"--{PROBLEM}{key}: '{key}' cannot be the name of an argument")
 
-    def _check_directions(self) -> None:
-        for kind, option, what in (
-            ("interpolation", "to", "the checkpoint of another model"),
-            ("pca", "trajectory", "checkpoints"),
-            ("file", "direction_files", "a file with directions"),
-        ):
-            given = getattr(self, option)
-            if self.directions == kind and not split(given):
-                raise UserError(f"--directions {kind} needs --{option}: {what}")
-            if given is not None and self.directions != kind and option != "trajectory":
-                raise UserError(f"--{option} {given}: goes with --directions {kind}")
-        if self.directions == "interpolation":
-            axes = {name: getattr(self, name) for name in NAMES}
-            if len(split(self.to)) > len(axes):
-                raise UserError(f"--to {self.to}: at most {len(axes)} models, one per axis")
-            for number, (name, text) in enumerate(axes.items()):
-                if (text not in (None, "none")) > (number < len(split(self.to))):
-                    raise UserError(f"--{name} {text}: --to leads to one model per axis, and names {number}")
-
     @property
     def metric_names(self) -> list[str]:
         """The metrics asked for, with their arguments; empty: the default ones."""
@@ -206,16 +190,12 @@ class Settings:
     @property
     def normalized(self) -> str:
         """How directions are normalized."""
-        return self.normalization or ("filter" if self.directions == "random" else "none")
+        return self.normalization or direction_kind(self.directions).normalization
 
     @property
     def dimensions(self) -> int:
         """How many axes there are."""
-        if self.directions == "interpolation":
-            return len(split(self.to))
-        if self.y == "none":
-            return 1
-        return 3 if self.z not in (None, "none") else 2
+        return direction_kind(self.directions).dimensions(self)
 
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""
@@ -246,9 +226,3 @@ class Settings:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             words.append(f"--{PROBLEM}{key}={text}")
         return shlex.join(words)
-
-
-def split(text: str | None) -> list[str]:
-    """The parts between commas, but for those inside brackets."""
-    parts = re.findall(r"(?:\([^()]*\)|[^,])+", text or "")
-    return [part.strip() for part in parts if part.strip()]

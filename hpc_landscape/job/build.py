@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..data.resident import beginning, share
-from ..directions.recipes import Directions
+from ..directions.base import Directions
 from ..errors import UserError, user_traceback
 from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.execution import ExecutionMode, compiling, shown_dtypes
