@@ -19,7 +19,6 @@ DIRECTIONS = Registry(
         "hessian": "hpc_landscape.directions.hessian:Hessian",
         "file": "hpc_landscape.directions.file:File",
     },
-    "hpc_landscape.directions",
     own="file.py:MyDirections",
 )
 

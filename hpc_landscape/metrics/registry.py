@@ -33,7 +33,6 @@ METRICS = Registry(
         "hessian_trace": "hpc_landscape.metrics.curvature:HessianTrace",
         "expected_return": "hpc_landscape.metrics.reinforcement:ExpectedReturnMetric",
     },
-    "hpc_landscape.metrics",
     own="file.py:MyMetric",
     given=("inputs", "target", "data", "loss_fn", "ignore_index", "problem", "env"),
 )

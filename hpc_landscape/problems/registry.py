@@ -16,7 +16,6 @@ PROBLEMS = Registry(
     "problem",
     "--problem",
     {"digits": "hpc_landscape.problems.digits:digits"},
-    "hpc_landscape.problems",
     own="package.module:factory, path/file.py:factory",
 )
 
