@@ -179,9 +179,10 @@ def _view(command: str, words: list[str]) -> int:
     if HELP & set(words) and launched()[1] > 0:
         return 0
     try:
-        COMMANDS[command](
-            _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
+        epilog = "; ".join(
+            [VIEW_EPILOG, *(broken_lines(["--kind"]) if command == "plot" and HELP & set(words) else ())]
         )
+        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=epilog), words)
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
         return USER_ERROR
@@ -198,12 +199,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _plot(parser: _Parser, words: list[str]) -> None:
-    from .view.plot import KINDS, plot
+    from .view.plot import plot
+    from .view.registry import VIEWS
 
     parser.add_argument("file", help="a landscape file")
     parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
     parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
-    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two and three")
+    kinds = f"{', '.join(VIEWS.names())}, or {VIEWS.own}; default: line for one axis, contour for two and three"
+    parser.add_argument("--kind", help=kinds)
     parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
     parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")
     parser.add_argument("--vmin", type=float, help="lowest value of the scale")

@@ -13,12 +13,14 @@ from programs import ROOT, TINY, environment, run_program
 from hpc_landscape.directions.registry import DIRECTIONS, kind_in_file
 from hpc_landscape.metrics.registry import METRICS
 from hpc_landscape.problems.registry import PROBLEMS
+from hpc_landscape.view.registry import VIEWS
 
 PLUGIN = '''
 import torch
 from hpc_landscape import Problem
 from hpc_landscape.directions.base import DirectionKind, Directions
 from hpc_landscape.metrics import Metric
+from hpc_landscape.view.base import NO, YES, Picture
 
 
 class Axes(DirectionKind):
@@ -60,6 +62,25 @@ def line(width: int = 3) -> Problem:
         model.weight.copy_(torch.arange(width))
     return Problem(model, torch.nn.MSELoss(), (torch.eye(width), torch.zeros(width, 1)))
 '''
+PICTURE = '''
+
+class Histogram(Picture):
+    """How often which value occurs."""
+
+    def __init__(self, bins: int = 5):
+        self.bins = bins
+
+    def suits(self, shape):
+        return YES if len(shape) == 2 else NO
+
+    def draw(self, shown):
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained")
+        figure.add_subplot().hist(shown.fields[0].finite, bins=self.bins)
+        figure.axes[0].set_xlabel(f"{shown.fields[0].label} in {self.bins} bins")
+        return figure
+'''
 ENTRY_POINTS = """
 [hpc_landscape.directions]
 axes = toy_plugin:Axes
@@ -70,6 +91,9 @@ weight_norm = toy_plugin:WeightNorm
 absent = toy_plugin:Absent
 [hpc_landscape.problems]
 line = toy_plugin:line
+[hpc_landscape.views]
+histogram = toy_plugin:Histogram
+gone = toy_plugin_missing:Gone
 """
 
 
@@ -77,7 +101,7 @@ line = toy_plugin:line
 def site(tmp_path_factory):
     """A folder with the package, as pip would leave it."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "toy_plugin.py").write_text(PLUGIN)
+    (folder / "toy_plugin.py").write_text(PLUGIN + PICTURE)
     info = folder / "toy_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
@@ -87,7 +111,7 @@ def site(tmp_path_factory):
 
 def look_again():
     """As a process that has just begun: what is installed is looked up once in each."""
-    for registry in (DIRECTIONS, METRICS, PROBLEMS):
+    for registry in (DIRECTIONS, METRICS, PROBLEMS, VIEWS):
         vars(registry).pop("_plugins", None)
 
 
@@ -126,6 +150,10 @@ def test_pictures_know_it_and_do_without_it(installed, site, program, tmp_path, 
     options = ("--problem", "line", "--directions", "axes", "--plot", "false")
     assert program(*options).code == 0
     assert program("plot", "landscape.h5", "-o", "with.svg").code == 0
+    assert program("plot", "landscape.h5", "-o", "own.svg", "--kind", "histogram(bins=4)").code == 0
+    assert "loss in 4 bins" in (tmp_path / "own.svg").read_text()
+    broken = program("plot", "landscape.h5", "--kind", "gone")
+    assert broken.code == 2 and "--kind gone, of the package toy-plugin" in broken.err, broken
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     look_again()
     assert program("plot", "landscape.h5", "-o", "without.svg").code == 0
@@ -167,9 +195,14 @@ def test_help_names_what_is_broken(site, tmp_path):
     """Each in a line; a process of its own, on whose path the package is."""
     shown = run_program("--help", folder=tmp_path, env=environment(PYTHONPATH=f"{ROOT}{os.pathsep}{site}"))
     lines = [line for line in shown.out.splitlines() if "cannot be loaded" in line]
-    assert shown.code == 0 and len(lines) == 3, shown
+    assert shown.code == 0 and len(lines) == 4, shown
     assert "--directions lost" in lines[0] and "toy-plugin: ModuleNotFoundError" in lines[0]
     assert any("--metrics absent" in line and "Absent" in line for line in lines)
+
+
+def test_help_of_plot_names_its_own(installed, program):
+    shown = program("plot", "--help")
+    assert "histogram" in shown.out and "--kind gone cannot be loaded" in " ".join(shown.out.split()), shown
 
 
 def test_a_kind_in_a_file_of_the_users(program, tmp_path):
