@@ -230,7 +230,7 @@ def _check_sums(metric: BatchMetric, wrapper: ModelWrapper) -> None:
     cuts = sorted({1, size // 3, size - 1} - {0})
     pieces = [tuple(part) for part in zip(*(t.tensor_split(cuts) for t in whole), strict=True)]
     values = [_over(metric, wrapper, batches) for batches in ([whole], [p for p in pieces if len(p[0])])]
-    alike = np.allclose(*values, rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
+    alike = np.allclose(values[0], values[1], rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
     _say(alike, f"{metric.name} is {values[0]:.9g} over one batch and {values[1]:.9g} over several: it does not add up")
 
 
@@ -283,6 +283,7 @@ def _check_loss(problem: Problem, data: Any, what: str) -> None:
     try:
         with torch.no_grad(), Generators().kept():
             batch = next(read.on(problem.wrapper))
+            assert problem.loss is not None  # or the problem had been refused
             found = problem.loss(read.output(problem.wrapper, batch), read.target(batch))
     finally:
         for module, mode in zip(root.modules(), modes, strict=True):

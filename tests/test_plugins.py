@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 
 import h5py
@@ -13,6 +15,7 @@ from programs import ROOT, TINY, environment, run_program
 from hpc_landscape.directions.registry import DIRECTIONS, kind_in_file
 from hpc_landscape.metrics.registry import METRICS
 from hpc_landscape.problems.registry import PROBLEMS
+from hpc_landscape.registry import GROUPS
 from hpc_landscape.view.registry import VIEWS
 
 PLUGIN = '''
@@ -228,3 +231,24 @@ def test_a_file_s_kind_is_a_name_and_is_never_run(tmp_path):
     for spec in (f"{tmp_path}/evil.py:Kind", "os:system", "os:system(command='true')", "gone(", "", 3, None):
         kind = kind_in_file(spec)
         assert kind.label(0) == "direction 1"
+
+
+PAGE = ROOT / "docs" / "kinds.md"
+
+
+def test_what_the_page_says_works(tmp_path):
+    """Its files, its commands and its tests, as they stand there."""
+    pytest.importorskip("matplotlib")
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    code = [text for kind, text in blocks if kind == "python"]
+    for text in code:
+        (tmp_path / text.split('"""')[1]).write_text(text)
+    (commands,) = [text for kind, text in blocks if kind == "bash"]
+    env = environment(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    commands += "python -m pytest -q -p no:cacheprovider test_my_kinds.py\n"
+    done = subprocess.run(["bash", "-e"], input=commands, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done
+    assert (tmp_path / "histogram.png").exists()
+    named = re.findall(r'^\w+ = "my_kinds:(\w+)"$', PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    groups = re.findall(r'entry-points\."([\w.]+)"', PAGE.read_text(encoding="utf-8"))
+    assert sorted(groups) == sorted(GROUPS.values()) and all(f" {name}(" in code[0] for name in named)
