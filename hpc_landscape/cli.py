@@ -25,8 +25,9 @@ from .errors import (
     reason,
     refusal,
 )
+from .kinds import KINDS, VIEWS
 from .ranks.comm import Comm, launched, world
-from .registry import broken_lines
+from .registry import Registry, broken_lines
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
@@ -59,7 +60,7 @@ def _run(words: list[str]) -> int:
     try:
         if HELP & set(words) and launched()[1] > 0:
             return 0
-        settings, print_config = parse(words, PROG, "\n".join([EPILOG, *(broken_lines() if HELP & set(words) else ())]))
+        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words))
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
@@ -76,6 +77,11 @@ def _run(words: list[str]) -> int:
     if mistake is not None:
         return _refuse(mistake, comm)
     return _guarded(settings, comm)
+
+
+def _epilog(text: str, registries: Sequence[Registry], words: list[str]) -> str:
+    """What help ends with: kinds that cannot be loaded, too, for which all that packages bring is imported."""
+    return "\n".join([text, *(broken_lines(registries) if HELP & set(words) else ())])
 
 
 def _shown() -> int:
@@ -179,9 +185,7 @@ def _view(command: str, words: list[str]) -> int:
     if HELP & set(words) and launched()[1] > 0:
         return 0
     try:
-        epilog = "; ".join(
-            [VIEW_EPILOG, *(broken_lines(["--kind"]) if command == "plot" and HELP & set(words) else ())]
-        )
+        epilog = _epilog(VIEW_EPILOG, [VIEWS] if command == "plot" else [], words)
         COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=epilog), words)
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
@@ -200,7 +204,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _plot(parser: _Parser, words: list[str]) -> None:
     from .view.plot import plot
-    from .view.registry import VIEWS
 
     parser.add_argument("file", help="a landscape file")
     parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")

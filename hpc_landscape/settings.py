@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .directions.registry import check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
+from .kinds import DIRECTIONS, METRICS
 from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
@@ -50,8 +51,8 @@ class Settings:
     seed: int = _setting(0, "seed of directions and subsets", "N")
     directions: str = _setting(
         "random",
-        "random, interpolation (to other models, --to), pca (principal ones of --trajectory), hessian (of largest "
-        "curvature), file, one that a package brings, or file.py:MyDirections",
+        f"{', '.join(DIRECTIONS.built_in)}, or {DIRECTIONS.own}: random; to other models (--to); principal ones of "
+        "--trajectory; of largest curvature; from files",
         "KIND",
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
@@ -82,9 +83,8 @@ class Settings:
     )
     metrics: str | None = _setting(
         None,
-        "comma-separated, arguments in brackets: loss, accuracy (the defaults), accuracy(k=5), loss_gradient, "
-        "gradient_norm, gradient_predictiveness, loss_perturbations, curvature, hessian_trace, expected_return, "
-        "file.py:MyMetric",
+        "comma-separated, arguments in brackets, such as accuracy(k=5): "
+        f"{', '.join(METRICS.built_in)}, or {METRICS.own}; default: loss,accuracy",
         "NAME,...",
     )
     samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hpc_landscape import Problem, testing
 from hpc_landscape.directions.base import DirectionKind, Directions, Origin
-from hpc_landscape.directions.registry import DIRECTIONS
+from hpc_landscape.kinds import DIRECTIONS, KINDS, METRICS, PROBLEMS
 from hpc_landscape.metrics import BatchMetric, Criterion, Data, Metric, MetricPipeline
-from hpc_landscape.metrics.registry import METRICS, MetricRegistry
+from hpc_landscape.metrics.registry import MetricRegistry
 from hpc_landscape.model.wrapper import wrap_model
-from hpc_landscape.problems.registry import PROBLEMS
 from hpc_landscape.registry import Option
 
 
@@ -91,7 +90,7 @@ def test_random_directions_of_a_model(distribution):
     testing.check_direction(DIRECTIONS.load("random")(), network(), distribution=distribution, seed=3)
 
 
-@pytest.mark.parametrize("registry", [METRICS, PROBLEMS, DIRECTIONS])
+@pytest.mark.parametrize("registry", KINDS)
 def test_names_are_those_of_the_kinds_and_each_has_a_help_text(registry):
     assert registry.names()[: len(registry.built_in)] == list(registry.built_in)
     for name in registry.names():

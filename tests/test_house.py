@@ -19,6 +19,7 @@ FLOORS = {
     "words": 0,
     "objects": 0.1,  # raise UserError
     "registry": 0.2,  # finds objects
+    "kinds": 0.3,
     "config": 1.0,
     "grid": 1.0,
     "progress": 1.0,

@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 from programs import ROOT, TINY, environment, run_program
 
-from hpc_landscape.directions.registry import DIRECTIONS, kind_in_file
-from hpc_landscape.metrics.registry import METRICS
-from hpc_landscape.problems.registry import PROBLEMS
-from hpc_landscape.registry import GROUPS
-from hpc_landscape.view.registry import VIEWS
+from hpc_landscape.directions.registry import kind_in_file
+from hpc_landscape.kinds import KINDS
 
 PLUGIN = '''
 import torch
@@ -114,7 +111,7 @@ def site(tmp_path_factory):
 
 def look_again():
     """As a process that has just begun: what is installed is looked up once in each."""
-    for registry in (DIRECTIONS, METRICS, PROBLEMS, VIEWS):
+    for registry in KINDS:
         vars(registry).pop("_plugins", None)
 
 
@@ -251,4 +248,6 @@ def test_what_the_page_says_works(tmp_path):
     assert (tmp_path / "histogram.png").exists()
     named = re.findall(r'^\w+ = "my_kinds:(\w+)"$', PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     groups = re.findall(r'entry-points\."([\w.]+)"', PAGE.read_text(encoding="utf-8"))
-    assert sorted(groups) == sorted(GROUPS.values()) and all(f" {name}(" in code[0] for name in named)
+    assert sorted(groups) == sorted(registry.group for registry in KINDS) and all(
+        f" {name}(" in code[0] for name in named
+    )

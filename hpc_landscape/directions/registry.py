@@ -5,22 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UserError
-from ..registry import Registry
+from ..kinds import DIRECTIONS
 from ..words import split
 from .base import DirectionKind, Directions, Origin, Unknown
-
-DIRECTIONS = Registry(
-    "direction",
-    "--directions",
-    {
-        "random": "hpc_landscape.directions.random:Random",
-        "interpolation": "hpc_landscape.directions.interpolation:Interpolation",
-        "pca": "hpc_landscape.directions.pca:PCA",
-        "hessian": "hpc_landscape.directions.hessian:Hessian",
-        "file": "hpc_landscape.directions.file:File",
-    },
-    own="file.py:MyDirections",
-)
 
 
 def direction_kind(spec: str) -> DirectionKind:

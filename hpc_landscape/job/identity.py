@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from ..errors import printable
-from ..metrics.registry import METRICS, MetricRegistry
+from ..kinds import METRICS
+from ..metrics.registry import MetricRegistry
 from ..problems.problem import Problem
 from ..settings import Settings
 from ..store.identity import architecture, checksum

@@ -12,11 +12,12 @@ from ..errors import UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
+from ..kinds import METRICS
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
 from ..metrics.criterion import TOTAL
 from ..metrics.curvature import CurvatureMetric
 from ..metrics.gradient import GradientMetric
-from ..metrics.registry import METRICS, MetricRegistry
+from ..metrics.registry import MetricRegistry
 from ..metrics.trial import try_loss
 from ..problems.problem import Problem
 from ..ranks.comm import Comm

@@ -11,31 +11,13 @@ from torch import Tensor, nn
 from ..data.data import Data
 from ..data.prepare import TensorBatches
 from ..errors import UserError
-from ..registry import Registry
+from ..kinds import METRICS
 from .base import Metric
 from .criterion import Criterion
 from .supervised import LossTerm
 
 if TYPE_CHECKING:
     from ..problems.problem import Problem
-
-METRICS = Registry(
-    "metric",
-    "--metrics",
-    {
-        "loss": "hpc_landscape.metrics.supervised:Loss",
-        "accuracy": "hpc_landscape.metrics.supervised:Accuracy",
-        "loss_gradient": "hpc_landscape.metrics.gradient:LossGradient",
-        "gradient_norm": "hpc_landscape.metrics.gradient:GradientNorm",
-        "gradient_predictiveness": "hpc_landscape.metrics.gradient:GradientPredictiveness",
-        "loss_perturbations": "hpc_landscape.metrics.perturbation:LossPerturbations",
-        "curvature": "hpc_landscape.metrics.curvature:PrincipalCurvatureEvaluator",
-        "hessian_trace": "hpc_landscape.metrics.curvature:HessianTrace",
-        "expected_return": "hpc_landscape.metrics.reinforcement:ExpectedReturnMetric",
-    },
-    own="file.py:MyMetric",
-    given=("inputs", "target", "data", "loss_fn", "ignore_index", "problem", "env"),
-)
 
 
 class MetricRegistry:

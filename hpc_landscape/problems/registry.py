@@ -8,16 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import Stopped, UserError, user_traceback
+from ..kinds import PROBLEMS
 from ..objects import left, script_alone
-from ..registry import Registry
 from .problem import Problem
-
-PROBLEMS = Registry(
-    "problem",
-    "--problem",
-    {"digits": "hpc_landscape.problems.digits:digits"},
-    own="package.module:factory, path/file.py:factory",
-)
 
 
 def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:

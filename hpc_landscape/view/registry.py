@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from ..errors import UserError
-from ..registry import Registry
+from ..kinds import VIEWS
 from .base import NO, Picture
-
-VIEWS = Registry(
-    "kind of picture",
-    "--kind",
-    {
-        "contour": "hpc_landscape.view.contour:Contour",
-        "surface": "hpc_landscape.view.surface:Surface",
-        "heatmap": "hpc_landscape.view.heatmap:Heatmap",
-        "line": "hpc_landscape.view.line:Line",
-    },
-    own="file.py:MyPicture",
-)
 
 
 def picture_of(shape: tuple[int, ...], kind: str | None, path: str) -> Picture:
