@@ -27,6 +27,7 @@ from .directions.recipes import around
 from .errors import UserError, warn
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms
+from .evaluate.normalization import Given, Running
 from .evaluate.trial import not_finite, try_batch
 from .grid import NAMES, Axis, Grid, counts, strided
 from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
@@ -208,7 +209,7 @@ class Landscape:
         with self.comm.raise_on_all_ranks(any_error=True):
             evaluator = Evaluator(self.model_wrapper, self._placement(device), {}, "warmup", data)
             with evaluator.attached():
-                statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+                statistics = {point: evaluator.statistics(point) for point in map(grid.point, self._mine())}
         self._statistics = statistics
 
     @one_at_a_time
@@ -249,7 +250,8 @@ class Landscape:
         grid = self._defined()
         with self.comm.raise_on_all_ranks(any_error=True):
             placement, seed = self._placement(device), self.seed or 0
-            evaluator = Evaluator(self.model_wrapper, placement, {"": metric}, "running", seed=seed)
+            policy = Given(self._statistics, self._common) if batchnorm_layers(self.model_wrapper) else Running()
+            evaluator = Evaluator(self.model_wrapper, placement, {"": metric}, policy, seed=seed)
             with self._told_of_modes(evaluator):
                 if self.comm.is_root:
                     self._try(evaluator, metric)
@@ -257,7 +259,7 @@ class Landscape:
         if self.comm.bcast(evaluator.careful):
             evaluator.be_careful()
         with self.comm.raise_on_all_ranks(any_error=True), self._told_of_modes(evaluator), evaluator.attached():
-            mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
+            mine = {i: evaluator(grid.point(i))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)
 
@@ -332,9 +334,9 @@ class Landscape:
         }
         moves = [{**move, **other} for move, other in zip(moves, along, strict=True)] if along else moves
         self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
-        self._make: Callable[..., Placement] = partial(Placement, origin, moves, ends=ends is not None, fixed=fixed)
+        self._make: Callable[..., Placement] = partial(Placement, origin, moves, targets=ends is not None, fixed=fixed)
         self._placements: dict[Any, Placement] = {}
-        self._statistics: dict[int, Tensor] = {}
+        self._statistics: dict[tuple[float, ...], Tensor] = {}
         self._common: Tensor | None = None
         self._notes = {"directions": kind, **notes}
         if kind != "pca":
@@ -359,7 +361,6 @@ class Landscape:
         return {name: p.detach().cpu().to(wide(p.dtype), copy=True) for name, p in named}
 
     def _warn_of_zeros(self, weights: Mapping[str, Tensor], scaled: bool) -> None:
-        """Say what does not move since its direction is zero."""
         if text := standing(self._vectors, weights, NAMES, scaled):
             warn(f"{text}; normalization=None does not scale" if scaled else text)
 
@@ -387,7 +388,6 @@ class Landscape:
         return [(-distance / 2, distance / 2) if centered else (0.0, distance)] * self.dimensions
 
     def _points(self, checkpoints: Path | Iterable[Point], key: str | None) -> list[Callable[[], Mapping[str, Tensor]]]:
-        """Functions that read one checkpoint's parameters each."""
         if isinstance(checkpoints, Path):
             checkpoints = find_checkpoints(os.fspath(checkpoints), "checkpoints")
         checkpoints = list(checkpoints)

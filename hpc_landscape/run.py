@@ -17,7 +17,7 @@ from .job.data import read_data
 from .job.directions import broadcast_directions, locate, make_grid, project_trajectory
 from .job.failures import Failure, Reporter, evaluate, nan_values, watch
 from .job.identity import made_of
-from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
+from .job.metrics import Chooser, check_metrics, choose_metrics, execution_errors
 from .job.norms import broadcast_norms
 from .job.plan import Plan, lay_out
 from .job.prepare import broadcast_weights, open_or_create
@@ -98,7 +98,7 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.raise_on_all_ranks():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
-                plan.form_errors = form_errors(plan, maker)
+                plan.execution_errors = execution_errors(plan, maker)
 
         # Lay out the file, or check that the one there is of this very run
         with comm.raise_on_all_ranks():
@@ -140,7 +140,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     try:
         watch(plan, writer, reporter)
         with stopping, plan.evaluator.attached(), writer:
-            size = plan.evaluator.form.points
+            size = plan.evaluator.execution.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if control.stops:
                     break

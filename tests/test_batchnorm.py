@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from still import still
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
@@ -401,7 +402,7 @@ def test_a_pass_alone_restores_modes_and_momenta_after_an_exception():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        warm_up(wrap_model(model), Data(batches()))
+        warm_up(still(wrap_model(model)), Data(batches()))
     assert [m.training for m in model.modules()] == modes
     assert [getattr(m, "momentum", 0) for m in model.modules()] == momenta
     assert all(not m._forward_pre_hooks for m in model.modules())

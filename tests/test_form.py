@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from hpc_landscape.evaluate import evaluator as evaluator_module
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, shown_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.job.build import Maker
 from hpc_landscape.job.data import read_data
 from hpc_landscape.job.directions import broadcast_directions
-from hpc_landscape.job.metrics import form_errors
+from hpc_landscape.job.metrics import execution_errors
 from hpc_landscape.job.plan import Plan
 from hpc_landscape.metrics import Accuracy, Data, Loss
 from hpc_landscape.model import state
@@ -43,7 +43,7 @@ def one_thread():
 
 
 def made(
-    form: ExecutionMode, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | None = None, moves=None
+    mode: ExecutionMode, bn: str = "warmup", sizes=(8, 8, 6), model: nn.Module | None = None, moves=None
 ) -> Evaluator:
     problem = images()
     model = problem.model if model is None else model
@@ -51,53 +51,53 @@ def made(
     shapes = {name: p.shape for name, p in model.named_parameters()}
     moves = moves or [{n: 0.3 * torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in "xy"]
     x, y = problem.data
-    if form.channels_last:
+    if mode.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     data = Data(list(zip(x.split(sizes), y.split(sizes), strict=True)))
     placement = Placement(
         state.parameters(model),
         moves,
-        shown=shown_dtypes(model, form.low),
-        channels_last=form.channels_last,
-        rows=form.points,
+        compute_dtypes=compute_dtypes(model, mode.compute_dtype),
+        channels_last=mode.channels_last,
+        rows=mode.points,
     )
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    return Evaluator(wrap_model(model), placement, metrics, bn, data, form=form)
+    return Evaluator(wrap_model(model), placement, metrics, bn, data, execution=mode)
 
 
 def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
-    size = evaluator.form.points
+    size = evaluator.execution.points
     with evaluator.attached():
-        found = [v["loss"] for i in range(0, len(points), size) for v in evaluator.block(points[i : i + size])]
+        found = [v["loss"] for i in range(0, len(points), size) for v in evaluator.evaluate(points[i : i + size])]
     return np.array(found)
 
 
 @pytest.mark.parametrize("bn", ["warmup", "running", "batch"])
 @pytest.mark.parametrize(
-    "form",
+    "mode",
     [
         ExecutionMode(channels_last=True),
-        ExecutionMode(block=3),
-        ExecutionMode(block=5, channels_last=True),
-        pytest.param(ExecutionMode(compiled=True), marks=COMPILER),
+        ExecutionMode(stacked=3),
+        ExecutionMode(stacked=5, channels_last=True),
+        pytest.param(ExecutionMode(compiled="default"), marks=COMPILER),
     ],
     ids=str,
 )
-def test_the_same_as_the_plain_form(form, bn):
-    if form.compiled and bn != "warmup":
+def test_the_same_as_the_plain_form(mode, bn):
+    if mode.compiled and bn != "warmup":
         pytest.skip("compiling takes long: once")
-    np.testing.assert_allclose(losses(made(form, bn)), losses(made(PLAIN, bn)), rtol=2e-5)
+    np.testing.assert_allclose(losses(made(mode, bn)), losses(made(PLAIN, bn)), rtol=2e-5)
 
 
 @pytest.mark.parametrize(
-    "form",
-    [PLAIN, ExecutionMode(channels_last=True), ExecutionMode(block=3), ExecutionMode(low=torch.bfloat16)],
+    "mode",
+    [PLAIN, ExecutionMode(channels_last=True), ExecutionMode(stacked=3), ExecutionMode(compute_dtype=torch.bfloat16)],
     ids=str,
 )
-def test_the_model_is_what_it_was(form):
+def test_the_model_is_what_it_was(mode):
     model = images().model.train()
     before = {n: (t.data_ptr(), t.stride(), t.dtype, t.clone()) for n, t in state.state(model).items()}
-    losses(made(form, model=model))
+    losses(made(mode, model=model))
     assert model.training
     for name, t in state.state(model).items():
         pointer, stride, dtype, value = before[name]
@@ -126,7 +126,7 @@ def test_a_network_that_views_its_images_is_evaluated_in_its_own_order(program):
     assert done.code == 0 and "since this model" in done.out, done
     assert program(*command, "--output=flat.h5").code == 0
     with h5py.File("view.h5") as view, h5py.File("flat.h5") as flat:
-        assert (view.attrs["form"], flat.attrs["form"]) == ("plain", "channels last")
+        assert (view.attrs["execution"], flat.attrs["mode"]) == ("plain", "channels last")
         np.testing.assert_allclose(view["loss"][()], flat["loss"][()], rtol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_a_point_is_cast_after_it_has_been_computed():
     model = nn.Linear(4, 3)
     torch.manual_seed(0)
     moves = [{n: torch.randn(p.shape) for n, p in model.named_parameters()}]
-    placement = Placement(state.parameters(model), moves, shown=shown_dtypes(model, torch.bfloat16))
+    placement = Placement(state.parameters(model), moves, compute_dtypes=compute_dtypes(model, torch.bfloat16))
     placement.place([1e-3])
     for name, p in model.named_parameters():
         exact = p.detach().double() + 1e-3 * moves[0][name].double()
@@ -150,7 +150,7 @@ def test_a_point_is_cast_after_it_has_been_computed():
 
 
 def test_batch_normalization_and_the_loss_stay_in_32_bits():
-    evaluator = made(ExecutionMode(low=torch.bfloat16))
+    evaluator = made(ExecutionMode(compute_dtype=torch.bfloat16))
     model, seen = evaluator.model.get_model(), {}
     for name, module in model.named_modules():
         if name in ("conv", "bn", "linear"):
@@ -174,12 +174,12 @@ def test_16_bits_are_near(program):
     exact, near = read("fp32.h5", "loss"), read("bf16.h5", "loss")
     assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
     with h5py.File("bf16.h5") as file:
-        assert file.attrs["form"] == "weights in bfloat16"  # channels last is inexact with warm-up on a CPU
-        points, errors = file.attrs["form_error_points"], file.attrs["form_error_differences_loss"]
+        assert file.attrs["execution"] == "weights in bfloat16"  # channels last is inexact with warm-up on a CPU
+        points, errors = file.attrs["execution_error_points"], file.attrs["execution_error_differences_loss"]
         assert len(set(points)) == len(points) == len(errors) == 8
         np.testing.assert_allclose(errors, (near - exact).flat[points], rtol=1e-2, atol=1e-6)
-        assert file.attrs["form_error_loss"] == pytest.approx(4 * np.sqrt(np.mean(errors**2)))
-        assert np.abs(near - exact).max() < file.attrs["form_error_loss"]
+        assert file.attrs["execution_error_loss"] == pytest.approx(4 * np.sqrt(np.mean(errors**2)))
+        assert np.abs(near - exact).max() < file.attrs["execution_error_loss"]
 
 
 # Blocks
@@ -188,25 +188,25 @@ def test_16_bits_are_near(program):
 @pytest.mark.parametrize("bn", ["warmup", "running"])
 def test_a_value_does_not_depend_on_its_neighbours(bn):
     """Nor on its place in the block, nor on how full the block is: bitwise."""
-    form = ExecutionMode(block=4)
-    alone = {point: losses(made(form, bn), [point])[0] for point in POINTS}
+    mode = ExecutionMode(stacked=4)
+    alone = {point: losses(made(mode, bn), [point])[0] for point in POINTS}
     for order in (POINTS, POINTS[::-1], [POINTS[2], POINTS[0], POINTS[2], POINTS[4]]):
-        assert losses(made(form, bn), order).tolist() == [alone[point] for point in order]
+        assert losses(made(mode, bn), order).tolist() == [alone[point] for point in order]
 
 
 def test_a_block_with_a_far_point_leaves_its_neighbours_alone():
     """What is not finite stays at its own point, also in the next block."""
-    form, far = ExecutionMode(block=2), (1e19, -1e19)
-    expected = losses(made(form), [POINTS[1]])[0]
-    found = losses(made(form), [far, POINTS[1], POINTS[1], far])
+    mode, far = ExecutionMode(stacked=2), (1e19, -1e19)
+    expected = losses(made(mode), [POINTS[1]])[0]
+    found = losses(made(mode), [far, POINTS[1], POINTS[1], far])
     assert found[1] == found[2] == expected and not np.isfinite(found[[0, 3]]).any()
 
 
 def test_parameters_in_memory_are_origin_directions_and_a_block():
-    placement = made(ExecutionMode(block=3)).placement
+    placement = made(ExecutionMode(stacked=3)).placement
     (flat,) = placement._flats
     assert flat.points.shape == (3, flat.origin.numel()) and len(flat.directions) == 2
-    assert flat.shown is flat.points
+    assert flat.cast is flat.points
 
 
 def test_ranks_and_blocks_that_are_not_full(tmp_path):
@@ -224,11 +224,12 @@ def test_a_network_without_batch_normalization():
     data = Data([(x[:8], y[:8]), (x[8:], y[8:])])
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
     found = []
-    for form in (PLAIN, ExecutionMode(block=3)):
-        placement = Placement(state.parameters(model), moves, rows=form.block)
+    for mode in (PLAIN, ExecutionMode(stacked=3)):
+        placement = Placement(state.parameters(model), moves, rows=mode.stacked)
         found.append(
             losses(
-                Evaluator(wrap_model(model), placement, metrics, "warmup", data, form=form), [(0.0,), (0.5,), (2.0,)]
+                Evaluator(wrap_model(model), placement, metrics, "warmup", data, execution=mode),
+                [(0.0,), (0.5,), (2.0,)],
             )
         )
     np.testing.assert_allclose(*found, rtol=1e-5)
@@ -252,7 +253,7 @@ def test_a_form_that_a_model_cannot_take_falls_back(program, options, why):
     assert program("--problem", IMAGES, *grid, *plain, "--output=plain.h5").code == 0
     np.testing.assert_array_equal(read("asked.h5", "loss"), read("plain.h5", "loss"))
     with h5py.File("asked.h5") as file:
-        assert file.attrs["form"] == "plain"
+        assert file.attrs["execution"] == "plain"
 
 
 def test_an_unfinished_file_goes_on_in_its_own_form(program, tmp_path):
@@ -263,7 +264,7 @@ def test_an_unfinished_file_goes_on_in_its_own_form(program, tmp_path):
         file["done"][1:4] = 0
     before = (tmp_path / "landscape.h5").read_bytes()
     done = program(*command)
-    assert done.code == 2 and "form" in done.err, done
+    assert done.code == 2 and "execution" in done.err, done
     assert (tmp_path / "landscape.h5").read_bytes() == before
     assert program(*command, "--block=2").code == 0
     np.testing.assert_array_equal(read("landscape.h5", "loss"), whole)
@@ -290,7 +291,7 @@ def test_compiled(program):
     assert program(*command, "--compile", "--output=compiled.h5").code == 0
     assert program(*command, "--output=plain.h5").code == 0
     with h5py.File("compiled.h5") as file:
-        assert file.attrs["form"] == "compiled" and file.attrs["form_error_loss"] < 1e-4
+        assert file.attrs["execution"] == "compiled" and file.attrs["execution_error_loss"] < 1e-4
     np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
 
 
@@ -307,7 +308,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
     seen.clear()
-    errors = form_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), maker)
+    errors = execution_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), maker)
     assert (
         errors.differences["loss"].tolist() == [0.0] * 8
         and errors.estimates == {"loss": 0.0}

@@ -61,7 +61,7 @@ def test_channels_last_is_not_taken_where_it_is_inexact(
     done = program("--problem", IMAGES, *LINE, "--device=cpu", *options)
     assert done.code == 0 and "channels last" not in done.out, done
     with h5py.File("landscape.h5") as file:
-        assert file.attrs["channels_last"] == 0 and "channels last" not in file.attrs["form"]
+        assert file.attrs["channels_last"] == 0 and "channels last" not in file.attrs["execution"]
 
 
 @pytest.mark.parametrize("options", [("--channels_last",), ("--bn=running", "--precision=bf16")])
@@ -69,7 +69,7 @@ def test_channels_last_is_taken_where_it_is_asked_for_or_exact(
     program: Callable[..., Finished], options: tuple[str, ...]
 ) -> None:
     done = program("--problem", IMAGES, *LINE, "--device=cpu", *options)
-    assert done.code == 0 and "form         channels last" in done.out, done
+    assert done.code == 0 and "execution    channels last" in done.out, done
 
 
 @pytest.mark.parametrize(("grid", "points"), [(("--x=-1:1:5", "--y=-1:1:5"), 8), (("--x=-1:1:3", "--y=none"), 3)])
@@ -81,17 +81,17 @@ def test_the_error_is_an_estimate_that_says_where(
     assert said.code == 0 and program(*command, "--output=full.h5").code == 0
     differences = (read("low.h5", "loss") - read("full.h5", "loss")).reshape(-1)
     with h5py.File("low.h5") as file:
-        at, seen, estimate = (file.attrs[f"form_error_{k}"] for k in ("points", "differences_loss", "loss"))
+        at, seen, estimate = (file.attrs[f"execution_error_{k}"] for k in ("points", "differences_loss", "loss"))
     assert len({*at.tolist()}) == points
     np.testing.assert_allclose(seen, differences[at], rtol=1e-3, atol=1e-7)
     assert estimate == pytest.approx(4 * np.sqrt(np.mean(seen**2)))
     assert np.abs(differences).max() <= estimate
     words = f"loss off by about {estimate:.2g} (estimated at {points} points)"
-    assert f"form         weights in bfloat16: {words}" in said.out, said
+    assert f"execution    weights in bfloat16: {words}" in said.out, said
     assert words in program("info", "low.h5").out
     assert program(*command, "--precision=bf16", "--output=again.h5").code == 0
     with h5py.File("again.h5") as file:
-        assert file.attrs["form_error_points"].tolist() == at.tolist(), "the seed's points, each time"
+        assert file.attrs["execution_error_points"].tolist() == at.tolist(), "the seed's points, each time"
 
 
 # What is compiled is what runs
@@ -119,7 +119,7 @@ def test_what_runs_is_compiled(program: Callable[..., Finished], tmp_path: Path,
     torch._dynamo.utils.counters.clear()
     problem = _write(tmp_path, name, HEAD + text)
     done = program("--problem", problem, *LINE, "--compile", "--output=fast.h5")
-    assert done.code == 0 and "form         compiled" in done.out, done
+    assert done.code == 0 and "execution    compiled" in done.out, done
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert program("--problem", problem, *LINE, "--output=slow.h5").code == 0
     np.testing.assert_allclose(read("fast.h5", "loss"), read("slow.h5", "loss"), rtol=1e-6)
@@ -130,7 +130,7 @@ def test_where_nothing_is_compiled_it_is_said(program: Callable[..., Finished], 
     done = program("--problem", _write(tmp_path, "nothing", HEAD + NOTHING), *LINE, "--compile")
     assert done.code == 0 and "torch.compile finds nothing in it that it can compile" in done.out, done
     with h5py.File("landscape.h5") as file:
-        assert file.attrs["form"] == "plain"
+        assert file.attrs["execution"] == "plain"
 
 
 def test_there_is_no_graph_any_more(program: Callable[..., Finished]) -> None:

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0)]
 
 
-def landscape(problem, directions, device, precision, form=PLAIN):
+def landscape(problem, directions, device, precision, mode=PLAIN):
     dtype = DTYPES.get(precision)
     placement = Placement(state.parameters(problem.model), directions, torch.device(device), dtype)
     data = problem.on(prepare(problem.data, 512, None, 0, "data", print).to(torch.device(device), dtype))
     metrics = {"loss": Loss(problem.loss, data), "accuracy": Accuracy(data)}
-    evaluator = Evaluator(problem.wrapper, placement, metrics, "warmup", data, precision, form=form)
+    evaluator = Evaluator(problem.wrapper, placement, metrics, "warmup", data, precision, execution=mode)
     with evaluator.attached():
         found = [evaluator(point) for point in POINTS]
         return np.array([[values["loss"], values["accuracy"]] for values in found])

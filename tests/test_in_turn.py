@@ -44,21 +44,21 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("bn", ["warmup", "running", "batch"])
 @pytest.mark.parametrize(
-    "form",
+    "mode",
     [
         PLAIN,
         ExecutionMode(channels_last=True),
-        ExecutionMode(low=torch.bfloat16),
+        ExecutionMode(compute_dtype=torch.bfloat16),
         ExecutionMode(autocast=True),
-        pytest.param(ExecutionMode(compiled=True), marks=COMPILER),
+        pytest.param(ExecutionMode(compiled="default"), marks=COMPILER),
     ],
     ids=str,
 )
-def test_as_alone(form, bn):
-    if form.compiled and bn != "warmup":
+def test_as_alone(mode, bn):
+    if mode.compiled and bn != "warmup":
         pytest.skip("compiling takes long: once")
-    together = losses(made(replace(form, interleaved=TOGETHER), bn))
-    assert together.tobytes() == losses(made(form, bn)).tobytes()
+    together = losses(made(replace(mode, interleaved=TOGETHER), bn))
+    assert together.tobytes() == losses(made(mode, bn)).tobytes()
     assert len(set(together)) == len(POINTS)
 
 
@@ -70,20 +70,22 @@ def test_a_model_with_a_memory_and_with_noise(bn):
 
 def test_each_batch_is_loaded_once_for_all_of_them():
     evaluator = made(ExecutionMode(interleaved=TOGETHER))
-    data = evaluator.warmup_data
+    data = evaluator.normalization.data
     data.batches = batches = Batches(data.batches)
     losses(evaluator)
     assert batches.reads == 2 * 2  # two turns of two passes
 
 
 def test_several_sets_and_metrics():
-    def both(form):
-        evaluator = made(form)
-        x, y = evaluator.warmup_data.batches[0]
+    def both(mode):
+        evaluator = made(mode)
+        x, y = evaluator.normalization.data.batches[0]
         other = Data([(x[:3], y[:3]), (x[3:], y[3:])])
         evaluator.metrics |= {"other_loss": Loss(nn.CrossEntropyLoss(), other), "other_accuracy": Accuracy(other)}
         with evaluator.attached():
-            return [value for i in range(0, 5, form.points) for value in evaluator.block(POINTS[i : i + form.points])]
+            return [
+                value for i in range(0, 5, mode.points) for value in evaluator.evaluate(POINTS[i : i + mode.points])
+            ]
 
     assert both(ExecutionMode(interleaved=TOGETHER)) == both(PLAIN)
 
@@ -98,12 +100,12 @@ def test_after_an_error_a_point_alone_is_right():
             raise ValueError("no")
         return nn.functional.cross_entropy(output, target)
 
-    evaluator.metrics = {"loss": Loss(fail_once, evaluator.warmup_data)}
+    evaluator.metrics = {"loss": Loss(fail_once, evaluator.normalization.data)}
     with evaluator.attached():
         with pytest.raises(ValueError, match="no"):
-            evaluator.block(POINTS[:TOGETHER])
+            evaluator.evaluate(POINTS[:TOGETHER])
         assert evaluator(POINTS[1])["loss"] == expected
-        assert evaluator.block(POINTS[1:2])[0]["loss"] == expected
+        assert evaluator.evaluate(POINTS[1:2])[0]["loss"] == expected
 
 
 def test_the_model_is_what_it_was():

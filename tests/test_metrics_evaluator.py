@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from still import still
 from torch import nn
 from torch.nn import functional as F
 
 from hpc_landscape.data.data import samples
 from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator, as_array
-from hpc_landscape.evaluate.execution import ExecutionMode, shown_dtypes
+from hpc_landscape.evaluate.execution import ExecutionMode, compute_dtypes
 from hpc_landscape.evaluate.passes import measure_all, warm_up
 from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
 from hpc_landscape.model import state
@@ -58,7 +59,7 @@ def measured(problem, data) -> dict[str, float]:
     batch = next(iter(data))
     if Accuracy.applies(on.output(problem.wrapper, batch), on.target(batch)):
         metrics["accuracy"] = Accuracy(on)
-    return measure_all(problem.wrapper, metrics)
+    return measure_all(still(problem.wrapper), problem.wrapper, metrics)[0]
 
 
 class Same(nn.Module):
@@ -287,9 +288,9 @@ def test_bf16_computes_in_bf16_and_keeps_the_parameters(how):
     seen = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), data)}
-    form = ExecutionMode(autocast=True) if how == "autocast" else ExecutionMode(low=torch.bfloat16)
-    placement = Placement(state.parameters(model), [{}], shown=shown_dtypes(model, form.low))
-    evaluate = Evaluator(wrap_model(model), placement, metrics, "none", precision="bf16", form=form)
+    mode = ExecutionMode(autocast=True) if how == "autocast" else ExecutionMode(compute_dtype=torch.bfloat16)
+    placement = Placement(state.parameters(model), [{}], compute_dtypes=compute_dtypes(model, mode.compute_dtype))
+    evaluate = Evaluator(wrap_model(model), placement, metrics, "none", precision="bf16", execution=mode)
     with evaluate.attached():
         found = float(evaluate([0.0])["loss"])
     losses = numpy_losses(*everything(model, data))
@@ -352,4 +353,4 @@ def test_a_batch_that_counts_for_nothing_adds_nothing():
 def test_a_batch_of_one_sample_cannot_warm_up():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     with pytest.raises(UserError, match="batch of one sample"):
-        warm_up(wrap_model(model), Data([(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))]))
+        warm_up(still(wrap_model(model)), Data([(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))]))

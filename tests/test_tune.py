@@ -36,15 +36,15 @@ def test_the_choice_is_recorded_and_kept(program, tmp_path):
     path = tmp_path / "landscape.h5"
     np.testing.assert_allclose(read(path, "loss"), read(tmp_path / "plain.h5", "loss"), rtol=2e-5)
     with h5py.File(path, "r+") as file:
-        text, form = file.attrs["tuned"], file.attrs["form"]
-        assert text.startswith(f"{form}, for 12 points; seconds a point: ") and "plain" in text
+        text, mode = file.attrs["tuned"], file.attrs["mode"]
+        assert text.startswith(f"{mode}, for 12 points; seconds a point: ") and "plain" in text
         file["done"][2:] = 0
     before = read(path, "loss")
     again = program(*JOB, "--tune")
     assert again.code == 0 and "6 still to do" in again.out and "tuned" not in again.out, again
     assert read(path, "loss").tobytes() == before.tobytes()
     with h5py.File(path) as file:
-        assert (file.attrs["tuned"], file.attrs["form"]) == (text, form)
+        assert (file.attrs["tuned"], file.attrs["mode"]) == (text, mode)
         options = {"channels_last": bool, "compile": bool, "block": lambda k: k or None}
         recorded = Settings(**{name: kind(file.attrs[name]) for name, kind in options.items()})
         assert (
@@ -85,30 +85,30 @@ class Maker:
 
 
 def tuned(monkeypatch, points: int, seconds: dict[ExecutionMode, tuple[float, float]]) -> ExecutionMode:
-    """The form that is chosen where these are the times: form -> (a point, what is paid once)."""
+    """The mode that is chosen where these are the times: mode -> (a point, what is paid once)."""
 
     class Sets:
         evaluation, warmup, streamed = {}, None, False
 
-    def forms(settings, *_):
+    def candidate_modes(settings, *_):
         return [
             ExecutionMode(channels_last=settings.channels_last, compiled=settings.compile, block=settings.block or 1)
         ]
 
-    monkeypatch.setattr(tune, "forms", forms)
+    monkeypatch.setattr(tune, "candidate_modes", candidate_modes)
     maker = copy.copy(Maker())
     maker.sets, maker.points = Sets(), points
     tuner = tune._Tuner(maker, points)
     monkeypatch.setattr(tuner, "_shorten", lambda plain: tuner._measure(plain))
-    monkeypatch.setattr(tuner, "_time", lambda form: seconds[form])
+    monkeypatch.setattr(tuner, "_time", lambda mode: seconds[mode])
     settings, text = tuner.best()
-    form = forms(Settings(**settings))[0]
-    assert text.startswith(f"{form}, for {points} points")
-    return form
+    mode = candidate_modes(Settings(**settings))[0]
+    assert text.startswith(f"{mode}, for {points} points")
+    return mode
 
 
-LAST, COMPILED = ExecutionMode(channels_last=True), ExecutionMode(compiled=True)
-TWO, FOUR, EIGHT = (ExecutionMode(block=k) for k in (2, 4, 8))
+LAST, COMPILED = ExecutionMode(channels_last=True), ExecutionMode(compiled="default")
+TWO, FOUR, EIGHT = (ExecutionMode(stacked=k) for k in (2, 4, 8))
 
 
 def test_the_fastest_is_taken_and_what_compiling_costs_is_counted(monkeypatch):
@@ -123,7 +123,7 @@ def test_blocks_grow_while_that_helps(monkeypatch):
     times = {PLAIN: (0.01, 0.0), LAST: (0.02, 0.0), TWO: (0.012, 0.0), FOUR: (0.004, 0.0), EIGHT: (0.005, 0.0)}
     assert tuned(monkeypatch, 20, times) == FOUR  # though two at a time are slower than one
     assert tuned(monkeypatch, 3, times) == PLAIN  # no more than the points there are
-    slow = {form: (100 * seconds, once) for form, (seconds, once) in times.items()}
+    slow = {mode: (100 * seconds, once) for mode, (seconds, once) in times.items()}
     assert tuned(monkeypatch, 20, slow) == PLAIN  # not tried: there is nothing to save
 
 

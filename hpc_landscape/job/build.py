@@ -1,4 +1,4 @@
-"""The form in which a run computes: as asked for, and as the model can."""
+"""The mode in which a run computes: as asked for, and as the model can."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..data.resident import beginning, share
 from ..directions.recipes import Directions
 from ..errors import UserError, user_traceback
 from ..evaluate.evaluator import DTYPES, Evaluator
-from ..evaluate.execution import ExecutionMode, compiling, shown_dtypes
+from ..evaluate.execution import ExecutionMode, compiling, compute_dtypes
+from ..evaluate.normalization import Running, choose_normalization
 from ..grid import Grid
 from ..metrics import Data, Loss
 from ..metrics.base import Metric
@@ -32,17 +33,17 @@ from ..ranks.memory import free_memory
 from ..settings import Settings
 from .data import Sets
 
-SAMPLED = 8  # points at which a form's error is seen
+SAMPLED = 8  # points at which a mode's error is seen
 ROWS = {"fp64": 1e-9, "fp32": 1e-5}  # relative, between rows of a stacked pass: rounding; in fewer bits 1e-2
 SPREAD = 4.0  # times their root mean square: the grid's worst, as an estimate
-CHOICES = ("channels_last", "compile", "block")  # the settings that form is chosen by
+CHOICES = ("channels_last", "compile", "block")  # the settings that mode is chosen by
 IN_TURN = 8  # points on each batch of streamed data: what loading costs is divided by it
 ROOM = 0.1  # of the free memory, for the parameters of these points
 
 
 @dataclass
-class FormErrors:
-    """How far a form's values are from the plain form's: by metric, at points (flat indices)."""
+class ExecutionErrors:
+    """How far a mode's values are from the plain mode's: by metric, at points (flat indices)."""
 
     points: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     differences: dict[str, np.ndarray] = field(default_factory=dict)
@@ -58,14 +59,16 @@ class FormErrors:
         if not self.differences:
             return {}
         return {
-            "form_error_points": self.points,
-            **{f"form_error_{name}": estimate for name, estimate in self.estimates.items()},
-            **{f"form_error_differences_{name}": found for name, found in self.differences.items()},
+            "execution_error_points": self.points,
+            **{f"execution_error_{name}": estimate for name, estimate in self.estimates.items()},
+            **{f"execution_error_differences_{name}": found for name, found in self.differences.items()},
         }
 
 
-def forms(settings: Settings, problem: Problem, device: torch.device, streamed: bool = False) -> list[ExecutionMode]:
-    """The forms to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
+def candidate_modes(
+    settings: Settings, problem: Problem, device: torch.device, streamed: bool = False
+) -> list[ExecutionMode]:
+    """The modes to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
 
     Points are stacked where data is at hand; where it is streamed they take turns on each batch.
 
@@ -77,13 +80,13 @@ def forms(settings: Settings, problem: Problem, device: torch.device, streamed: 
     orders = [True, False] if images and wanted and device.type in ("cpu", "cuda") else [False]
     lows: list[dict[str, Any]] = [{}]
     if settings.precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
-        lows = [{"low": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+        lows = [{"compute_dtype": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
     block = 1 if streamed else settings.block or 1
     if settings.compile and block > 1:
         raise UserError(f"--compile --block {block}: take one of the two; stacked points are not compiled")
     ways: list[dict[str, Any]] = [{}]
     if settings.compile or block > 1:
-        ways = [{"compiled": settings.compile, "block": block}, {}]
+        ways = [{"compiled": "default" * settings.compile, "stacked": block}, {}]
     return [ExecutionMode(channels_last=order, **low, **way) for way in ways for low in lows for order in orders]
 
 
@@ -92,11 +95,11 @@ def inexact_last(settings: Settings, problem: Problem, device: torch.device) -> 
 
     PyTorch adds up batch normalization's variance in float32 there: off by 1e-4 to 8e-3 where batches are large.
     """
-    return device.type == "cpu" and settings.bn != "running" and bool(batchnorm_layers(problem.root))
+    return device.type == "cpu" and choose_normalization(settings.bn, problem.wrapper).by_batch
 
 
 class Maker:
-    """Makes evaluators of one problem, on one device, in a form."""
+    """Makes evaluators of one problem, on one device, in a mode."""
 
     def __init__(
         self,
@@ -113,26 +116,24 @@ class Maker:
         self.directions, self.device, self.is_additive, self.points = directions, device, is_additive, points
         self.dtype = DTYPES.get(settings.precision)
         self.careful = False
-        self.bn = settings.bn if batchnorm_layers(problem.wrapper) else "none"
-        if self.bn == "warmup" and sets.warmup is None:
-            self.bn = "running"
+        self.normalization = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
         self.loss = loss_on(problem.loss, problem.root, device, self.dtype)
 
-    def make(self, form: ExecutionMode, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
+    def make(self, mode: ExecutionMode, comm: Comm | None = None) -> tuple[Evaluator, dict[str, Data]]:
         """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
 
         comm: whose ranks make the same together, with one copy of the data on each node.
         """
-        here = self.sets.to(self.device, self.dtype, self.bn == "warmup", form.channels_last)
+        here = self.sets.to(self.device, self.dtype, self.normalization.reads_data, mode.channels_last)
         if comm is not None and self.device.type == "cpu":
             here = here.each(partial(share, comm=comm))
         warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
-        evaluator = self._evaluator(form, self._placement(form), {}, warmup_data)
+        evaluator = self._evaluator(mode, self._placement(mode), {}, warmup_data)
         if self.careful:
             evaluator.be_careful()
         return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
 
-    def _placement(self, form: ExecutionMode) -> Placement:
+    def _placement(self, mode: ExecutionMode) -> Placement:
         tensors, directions = state.state(self.problem.root), self.directions
         return Placement(
             {
@@ -142,35 +143,36 @@ class Maker:
             directions.moves,
             self.device,
             self.dtype,
-            ends=directions.ends is not None,
-            shown=shown_dtypes(self.problem.root, form.low),
-            channels_last=form.channels_last,
-            rows=form.points,
+            targets=directions.ends is not None,
+            compute_dtypes=compute_dtypes(self.problem.root, mode.compute_dtype),
+            channels_last=mode.channels_last,
+            rows=mode.points,
         )
 
     def _evaluator(
-        self, form: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
+        self, mode: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
     ) -> Evaluator:
-        settings = self.settings
-        wrapper, bn = self.problem.wrapper, self.bn
-        return Evaluator(wrapper, placement, metrics, bn, warmup_data, settings.precision, settings.seed, form)
+        settings, policy = self.settings, self.normalization(warmup_data)
+        return Evaluator(
+            self.problem.wrapper, placement, metrics, policy, None, settings.precision, settings.seed, mode
+        )
 
     def choose(self, comm: Comm, say: Callable[[str], None]) -> tuple[Evaluator, dict[str, Data]]:
-        """The evaluator in the first form that works, the same on every rank; a note where it is not the one asked for.
+        """The evaluator in the first mode that works, the same on every rank; a note where it is not the one asked for.
 
         Raises UserError where none does.
         """
-        candidates = forms(self.settings, self.problem, self.device, self.sets.streamed)
+        candidates = candidate_modes(self.settings, self.problem, self.device, self.sets.streamed)
         chosen, why = len(candidates) - 1, "it has no data to try it on"
         with comm.raise_on_all_ranks():
             if comm.is_root and self.sets.evaluation:
                 chosen, why = self._try(candidates)
         chosen, why = comm.bcast((chosen, why))
-        asked, form = candidates[0], candidates[chosen]
-        if form != asked:
-            say(f"form         {form}, since this model cannot be evaluated as asked for: {why}")
+        asked, mode = candidates[0], candidates[chosen]
+        if mode != asked:
+            say(f"execution    {mode}, since this model cannot be evaluated as asked for: {why}")
         interleaved = self.settings.block or IN_TURN if self.is_additive and self.sets.streamed else 1
-        return self.make(replace(form, interleaved=min(interleaved, self.most_points(comm))), comm)
+        return self.make(replace(mode, interleaved=min(interleaved, self.most_points(comm))), comm)
 
     def most_points(self, comm: Comm) -> int:
         """How many points can be evaluated together: as many as every rank has room for, and as a rank has.
@@ -183,55 +185,55 @@ class Maker:
         return max(1, min(*comm.allgather(room), self.points))
 
     def _try(self, candidates: list[ExecutionMode]) -> tuple[int, str]:
-        """(the number of the first form that works, why the first one does not)."""
+        """(the number of the first mode that works, why the first one does not)."""
         why = ""
-        for number, form in enumerate(candidates):
+        for number, mode in enumerate(candidates):
             try:
-                with warnings.catch_warnings(), compiling(form):
+                with warnings.catch_warnings(), compiling(mode):
                     warnings.simplefilter("ignore")
-                    self.try_first_batches(form)
+                    self.try_first_batches(mode)
                 return number, why
             except Exception as error:
                 if number == len(candidates) - 1:
-                    self._try_train_mode(form, error)
+                    self._try_train_mode(mode, error)
                     if isinstance(error, UserError):
                         raise
                     what = f"the problem fails on its first batch{_hint(self.problem)}"
                     raise UserError(f"{what}: {user_traceback(error)}") from None
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise AssertionError("there is always a plain form")
+        raise AssertionError("there is always a plain mode")
 
-    def _try_train_mode(self, form: ExecutionMode, why: Exception) -> None:
+    def _try_train_mode(self, mode: ExecutionMode, why: Exception) -> None:
         """UserError that names the mode in which the model works, after it has failed in eval mode."""
         wrapper = self.problem.wrapper
         if wrapper.mode != EVAL:
             return
         self.problem.wrapper = wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
         try:
-            self.try_first_batches(form)
+            self.try_first_batches(mode)
         except Exception:
             return  # that is not why
         finally:
             self.problem.wrapper = wrapper
         raise UserError(only_in_train_mode(why)) from None
 
-    def try_first_batches(self, form: ExecutionMode) -> None:
-        """One batch of each set at the origin, in this form; raises what goes wrong."""
+    def try_first_batches(self, mode: ExecutionMode) -> None:
+        """One batch of each set at the origin, in this mode; raises what goes wrong."""
         first = self.sets.each(lambda batches: beginning(batches, 1), False)
-        here = first.to(self.device, self.dtype, False, form.channels_last)
-        placement = self._placement(form)
+        here = first.to(self.device, self.dtype, False, mode.channels_last)
+        placement = self._placement(mode)
         for batches in here.evaluation.values():
             data = self.problem.on(batches)
-            trial = self._evaluator(form, placement, {"loss": Loss(self.loss, data)}, data)
-            if form.exact:
-                trial.bn = "running" if self.bn == "warmup" else self.bn
+            trial = self._evaluator(mode, placement, {"loss": Loss(self.loss, data)}, data)
+            if mode.exact and self.normalization.reads_data:
+                trial.normalization = Running()
             trial.careful = True  # nothing is known of it yet
             with trial.attached():
-                if self.bn == "warmup" and not form.exact:
+                if self.normalization.reads_data and not mode.exact:
                     _check_uses(trial, data)
                 trial([0.0] * placement.dimensions)
                 self.careful |= placement.left_behind()
-                if form.block > 1:
+                if mode.stacked > 1:
                     _check_rows(trial)
 
 
@@ -244,7 +246,7 @@ def _hint(problem: Problem) -> str:
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:
     """Compiled and stacked passes read a layer's statistics after each batch: it is to be used once."""
-    if not (evaluator.form.compiled or evaluator.form.block > 1):
+    if not (evaluator.execution.compiled or evaluator.execution.stacked > 1):
         return
     model = evaluator.model
     with torch.no_grad():
@@ -258,14 +260,14 @@ def _check_uses(evaluator: Evaluator, data: Data) -> None:
 def _check_rows(evaluator: Evaluator) -> None:
     """A stacked pass knows the weights that it is given by the model: a loss that holds one itself has row 0's."""
     origin, other = ([at] * evaluator.placement.dimensions for at in (0.0, 1.0))
-    alone, beside = evaluator.block([origin])[0], evaluator.block([other, origin])[1]
+    alone, beside = evaluator.evaluate([origin])[0], evaluator.evaluate([other, origin])[1]
     near = ROWS.get(evaluator.precision, 1e-2)
     if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):
         raise ValueError("the loss or forward uses weights that it does not get by the model")
 
 
-def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> FormErrors:
-    """How far values are from the plain form's, at points drawn by the seed."""
+def errors_of_mode(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int) -> ExecutionErrors:
+    """How far values are from the plain mode's, at points drawn by the seed."""
     draw = np.random.default_rng([seed, 1])
     points = np.sort(draw.choice(grid.size, min(SAMPLED, grid.size), replace=False))
     values = []
@@ -278,4 +280,4 @@ def errors_of_form(evaluator: Evaluator, plain: Evaluator, grid: Grid, seed: int
         same = (slow == fast) | (np.isnan(slow) & np.isnan(fast))
         with np.errstate(invalid="ignore"):
             found[name] = np.where(same, 0.0, fast - slow)
-    return FormErrors(points, found)
+    return ExecutionErrors(points, found)

@@ -1,4 +1,4 @@
-"""Which form computes this run's points soonest, by measuring: only where it is asked for, and said in the file."""
+"""Which mode computes this run's points soonest, by measuring: only where it is asked for, and said in the file."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ..evaluate.execution import ExecutionMode, compiling
 from ..metrics import Loss
 from ..ranks.comm import Comm
 from ..store import layout
-from .build import CHOICES, Maker, forms, inexact_last
+from .build import CHOICES, Maker, candidate_modes, inexact_last
 
 BUDGET = 50.0  # seconds, for all that is tried
-ENOUGH = 0.5  # seconds of passes that tell how fast a form is
+ENOUGH = 0.5  # seconds of passes that tell how fast a mode is
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256)
 SMALL = 0.1  # seconds a point, at most, where stacking points may help: it saves launches, not arithmetic
 AGAIN = 0.01  # seconds after which an alarm comes again that came at a bad moment
 _BOUNDS = ("__enter__", "__exit__", "__del__")
 _AT_WORK = ("_call_impl", "_next_data")  # of every module, of every DataLoader
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.__file__), "<")  # "<": made or frozen code
-WORTH = 0.97  # of the plain form's time: another one has to take less
+WORTH = 0.97  # of the plain mode's time: another one has to take less
 
 
 def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[str], None]) -> str:
-    """Set the maker's settings to the fastest form for a rank's points; returns what was measured.
+    """Set the maker's settings to the fastest mode for a rank's points; returns what was measured.
 
     Rank 0 measures, and all ranks take its word. A run that is gone on with keeps the choice that its file records.
     """
@@ -69,28 +69,28 @@ class _Tuner:
         self.choices: dict[ExecutionMode, dict[str, Any]] = {}
 
     def best(self) -> tuple[dict[str, Any], str]:
-        """(the settings of the fastest form, what was measured)."""
-        plain = self._form()
+        """(the settings of the fastest mode, what was measured)."""
+        plain = self._mode()
         self._shorten(plain)
         for choice in self._candidates(plain):
             if time.monotonic() < self.end:
-                self._measure(self._form(**choice))
-        total = {form: self.once[form] + self.points * seconds for form, seconds in self.seconds.items()}
+                self._measure(self._mode(**choice))
+        total = {mode: self.once[mode] + self.points * seconds for mode, seconds in self.seconds.items()}
         winner = min(total, key=total.__getitem__, default=plain)
         if total.get(winner, 0) > WORTH * total.get(plain, math.inf):
             winner = plain
         return self.choices[winner], f"{winner}, for {self.points} points; seconds a point: {self._text()}"
 
-    def _form(self, **choice: Any) -> ExecutionMode:
+    def _mode(self, **choice: Any) -> ExecutionMode:
         settings = replace(self.whole.settings, tune=False, **choice)
-        form = forms(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
-        self.choices.setdefault(form, choice)
-        return form
+        mode = candidate_modes(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
+        self.choices.setdefault(mode, choice)
+        return mode
 
     def _text(self) -> str:
         return "; ".join(
-            f"{form} {seconds:.3g}" + (f" and {self.once[form]:.3g} once" if self.once[form] else "")
-            for form, seconds in sorted(self.seconds.items(), key=lambda item: item[1])
+            f"{mode} {seconds:.3g}" + (f" and {self.once[mode]:.3g} once" if self.once[mode] else "")
+            for mode, seconds in sorted(self.seconds.items(), key=lambda item: item[1])
         )
 
     def _shorten(self, plain: ExecutionMode) -> None:
@@ -112,50 +112,50 @@ class _Tuner:
             yield {"channels_last": True}
         small = self.seconds.get(plain, math.inf) < SMALL
         if small and self.whole.is_additive and not self.whole.sets.streamed:
-            before = math.inf  # not the plain form's: stacking costs something once, which many points share
+            before = math.inf  # not the plain mode's: stacking costs something once, which many points share
             for block in BLOCKS:
                 if block > self.largest_block:
                     break
                 yield {"block": block}
-                here = self.seconds.get(self._form(block=block), math.inf)
+                here = self.seconds.get(self._mode(block=block), math.inf)
                 if here >= before:
                     break  # larger ones are slower still
                 before = here
         if self.points * min(self.seconds.values(), default=math.inf) > BUDGET:  # else there is too little to win
             yield {"compile": True}
 
-    def _measure(self, form: ExecutionMode) -> None:
-        """Note how long a point takes; nothing where the model cannot be evaluated in this form, or not in time."""
+    def _measure(self, mode: ExecutionMode) -> None:
+        """Note how long a point takes; nothing where the model cannot be evaluated in this mode, or not in time."""
         try:
             with _until(self.end), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                seconds, once = self._time(form)
+                seconds, once = self._time(mode)
         except (Exception, _OutOfTime):
             return
-        self.seconds[form], self.once[form] = self.scale * seconds, once if form.compiled else 0.0
+        self.seconds[mode], self.once[mode] = self.scale * seconds, once if mode.compiled else 0.0
 
-    def _time(self, form: ExecutionMode) -> tuple[float, float]:
+    def _time(self, mode: ExecutionMode) -> tuple[float, float]:
         """(seconds a point on the first batches, what the first one took more)."""
-        with compiling(form):
-            return self._timed(form)
+        with compiling(mode):
+            return self._timed(mode)
 
-    def _timed(self, form: ExecutionMode) -> tuple[float, float]:
+    def _timed(self, mode: ExecutionMode) -> tuple[float, float]:
         start = time.perf_counter()
-        self.short.try_first_batches(form)
-        evaluator, data = self.short.make(form)
+        self.short.try_first_batches(mode)
+        evaluator, data = self.short.make(mode)
         evaluator.metrics = {f"{name}_loss": Loss(self.short.loss, on) for name, on in data.items()}
-        block = [[0.0] * evaluator.placement.dimensions] * form.block
+        block = [[0.0] * evaluator.placement.dimensions] * mode.stacked
         taken: list[float] = []
         with evaluator.attached():
-            evaluator.block(block)
+            evaluator.evaluate(block)
             first = time.perf_counter() - start
             while len(taken) < 3 or (sum(taken) < ENOUGH and len(taken) < 50):
                 begin = time.perf_counter()
-                evaluator.block(block)
+                evaluator.evaluate(block)
                 taken.append(time.perf_counter() - begin)
                 if time.monotonic() > self.end:
                     raise _OutOfTime
-        return min(taken) / form.block, first - min(taken)
+        return min(taken) / mode.stacked, first - min(taken)
 
 
 class _OutOfTime(BaseException):
