@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .campaign.share import broadcast_rest, broadcast_tensors
 from .data.prepare import as_batches
 from .directions.file import read_directions
 from .directions.given import as_direction, as_long
@@ -39,7 +40,7 @@ from .model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from .model.numbers import wide
 from .model.others import Path, Point, read_other, read_rest
 from .model.placement import Placement
-from .model.rest import broadcast_rest, told, unmoved
+from .model.rest import told, unmoved
 from .model.wrapper import ModelWrapper, wrap_model
 from .ranks.comm import Comm, SerialComm, ours_of
 from .ranks.torch_state import LOCK, one_at_a_time
@@ -317,14 +318,14 @@ class Landscape:
                 "the model has no parameter that can move: none is of real or complex floating-point numbers"
             )
         self._check_alike()
-        state.broadcast(weights.values(), self.comm)
+        broadcast_tensors(weights.values(), self.comm)
         moves = vectors if ends is None else ends
         moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
-        state.broadcast((d for move in moves for d in move.values()), self.comm)
+        broadcast_tensors((d for move in moves for d in move.values()), self.comm)
         self._vectors = moves if ends is None else differences(weights, moves)
         self._warn_of_zeros(weights, scaled=notes.get("normalization") in ("filter", "layer"))
         fixed = self._fixed(weights)
-        along, stays = broadcast_rest(self.model_wrapper, others, self.comm)
+        along, stays = broadcast_rest(self.model_wrapper, others, self.comm, any_error=True)
         for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
             warn(note)
         own = state.state(self.model_wrapper.root)
@@ -364,12 +365,11 @@ class Landscape:
         if text := standing(self._vectors, weights, NAMES, scaled):
             warn(f"{text}; normalization=None does not scale" if scaled else text)
 
-    def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Buffers as they are now; on several ranks rank 0's, and its parameters that do not move."""
+    def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:  # rank 0's where there are several
         root = self.model_wrapper.root
         tensors = state.state(root) if self.comm.size > 1 else dict(root.named_buffers())
         fixed = {name: t.detach().clone() for name, t in tensors.items() if name not in weights}
-        state.broadcast(fixed.values(), self.comm)
+        broadcast_tensors(fixed.values(), self.comm)
         return fixed
 
     def _placement(self, device: torch.device | str | None) -> Placement:

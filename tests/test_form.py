@@ -13,12 +13,13 @@ from programs import PROBLEMS, assert_same_landscape, read, run_program
 from torch import nn
 from torch.nn import functional as F
 
+from hpc_landscape.campaign.data import read_data
 from hpc_landscape.evaluate import evaluator as evaluator_module
+from hpc_landscape.evaluate.build import EvaluatorBuilder
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
+from hpc_landscape.evaluate.normalization import choose_normalization
 from hpc_landscape.grid import Axis, Grid
-from hpc_landscape.job.build import Maker
-from hpc_landscape.job.data import read_data
 from hpc_landscape.job.directions import broadcast_directions
 from hpc_landscape.job.metrics import execution_errors
 from hpc_landscape.job.plan import Plan
@@ -126,7 +127,7 @@ def test_a_network_that_views_its_images_is_evaluated_in_its_own_order(program):
     assert done.code == 0 and "since this model" in done.out, done
     assert program(*command, "--output=flat.h5").code == 0
     with h5py.File("view.h5") as view, h5py.File("flat.h5") as flat:
-        assert (view.attrs["execution"], flat.attrs["mode"]) == ("plain", "channels last")
+        assert (view.attrs["execution"], flat.attrs["execution"]) == ("plain", "channels last")
         np.testing.assert_allclose(view["loss"][()], flat["loss"][()], rtol=1e-5)
 
 
@@ -301,14 +302,15 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     real = evaluator_module.matmul
     monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
-    sets = read_data(settings, problem, comm, print)
+    sets = read_data(problem, settings, 0, 0.5, True, comm, print, cpu)
     directions = broadcast_directions(settings, problem, sets, None, [], cpu, comm, print)
-    maker = Maker(settings, problem, sets, directions, cpu, True)
-    evaluator, data = maker.choose(comm, print)
+    policy = choose_normalization("warmup", problem.wrapper)
+    builder = EvaluatorBuilder(problem, sets, directions, cpu, policy, "tf32", 0, settings)
+    evaluator, data = builder.build(PLAIN)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
     seen.clear()
-    errors = execution_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), maker)
+    errors = execution_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), builder)
     assert (
         errors.differences["loss"].tolist() == [0.0] * 8
         and errors.estimates == {"loss": 0.0}

@@ -8,8 +8,9 @@ import torch
 from programs import PROBLEMS, assert_same_landscape, read, run_program
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from hpc_landscape.campaign.share import kept
 from hpc_landscape.data.prepare import LoaderBatches, prepare
-from hpc_landscape.data.resident import MovedBatches, StoredBatches, beginning, kept
+from hpc_landscape.data.resident import MovedBatches, StoredBatches, beginning
 from hpc_landscape.errors import UserError
 from hpc_landscape.ranks.comm import SerialComm
 from hpc_landscape.ranks.memory import _left_in_groups, free_memory

@@ -16,8 +16,9 @@ from programs import PROBLEMS, read, run_program
 from torch import nn
 
 from hpc_landscape import Problem
+from hpc_landscape.evaluate import tune
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
-from hpc_landscape.job import tune
+from hpc_landscape.evaluate.normalization import WarmUp
 from hpc_landscape.settings import Settings
 
 IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"
@@ -36,7 +37,7 @@ def test_the_choice_is_recorded_and_kept(program, tmp_path):
     path = tmp_path / "landscape.h5"
     np.testing.assert_allclose(read(path, "loss"), read(tmp_path / "plain.h5", "loss"), rtol=2e-5)
     with h5py.File(path, "r+") as file:
-        text, mode = file.attrs["tuned"], file.attrs["mode"]
+        text, mode = file.attrs["tuned"], file.attrs["execution"]
         assert text.startswith(f"{mode}, for 12 points; seconds a point: ") and "plain" in text
         file["done"][2:] = 0
     before = read(path, "loss")
@@ -44,7 +45,7 @@ def test_the_choice_is_recorded_and_kept(program, tmp_path):
     assert again.code == 0 and "6 still to do" in again.out and "tuned" not in again.out, again
     assert read(path, "loss").tobytes() == before.tobytes()
     with h5py.File(path) as file:
-        assert (file.attrs["tuned"], file.attrs["mode"]) == (text, mode)
+        assert (file.attrs["tuned"], file.attrs["execution"]) == (text, mode)
         options = {"channels_last": bool, "compile": bool, "block": lambda k: k or None}
         recorded = Settings(**{name: kind(file.attrs[name]) for name, kind in options.items()})
         assert (
@@ -77,28 +78,28 @@ def test_it_chooses_alone(program):
     assert done.code == 2 and "--tune chooses" in done.err and done.err.count("\n") == 1, done
 
 
-class Maker:
+class Sets:
+    evaluation, warmup, streamed = {}, None, False
+
+
+class Builder:
     """What the tuner asks of one: here all that it is told."""
 
-    settings, problem, device = Settings(), None, torch.device("cuda")  # where channels last are as exact as others
-    is_additive = True
+    speed, problem, device = Settings(), None, torch.device("cuda")  # where channels last are as exact as others
+    precision, normalization, is_additive, sets = "fp32", WarmUp, True, Sets()
 
 
 def tuned(monkeypatch, points: int, seconds: dict[ExecutionMode, tuple[float, float]]) -> ExecutionMode:
     """The mode that is chosen where these are the times: mode -> (a point, what is paid once)."""
 
-    class Sets:
-        evaluation, warmup, streamed = {}, None, False
-
-    def candidate_modes(settings, *_):
-        return [
-            ExecutionMode(channels_last=settings.channels_last, compiled=settings.compile, block=settings.block or 1)
-        ]
+    def candidate_modes(speed, *_):
+        compiled = "default" * speed.compile
+        return [ExecutionMode(channels_last=speed.channels_last, compiled=compiled, stacked=speed.block or 1)]
 
     monkeypatch.setattr(tune, "candidate_modes", candidate_modes)
-    maker = copy.copy(Maker())
-    maker.sets, maker.points = Sets(), points
-    tuner = tune._Tuner(maker, points)
+    builder = copy.copy(Builder())
+    builder.points = points
+    tuner = tune._Tuner(builder, points)
     monkeypatch.setattr(tuner, "_shorten", lambda plain: tuner._measure(plain))
     monkeypatch.setattr(tuner, "_time", lambda mode: seconds[mode])
     settings, text = tuner.best()

@@ -136,7 +136,7 @@ class Evaluator:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if not self.execution.autocast:
             return nullcontext()
-        kind = next(iter(self.devices)).type
+        kind = self.device.type
         alone = self.execution.points == 1  # a cast is of one point's weights
         return torch.autocast(kind, torch.bfloat16, cache_enabled=alone)
 
@@ -155,6 +155,11 @@ class Evaluator:
     @cached_property
     def _generators(self) -> Generators:
         return Generators(self.devices)
+
+    @property
+    def device(self) -> torch.device:
+        """Where points are computed, or one of several such."""
+        return next(iter(self.placement.views.values())).device
 
     @cached_property
     def devices(self) -> set[torch.device]:

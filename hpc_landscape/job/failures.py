@@ -80,7 +80,7 @@ def nan_values(plan: Plan) -> dict[str, np.ndarray]:
 
 def _device_works(plan: Plan) -> bool:
     """Whether another point can be evaluated: after some errors a GPU computes nothing in this process any more."""
-    device = next(iter(plan.evaluator.placement.views.values())).device
+    device = plan.evaluator.device
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)

@@ -15,7 +15,9 @@ import torch
 from .. import metrics as built_in
 from ..data.prepare import TensorBatches
 from ..errors import UserError, is_out_of_memory, user_traceback
+from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import Evaluator, as_array
+from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
@@ -27,7 +29,6 @@ from ..problems.problem import Problem, find_object
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
-from .build import ExecutionErrors, Maker, errors_of_mode
 from .plan import Plan
 
 BUILT_IN: dict[str, Callable[..., Metric]] = {
@@ -240,7 +241,7 @@ def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, M
     """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
     tried = Trial()
     warmup = evaluator.normalization.data
-    if evaluator.normalization.name == "warmup" and isinstance(warmup, Data):
+    if evaluator.normalization.reads_data and isinstance(warmup, Data):
         for batch in itertools.islice(warmup.batches, 1):
             warmup.samples(batch)
     for data in chooser.sets.values():
@@ -372,15 +373,15 @@ def store_array(value: Any, quantity: Quantity) -> Any:
     return array
 
 
-def execution_errors(plan: Plan, maker: Maker) -> ExecutionErrors:
+def execution_errors(plan: Plan, builder: EvaluatorBuilder) -> ExecutionErrors:
     """How far the form in use is from the plain one in float32; nothing where it is as exact."""
     settings, evaluator = plan.settings, plan.evaluator
     exact = evaluator.execution.exact and settings.precision != "tf32"
     if exact or settings.dry_run:
         return ExecutionErrors()
-    plain, data = maker.make(PLAIN)
+    plain, data = builder.build(PLAIN)
     if settings.precision == "tf32":
         plain.precision = "fp32"
-    made = requested(settings, Chooser(plan.problem, data, maker.loss))
+    made = requested(settings, Chooser(plan.problem, data, builder.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
     return errors_of_mode(evaluator, plain, plan.grid, settings.seed)

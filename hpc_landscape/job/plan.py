@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..data.sets import Sets
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
 from ..errors import UserError, reason
+from ..evaluate.build import CHOICES
 from ..evaluate.evaluator import DTYPES, Evaluator
+from ..evaluate.exactness import ExecutionErrors
 from ..evaluate.execution import describe_dtype
 from ..grid import Grid
 from ..metrics.criterion import Criterion
@@ -25,8 +28,6 @@ from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
-from .build import CHOICES, ExecutionErrors
-from .data import Sets
 from .stored import check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -133,7 +134,7 @@ class Plan:
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
             "execution": str(self.evaluator.execution),
-            "device_kind": next(iter(self.evaluator.placement.views.values())).device.type,
+            "device_kind": self.evaluator.device.type,
             **self.made_of,
         }
 

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -19,11 +19,9 @@ import torch
 
 from ..data.resident import beginning
 from ..errors import OURS
-from ..evaluate.execution import ExecutionMode, compiling
 from ..metrics import Loss
-from ..ranks.comm import Comm
-from ..store import layout
-from .build import CHOICES, Maker, candidate_modes, inexact_last
+from .build import CHOICES, EvaluatorBuilder, candidate_modes, inexact_last
+from .execution import ExecutionMode, compiling
 
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a mode is
@@ -36,33 +34,29 @@ _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.__file__), "<"
 WORTH = 0.97  # of the plain mode's time: another one has to take less
 
 
-def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[str], None]) -> str:
-    """Set the maker's settings to the fastest mode for a rank's points; returns what was measured.
+def recorded(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(the choice of a run that is gone on with, what was measured then), as its file records them."""
+    channels_last, compiled, block = (int(attributes.get(name, 0)) for name in CHOICES)
+    choice = {"channels_last": bool(channels_last), "compile": bool(compiled), "block": block or None}
+    return choice, str(attributes.get("tuned", ""))
 
-    Rank 0 measures, and all ranks take its word. A run that is gone on with keeps the choice that its file records.
+
+def tune(builder: EvaluatorBuilder, most: int) -> tuple[dict[str, Any], str]:
+    """(the speed settings of the fastest mode for a rank's points, what was measured).
+
+    most: points that there is room for together.
     """
-    choice, text = {}, "no data to measure on"
-    if stored is not None:
-        recorded = [int(stored.attributes.get(name, 0)) for name in CHOICES]
-        choice = {"channels_last": bool(recorded[0]), "compile": bool(recorded[1]), "block": recorded[2] or None}
-        text = str(stored.attributes.get("tuned", ""))
-    largest = maker.most_points(comm)
-    with comm.raise_on_all_ranks():
-        if stored is None and comm.is_root and maker.sets.evaluation:
-            choice, text = _Tuner(maker, largest).best()
-    choice, text = comm.bcast((choice, text))
-    maker.settings = replace(maker.settings, tune=False, **choice)
-    if stored is None:
-        say(f"tuned        {text}")
-    return text
+    if not builder.sets.evaluation:
+        return {}, "no data to measure on"
+    return _Tuner(builder, most).best()
 
 
 class _Tuner:
-    """Times forms on the first batches, as many as tell something."""
+    """Times modes on the first batches, as many as tell something."""
 
-    def __init__(self, maker: Maker, largest_block: int):
-        self.whole, self.points, self.largest_block = maker, maker.points, largest_block
-        self.short, self.scale = copy.copy(maker), 1.0
+    def __init__(self, builder: EvaluatorBuilder, largest_block: int):
+        self.whole, self.points, self.largest_block = builder, builder.points, largest_block
+        self.short, self.scale = copy.copy(builder), 1.0
         self.end = time.monotonic() + BUDGET
         self.seconds: dict[ExecutionMode, float] = {}  # a point, on all of the data
         self.once: dict[ExecutionMode, float] = {}  # what is paid before the first
@@ -82,8 +76,15 @@ class _Tuner:
         return self.choices[winner], f"{winner}, for {self.points} points; seconds a point: {self._text()}"
 
     def _mode(self, **choice: Any) -> ExecutionMode:
-        settings = replace(self.whole.settings, tune=False, **choice)
-        mode = candidate_modes(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
+        builder = self.whole
+        mode = candidate_modes(
+            replace(builder.speed, tune=False, **choice),
+            builder.precision,
+            builder.normalization,
+            builder.problem,
+            builder.device,
+            builder.sets.streamed,
+        )[0]
         self.choices.setdefault(mode, choice)
         return mode
 
@@ -108,7 +109,7 @@ class _Tuner:
             n = min(max(counts), max(2 * n, int(n * ENOUGH / seconds)))
 
     def _candidates(self, plain: ExecutionMode) -> Iterator[dict[str, Any]]:
-        if not inexact_last(self.whole.settings, self.whole.problem, self.whole.device):
+        if not inexact_last(self.whole.normalization, self.whole.device):
             yield {"channels_last": True}
         small = self.seconds.get(plain, math.inf) < SMALL
         if small and self.whole.is_additive and not self.whole.sets.streamed:
@@ -142,7 +143,7 @@ class _Tuner:
     def _timed(self, mode: ExecutionMode) -> tuple[float, float]:
         start = time.perf_counter()
         self.short.try_first_batches(mode)
-        evaluator, data = self.short.make(mode)
+        evaluator, data = self.short.build(mode)
         evaluator.metrics = {f"{name}_loss": Loss(self.short.loss, on) for name, on in data.items()}
         block = [[0.0] * evaluator.placement.dimensions] * mode.stacked
         taken: list[float] = []
