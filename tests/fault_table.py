@@ -1,6 +1,6 @@
 """The table of faults in tests/README.md, made by the tests themselves.
 
-``HPC_LANDSCAPE_FAULT_TABLE=tests/README.md python -m pytest tests/test_fault_*.py ...`` puts the rows of that run in
+``HPC_LANDSCAPE_FAULT_TABLE=tests/README.md python -m pytest tests/faults ...`` puts the rows of that run in
 the table there: one for each fault, MPI and writer. Rows that the run has not made again stay as they are.
 """
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
+from case import AXES, Case, assert_right, cases, stored
 
-sys.path.insert(0, str(Path(__file__).parent / "kinds"))
-from case import AXES, Case, assert_right, cases, stored  # noqa: E402
-
-import hpc_landscape  # noqa: E402
-from hpc_landscape import UserError  # noqa: E402
-from hpc_landscape.metrics import Data, Loss  # noqa: E402
+import hpc_landscape
+from hpc_landscape import UserError
+from hpc_landscape.metrics import Data, Loss
 
 ALL = list(cases())
 

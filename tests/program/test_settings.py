@@ -5,16 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import yaml
+from programs import ROOT
 
 from hpc_landscape.arguments import parse
 from hpc_landscape.errors import UserError
 from hpc_landscape.settings import Settings
-
-ROOT = Path(__file__).parents[1]
 
 
 def settings(*words: str) -> Settings:

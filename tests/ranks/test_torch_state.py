@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from case import load
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent / "kinds"))
-from case import load  # noqa: E402
-
-import hpc_landscape  # noqa: E402
-from hpc_landscape.metrics import GradientNorm, Loss, MetricPipeline  # noqa: E402
-from hpc_landscape.ranks.torch_state import as_before  # noqa: E402
+import hpc_landscape
+from hpc_landscape.metrics import GradientNorm, Loss, MetricPipeline
+from hpc_landscape.ranks.torch_state import as_before
 
 kinds = load("kind_torch_state.py")
 

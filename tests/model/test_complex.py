@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -29,9 +27,8 @@ from hpc_landscape.metrics import (
 from hpc_landscape.model.parameters import ModelParameters, orthogonal_to, rand_n_like, rand_u_like
 from hpc_landscape.model.wrapper import wrap_model
 
-PROBLEM = str(Path(__file__).parent / "kinds" / "kind_complex.py") + ":operator"
-sys.path.insert(0, str(Path(__file__).parent / "kinds"))
 kind = importlib.import_module("kind_complex")
+PROBLEM = f"{kind.__file__}:operator"
 
 
 class Net(nn.Module):

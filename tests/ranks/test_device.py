@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import platform
 import subprocess
 import sys
 
 import pytest
 import torch
+from programs import ROOT
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.ranks.comm import SerialComm
@@ -164,10 +164,9 @@ def test_freed_memory_is_kept():
         "for _ in range(4): torch.ones(2**25)\n"  # 128 MiB each: 32,768 pages
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
-    root = pathlib.Path(__file__).resolve().parent.parent
 
     def faults(call):
         command = [sys.executable, "-c", program.format(call)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
     assert faults("keep_memory()") < 1000

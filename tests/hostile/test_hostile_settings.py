@@ -22,7 +22,7 @@ from hpc_landscape.problems.problem import type_arguments
 from hpc_landscape.settings import MOST as MOST_WHOLE
 from hpc_landscape.settings import Settings
 
-# The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/test_hostile_*
+# The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/hostile
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "150"))
 thorough = settings(
     max_examples=EXAMPLES,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,9 +15,8 @@ from hpc_landscape import LinearLossLandscape, UserError
 from hpc_landscape.metrics import GradientNorm, Loss, LossGradient
 from hpc_landscape.model.wrapper import GeneralModelWrapper, wrap_model
 
-sys.path.insert(0, str(Path(__file__).parent / "kinds"))
 kind = importlib.import_module("kind_frozen")
-FILE = str(Path(__file__).parent / "kinds" / "kind_frozen.py")
+FILE = kind.__file__
 WORDS = ["--problem", f"{FILE}:adapted", "--plot", "false", "--x", "-1:1:3", "--y", "none", "--output", "a.h5"]
 TRAINED = {"0.lora_A", "0.lora_B", "2.lora_A", "2.lora_B"}
 

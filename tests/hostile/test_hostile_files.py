@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from programs import TINY, environment, run_program
+from programs import ROOT, TINY, environment, run_program
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ SHAPES = {
     "plane": ["--x=-1:1:4", "--y=-1:1:3", "--save_model"],
     "arrays": ["--x=-1:1:3", "--y=-1:1:2", "--metrics", "loss,loss_gradient"],
 }
-READER = Path(__file__).with_name("reader_of_many_files.py")
+READER = ROOT / "tests" / "reader_of_many_files.py"
 
 
 def job(shape: str) -> list[str]:
