@@ -106,7 +106,7 @@ def test_a_stream_without_an_end_in_sight_is_told(program, problem, monkeypatch)
 
 
 RUN = (
-    "import sys; from hpc_landscape.problems import streams; streams.PROBE = 0.3; from hpc_landscape.cli import main; "
+    "import sys; from hpc_landscape.data import streams; streams.PROBE = 0.3; from hpc_landscape.cli import main; "
 )
 
 

@@ -211,7 +211,7 @@ def test_a_stop_does_not_wait_for_the_next_try(
     tmp_path: Path, job: list[str], order: Callable[..., None], program: Callable[..., Finished], undisturbed: Path
 ) -> None:
     order("data", "EIO", 1000, FIRST)
-    code = "from hpc_landscape.problems import faults; faults.PAUSES = (60.0, 60.0); import sys; "
+    code = "from hpc_landscape.data import faults; faults.PAUSES = (60.0, 60.0); import sys; "
     code += "from hpc_landscape.cli import main; sys.exit(main())"
     with Job([sys.executable, "-c", code, *job, "--problem.workers", "0"], None, tmp_path) as running:
         running.until(lambda: happened(tmp_path))

@@ -6,7 +6,6 @@ import ctypes
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from problems_for_tests.tiny_problem_for_tests import checkpoint
 from programs import (
     PROBLEMS,
     PROGRAM,
@@ -41,27 +41,35 @@ OURS = "hpc_landscape: error: "
 SMALL = ("--problem", TINY, "--x=-1:1:3", "--y=none", "--plot", "false")
 
 
-@pytest.fixture
-def things(tmp_path: Path, program: Callable[..., Finished]) -> Path:
-    """A folder of things that a user may name by mistake; the program is run in it."""
-    assert program(*SMALL, "--output", "good.h5").code == 0
-    (tmp_path / "text.h5").write_text("not HDF5")
-    (tmp_path / "empty.h5").write_bytes(b"")
-    (tmp_path / "truncated.h5").write_bytes((tmp_path / "good.h5").read_bytes()[:-100])
-    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Things that a user may name by mistake."""
+    folder = tmp_path_factory.mktemp("things")
+    finished = run_program(*SMALL, "--output", "good.h5", folder=folder)
+    assert finished.code == 0, finished
+    (folder / "text.h5").write_text("not HDF5")
+    (folder / "empty.h5").write_bytes(b"")
+    (folder / "truncated.h5").write_bytes((folder / "good.h5").read_bytes()[:-100])
+    with h5py.File(folder / "foreign.h5", "w") as file:
         file["loss"] = np.arange(3.0)
-    with h5py.File(tmp_path / "newer.h5", "w") as file:
+    with h5py.File(folder / "newer.h5", "w") as file:
         file.attrs.update({"format": "hpc_landscape", "format_version": 99})
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "unknown.yaml").write_text("sede: 3\n")
-    (tmp_path / "wrong.yaml").write_text("seed: many\n")
-    (tmp_path / "broken.yaml").write_text("seed: [3\n")
-    (tmp_path / "junk.pt").write_bytes(b"junk")
-    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    torch.save({"epoch": 3}, tmp_path / "no_weights.pt")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pt")
-    sys.modules["tiny_problem_for_tests"].checkpoint(tmp_path / "wider.pt", hidden=7)
-    return tmp_path
+    (folder / "folder").mkdir()
+    (folder / "unknown.yaml").write_text("sede: 3\n")
+    (folder / "wrong.yaml").write_text("seed: many\n")
+    (folder / "broken.yaml").write_text("seed: [3\n")
+    (folder / "junk.pt").write_bytes(b"junk")
+    torch.save({"other.weight": torch.zeros(2)}, folder / "other.pt")
+    torch.save({"epoch": 3}, folder / "no_weights.pt")
+    torch.save(torch.nn.Linear(2, 2), folder / "pickled.pt")
+    checkpoint(folder / "wider.pt", hidden=7)
+    return folder
+
+
+@pytest.fixture
+def things(tmp_path: Path, made_once: Path) -> Path:
+    """A copy of them in the folder that the program is run in."""
+    return Path(shutil.copytree(made_once, tmp_path, dirs_exist_ok=True))
 
 
 # What is given, and what the message must say: in the order of the issue.
