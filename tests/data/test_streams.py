@@ -105,9 +105,7 @@ def test_a_stream_without_an_end_in_sight_is_told(program, problem, monkeypatch)
     assert "no end" not in program(*words(problem, "slow", "--batches", "3", "--output", "b.h5")).out
 
 
-RUN = (
-    "import sys; from hpc_landscape.data import streams; streams.PROBE = 0.3; from hpc_landscape.cli import main; "
-)
+RUN = "import sys; from hpc_landscape.data import streams; streams.PROBE = 0.3; from hpc_landscape.cli import main; "
 
 
 @pytest.mark.slow

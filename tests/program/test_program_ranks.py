@@ -93,7 +93,7 @@ def test_other_ranks_points_reach_the_disk_while_rank_0_computes(
     for rank in range(1, ranks):  # a rank computes its points in order
         computed = [line.time for line in log_lines(log, "point") if line.rank == rank]
         delays += list(seen[rank::ranks] - computed)
-    record_property("slowest_point_reached_the_disk_after_seconds", max(delays))
+    record_property("slowest_point_reached_the_disk_after_seconds", float(max(delays)))
     print(f"points reached the disk after {min(delays):.2f} to {max(delays):.2f} s")
     assert max(delays) < 2 + 8  # the promise is 2 s; the rest is for a machine busy with other things
 
