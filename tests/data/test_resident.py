@@ -134,6 +134,7 @@ def test_a_run_goes_on_in_the_other_way(program, tmp_path):
     assert read(tmp_path / "landscape.h5", "loss").tobytes() == loss.tobytes()
 
 
+@pytest.mark.mpi_stack
 def test_workers_and_ranks(tmp_path):
     job = [*JOB, "--problem.workers=1", "--output"]
     for name, ranks, options in (("one", None, ()), ("two", 2, ()), ("streamed", 2, ("--resident=0",))):

@@ -66,6 +66,7 @@ def test_a_run_goes_on_in_the_form_of_its_file(program, tmp_path, recorded):
     assert read(tmp_path / "landscape.h5", "loss").tobytes() == before.tobytes()
 
 
+@pytest.mark.mpi_stack
 def test_all_ranks_take_the_same(tmp_path):
     finished = run_program(*JOB, "--tune", folder=tmp_path, ranks=2)
     assert finished.code == 0 and finished.out.count("tuned  ") == 1, finished

@@ -29,7 +29,7 @@ from programs import (
     run_program,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 JOB = ("--problem", TINY, "--x=-1:1:12", "--y=-1:1:10", "--plot", "false")
 MODULE = TINY.removesuffix(":tiny")

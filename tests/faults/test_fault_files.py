@@ -22,6 +22,8 @@ from hpc_landscape import UserError
 from hpc_landscape.store.lock import exclusive, lock_of
 from hpc_landscape.view.output import write_whole
 
+pytestmark = pytest.mark.mpi_stack
+
 JOB = ("--problem", TINY, "--x=-1:1:3", "--y=none", "--plot", "false")
 OURS = "hpc_landscape: error: "
 HDF5 = b"\x89HDF\r\n\x1a\n"

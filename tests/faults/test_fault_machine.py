@@ -76,6 +76,7 @@ def ours(finished: Finished) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("writer", "on_error"), each_writer(["record"], ["record"]))
+@pytest.mark.mpi_stack
 def test_a_worker_of_one_rank_is_killed(
     tmp_path: Path, job: list[str], order: Callable[..., None], undisturbed: Path, writer: str, on_error: str
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_read_fails_for_ever(
 
 
 @pytest.mark.slow
+@pytest.mark.mpi_stack
 def test_a_file_server_is_gone_on_all_ranks(
     tmp_path: Path, job: list[str], order: Callable[..., None], program: Callable[..., Finished], undisturbed: Path
 ) -> None:
@@ -260,6 +262,7 @@ def _recorded(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("writer", "ranks"), each_writer([1], [2]))
+@pytest.mark.mpi_stack
 def test_what_has_failed_is_computed_again(
     tmp_path: Path,
     job: list[str],

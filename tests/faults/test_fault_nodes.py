@@ -10,7 +10,7 @@ import fault_table
 import pytest
 from programs import PROBLEMS, ROOT, TINY, WRITERS, Finished, Job, assert_same_landscape, listing, parallel_h5py
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 UNEVEN = (sys.executable, str(ROOT / "tests" / "uneven.py"))
 CACHED = ("--problem", f"{PROBLEMS / 'small_problem_for_tests.py'}:cached", "--resident", "0.001")

@@ -15,7 +15,7 @@ import fault_table
 import pytest
 from programs import PROBLEMS, PROGRAM, Job, environment, stat
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")]
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack, pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")]
 
 FAMILY = f"{PROBLEMS / 'family_problem_for_tests.py'}:family"
 JOB = ("--problem", FAMILY, "--x=-1:1:100", "--y=-1:1:100", "--plot=false", "--resident=0", "--problem.folder")

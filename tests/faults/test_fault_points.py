@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from programs import PROBLEMS, Finished, Job, each_writer, listing, read, run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 MODULE = PROBLEMS / "cliff_problem_for_tests.py"
 CLIFF = ("--problem", f"{MODULE}:cliff", "--x=-1:1:12", "--y=-1:1:10", "--plot", "false")

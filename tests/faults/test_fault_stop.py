@@ -26,7 +26,7 @@ from programs import (
     slow_disk,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 GRID = ("--x=-1:1:20", "--y=-1:1:10", "--plot", "false")
 STUCK = PROBLEMS / "stuck_problem_for_tests.py"

@@ -224,6 +224,7 @@ def test_full_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     assert log.text.startswith("words\nhpc_landscape: a notice\n2/10 points"), log.text
 
 
+@pytest.mark.mpi_stack
 def test_two_ranks_that_cannot_speak(tmp_path: Path) -> None:
     """Neither waits for the other to have spoken."""
     options = ("--problem.fault", "mistake", "--problem.fault_rank", 1, "--problem.fault_at", 1)
@@ -246,6 +247,7 @@ def test_where_the_output_is_the_result(tmp_path: Path, run: str) -> None:
     assert _shell(f"{program} --no_such_option >/dev/full 2>&1", tmp_path).returncode == 2
 
 
+@pytest.mark.mpi_stack
 def test_launchers_in_launchers(tmp_path: Path) -> None:
     """Sizes that others have left, smaller and greater, around two real ranks."""
     left = dict.fromkeys(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"], "1")

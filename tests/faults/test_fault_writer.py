@@ -10,7 +10,7 @@ import fault_table
 import pytest
 from programs import PROBLEMS, TINY, WRITERS, Finished, Job, assert_same_landscape, parallel_h5py
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 JOB = ("--problem", TINY, "--x=-1:1:6", "--y=-1:1:5", "--plot", "false")
 ELSEWHERE = """

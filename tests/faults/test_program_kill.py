@@ -37,7 +37,7 @@ from programs import (
     slow_disk,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 KILLS = int(os.environ.get("HPC_LANDSCAPE_KILLS", "50"))
 PER_CHAIN = 5  # kills of one file, one after the other

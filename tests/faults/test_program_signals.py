@@ -13,7 +13,7 @@ import fault_table
 import pytest
 from programs import PROGRAM, TINY, Finished, Job, assert_same_landscape, each_writer, log_lines, read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:10", "--plot", "false")
 CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}

@@ -12,6 +12,8 @@ from hpc_landscape import UserError
 from hpc_landscape.arguments import parse
 from hpc_landscape.run import run
 
+pytestmark = pytest.mark.mpi_stack
+
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases()])
 def test_on_ranks(case: Case, comm, folder):

@@ -14,6 +14,8 @@ from programs import PROGRAM, TINY, WRITERS, Finished, Job, assert_same_landscap
 from hpc_landscape.ranks.comm import SerialComm
 from hpc_landscape.ranks.signals import Signals
 
+pytestmark = pytest.mark.mpi_stack
+
 JOB = ("--problem", TINY, "--x=-1:1:20", "--y=-1:1:10", "--plot", "false")
 GRACE = ("--grace", 8)  # of which six are for the points in hand
 

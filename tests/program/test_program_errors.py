@@ -34,7 +34,7 @@ from programs import (
 
 from hpc_landscape.ranks.comm import launched
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 MODULE = TINY.removesuffix(":tiny")
 OURS = "hpc_landscape: error: "

@@ -168,6 +168,7 @@ def test_returns_of_a_gymnasium_agent(program):
     np.testing.assert_allclose(found[1], [np.mean(returns), np.std(returns, ddof=1) / np.sqrt(3)], rtol=1e-12)
 
 
+@pytest.mark.mpi_stack
 def test_ranks_give_the_same(tmp_path):
     """Metrics with trailing axes travel between ranks as well."""
     names = f"loss,loss_gradient,{FILE}:Norms"

@@ -22,7 +22,7 @@ from programs import (
     run_program,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
 JOB = ("--problem", TINY, "--x=-1:1:5", "--y=-0.5:1:4", "--plot", "false")
 BATCHES = ("--batch_size", "20")  # of 48 samples: an unequal last batch

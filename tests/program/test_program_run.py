@@ -17,6 +17,8 @@ from hpc_landscape.ranks.comm import SerialComm
 from hpc_landscape.run import run
 from hpc_landscape.settings import Settings
 
+pytestmark = pytest.mark.mpi_stack
+
 JOB = ("--problem", TINY, "--x=-1:1:5", "--y=-1:1:3", "--plot", "false")
 TINY_DIGITS = ("--problem.epochs", 1, "--problem.width", 2, "--samples", 64, "--x=-1:1:3", "--y=none")
 

@@ -18,6 +18,8 @@ from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.store import layout, probe
 from hpc_landscape.store.layout import Quantity
 
+pytestmark = pytest.mark.mpi_stack
+
 GRIDS = {
     1: Grid(Axis(-1, 1, 7)),
     2: Grid(Axis(-1, 1, 5), Axis(-2, 2.5, 4)),

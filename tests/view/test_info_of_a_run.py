@@ -13,7 +13,10 @@ from programs import PROGRAM, TINY, Finished, Job, assert_same_landscape, listin
 from hpc_landscape.store.lock import exclusive, holder, lock_of
 
 JOB = ["--problem", TINY, "--x=-1:1:4", "--y=-1:1:3", "--plot", "false"]
-pytestmark = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell who holds a lock")
+pytestmark = [
+    pytest.mark.mpi_stack,
+    pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell who holds a lock"),
+]
 
 
 def row(finished: Finished, name: str) -> str:

@@ -13,6 +13,8 @@ from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.store import layout
 from hpc_landscape.store.layout import Quantity
 
+pytestmark = pytest.mark.mpi_stack
+
 AXES = {1: (Axis(-1, 1, 5),), 2: (Axis(-1, 1, 5), Axis(-2, 3, 4)), 3: (Axis(-1, 1, 4), Axis(-2, 3, 3), Axis(0, 5, 5))}
 
 
