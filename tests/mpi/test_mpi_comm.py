@@ -18,6 +18,8 @@ from hpc_landscape.model import state
 from hpc_landscape.ranks import comm as comm_module
 from hpc_landscape.ranks.device import choose_device, fair_threads, shared_gpus
 
+pytestmark = pytest.mark.mpi_stack
+
 
 def test_world_is_what_the_launcher_started(comm: Any) -> None:
     size, rank, _ = comm_module.launched()

@@ -15,6 +15,8 @@ from hpc_landscape.data.prepare import TensorBatches, prepare
 from hpc_landscape.errors import UserError
 from hpc_landscape.ranks import shared
 
+pytestmark = pytest.mark.mpi_stack
+
 LARGE = 2**18  # numbers in float32: enough to be shared
 needs_shm = pytest.mark.skipif(not os.path.isdir(shared.FOLDER), reason=f"no {shared.FOLDER}")
 
