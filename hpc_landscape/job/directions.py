@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -46,7 +45,7 @@ def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
             ways = find_paths(settings.trajectory, "--trajectory")
     ways = comm.bcast(ways)
     if settings.directions == "pca" and settings.checkpoint is None:
-        settings = dataclasses.replace(settings, checkpoint=ways[-1][-1])
+        settings = settings.replaced(checkpoint=ways[-1][-1])
     return settings, ways
 
 

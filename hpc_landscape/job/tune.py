@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -51,7 +50,7 @@ def tune(maker: Maker, stored: layout.Stored | None, comm: Comm, say: Callable[[
         if stored is None and comm.is_root and maker.sets.evaluation:
             choice, text = _Tuner(maker, largest).best()
     choice, text = comm.bcast((choice, text))
-    maker.settings = replace(maker.settings, tune=False, **choice)
+    maker.settings = maker.settings.replaced(tune=False, **choice)
     if stored is None:
         say(f"tuned        {text}")
     return text
@@ -82,7 +81,7 @@ class _Tuner:
         return self.choices[winner], f"{winner}, for {self.points} points; seconds a point: {self._text()}"
 
     def _form(self, **choice: Any) -> ExecutionMode:
-        settings = replace(self.whole.settings, tune=False, **choice)
+        settings = self.whole.settings.replaced(tune=False, **choice)
         form = forms(settings, self.whole.problem, self.whole.device, self.whole.sets.streamed)[0]
         self.choices.setdefault(form, choice)
         return form
