@@ -21,15 +21,13 @@ OTHERS = [
 KNOWN = OPTIONS | {option.name: option for option in OTHERS}
 
 
-def parse(
-    arguments: Sequence[str], prog: str, epilog: str = "", kinds: Mapping[str, Kinds] | None = None
-) -> tuple[Settings, bool]:
+def parse(arguments: Sequence[str], prog: str, epilog: str = "", kinds: Sequence[Kinds] = ()) -> tuple[Settings, bool]:
     """The settings that a command line asks for, those of --config files among them.
 
     Args:
         arguments: the words. --help is heard wherever it stands; the word after it names a kind.
         prog, epilog: of --help.
-        kinds: the registries that --help tells of, by the option that chooses from them.
+        kinds: the registries that --help tells of.
 
     Returns:
         The settings, checked, and whether --print_config was given.
@@ -41,7 +39,7 @@ def parse(
     words = list(arguments)
     try:
         if HELP & set(words):
-            print(_help(words, prog, epilog, kinds or {}), end="")
+            print(_help(words, prog, epilog, kinds), end="")
             raise SystemExit(0)
         given, files = _split(words)
         print_config = given.pop("print_config", "false")
@@ -57,11 +55,11 @@ def parse(
         raise UserError(printable(str(error))) from None
 
 
-def _help(words: list[str], prog: str, epilog: str, kinds: Mapping[str, Kinds]) -> str:
+def _help(words: list[str], prog: str, epilog: str, kinds: Sequence[Kinds]) -> str:
     """Of the kind that is named after --help, or of everything."""
     after = words[min(words.index(word) for word in HELP & set(words)) + 1 :]
     if after and not after[0].startswith("-"):
-        return help_of_kind(after[0], kinds)
+        return help_of_kind(after[0], kinds, OPTIONS)
     usage = f"usage: {prog} [run] [options] | plot FILE | info FILE | export FILE -o OUT\n\n"
     usage += "Compute a loss landscape. With no options: of the built-in digits problem.\n\n"
     return usage + help_of_all({"options": OTHERS} | GROUPS, kinds) + f"\n{epilog}"

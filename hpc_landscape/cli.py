@@ -64,6 +64,8 @@ def _run(words: list[str]) -> int:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
+        if HELP & set(words):  # which the other processes have left to this one
+            return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
         return _shown()
