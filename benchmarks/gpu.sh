@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that wants a GPU, in one call: the GPU tests, the default job on it, the benchmarks. PYTHON: which one (default
-# python3). It needs pytest, jsonargparse and tqdm beside torch and h5py.
+# python3). It needs pytest, PyYAML and tqdm beside torch and h5py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

@@ -87,7 +87,9 @@ def run(settings: Settings, comm: Comm) -> int:
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
         broadcast_weights(settings, problem, stored, comm, say)
         policy = choose_normalization(settings.bn, problem.wrapper)
-        sets = read_data(problem, settings, settings.seed, settings.resident, policy.reads_data, comm, say, device)
+        sets = read_data(
+            problem, settings.for_evaluation, settings.seed, settings.resident, policy.reads_data, comm, say, device
+        )
         broadcast_norms(problem, sets, policy, settings.precision, settings.seed, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
@@ -98,7 +100,7 @@ def run(settings: Settings, comm: Comm) -> int:
         policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
         points = -(-grid.size // comm.size)
         builder = EvaluatorBuilder(
-            *(problem, sets, directions, device, policy, settings.precision, settings.seed, settings),
+            *(problem, sets, directions, device, policy, settings.precision, settings.seed, settings.for_speed),
             is_additive=is_additive,
             points=points,
         )
@@ -152,8 +154,8 @@ def _tuned(
         most = min(comm.allgather(builder.room(_sharers(builder, comm))))
         choice, text = comm.from_root(lambda: tune(builder, most))
         say(f"tuned        {text}")
-    settings = dataclasses.replace(settings, tune=False, **choice)
-    builder.speed = settings
+    settings = settings.replaced(tune=False, **choice)
+    builder.speed = settings.for_speed
     return settings, text
 
 

@@ -63,7 +63,7 @@ def candidate_modes(
         raise UserError(f"--compile --block {stacked}: take one of the two; stacked points are not compiled")
     ways: list[dict[str, Any]] = [{}]
     if speed.compile or stacked > 1:
-        ways = [{"compiled": "default" * speed.compile, "stacked": stacked}, {}]
+        ways = [{"compiled": speed.compile_mode or "", "stacked": stacked}, {}]
     return [ExecutionMode(channels_last=order, **dtype, **way) for way in ways for dtype in dtypes for order in orders]
 
 

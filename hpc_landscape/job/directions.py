@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -47,7 +46,7 @@ def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
             ways = find_paths(settings.trajectory, "--trajectory")
     ways = comm.bcast(ways)
     if settings.directions == "pca" and settings.checkpoint is None:
-        settings = dataclasses.replace(settings, checkpoint=ways[-1][-1])
+        settings = settings.replaced(checkpoint=ways[-1][-1])
     return settings, ways
 
 
@@ -98,7 +97,7 @@ def _eigenvectors(
     if not sets.evaluation:
         raise UserError("--directions hessian: the problem has no data")
     policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
-    directions, speed = Directions([dict(weights)]), settings
+    directions, speed = Directions([dict(weights)]), settings.for_speed
     builder = EvaluatorBuilder(problem, sets, directions, device, policy, settings.precision, settings.seed, speed)
     evaluator, data = builder.build(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into

@@ -165,7 +165,10 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "compute_dtype": plan.compute_dtype,
         **({"interpolated": ",".join(plan.directions.rest[0])} if any(plan.directions.rest) else {}),
         **plan.directions.notes,
-        **{name: int(getattr(settings, name) or 0) for name in CHOICES},
+        **{
+            name: 0 if not (value := getattr(settings, name)) else 1 if isinstance(value, str) else int(value)
+            for name in CHOICES
+        },
         **({"tuned": plan.tuned} if plan.tuned else {}),
         **plan.execution_errors.attributes(),
     }

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from ..metrics.criterion import REDUCTIONS, takes_no_data, without_data
 from ..model.modes import EVAL, check_mode
 from ..model.numbers import can_move
 from ..model.wrapper import ModelWrapper, wrap_model
+from ..options import as_type
 
 BUILT_IN = {"digits": "hpc_landscape.problems.digits:digits"}
 
@@ -268,8 +268,6 @@ def _import_file(where: str, what: str) -> ModuleType:
 
 def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """The arguments, text from the command line among them, as the types that the factory's signature asks for."""
-    import jsonargparse
-
     try:
         parameters = inspect.signature(factory, eval_str=True).parameters
     except NameError:  # an annotation that is imported for type checkers only
@@ -284,13 +282,9 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
             annotation = Any
         else:
             annotation = _annotation(parameters[key])
-        if annotation is Any and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(:\d+)+(\.\d*)?", value):
-            annotation = str  # YAML reads 1:30 as a number of seconds
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
         try:
-            parser.add_argument("--value", type=annotation)
-            typed[key] = parser.parse_object({"value": value}).value
-        except Exception:
+            typed[key] = as_type(value, annotation)
+        except (ValueError, TypeError):  # TypeError: of an annotation that is no type
             kind = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
             raise UserError(f"--problem.{key}: expected {kind}, got {value!r}") from None
     missing = [

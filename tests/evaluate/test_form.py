@@ -302,10 +302,10 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     real = evaluator_module.matmul
     monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
-    sets = read_data(problem, settings, 0, 0.5, True, comm, print, cpu)
+    sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, print, cpu)
     directions = broadcast_directions(settings, problem, sets, None, [], cpu, comm, print)
     policy = choose_normalization("warmup", problem.wrapper)
-    builder = EvaluatorBuilder(problem, sets, directions, cpu, policy, "tf32", 0, settings)
+    builder = EvaluatorBuilder(problem, sets, directions, cpu, policy, "tf32", 0, settings.for_speed)
     evaluator, data = builder.build(PLAIN)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))

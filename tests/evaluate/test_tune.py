@@ -86,7 +86,11 @@ class Sets:
 class Builder:
     """What the tuner asks of one: here all that it is told."""
 
-    speed, problem, device = Settings(), None, torch.device("cuda")  # where channels last are as exact as others
+    speed, problem, device = (
+        Settings().for_speed,
+        None,
+        torch.device("cuda"),
+    )  # where channels last are as exact as others
     precision, normalization, is_additive, sets = "fp32", WarmUp, True, Sets()
 
 
@@ -104,7 +108,7 @@ def tuned(monkeypatch, points: int, seconds: dict[ExecutionMode, tuple[float, fl
     monkeypatch.setattr(tuner, "_shorten", lambda plain: tuner._measure(plain))
     monkeypatch.setattr(tuner, "_time", lambda mode: seconds[mode])
     settings, text = tuner.best()
-    mode = candidate_modes(Settings(**settings))[0]
+    mode = candidate_modes(Settings(**settings).for_speed)[0]
     assert text.startswith(f"{mode}, for {points} points")
     return mode
 

@@ -6,8 +6,7 @@ import json
 import math
 import os
 import shlex
-from dataclasses import fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from hpc_landscape.errors import UserError, printable
 from hpc_landscape.grid import MOST, Axis, Grid, strided
 from hpc_landscape.problems.problem import type_arguments
 from hpc_landscape.settings import MOST as MOST_WHOLE
-from hpc_landscape.settings import Settings
+from hpc_landscape.settings import OPTIONS, Settings
 
 # The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/hostile
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "150"))
@@ -36,8 +35,6 @@ thorough = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
-OPTIONS = [option.name for option in fields(Settings) if option.metadata]
-HINTS = get_type_hints(Settings)
 # What has been trouble to someone: YAML's own syntax, Python's numbers, what steers a terminal.
 ODD = ["", " ", "-", "--", "--x", "-1", "=", "null", "~", "none", "None", "true", "no", "1_000", "0x10", "1e3", "1.0"]
 ODD += ["[1", "[]", "{}", "{a: 1}", "- a", "&a *a", "*a", "!!python/object/apply:os.abort []", "!!int x", "|", "%", "@"]
@@ -144,7 +141,7 @@ def _valid(text: str) -> bool:
 
 def _value(name: str) -> st.SearchStrategy[Any]:
     """Any value of this setting's type."""
-    hint = HINTS[name]
+    hint = OPTIONS[name].type
     kinds = {*get_args(hint), hint}
     if name in ("x", "y", "z"):
         return st.none() | AXES.filter(_valid)
@@ -174,7 +171,7 @@ def _checked(wanted: Settings) -> Settings:
 @thorough
 @given(SETTINGS, st.recursive(NAMES, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=5))
 def test_settings_through_yaml(tmp_path, wanted, nested):
-    wanted = _checked(replace(wanted, problem_arguments=wanted.problem_arguments | {"nested": nested}))
+    wanted = _checked(wanted.replaced(problem_arguments=wanted.problem_arguments | {"nested": nested}))
     (tmp_path / "c.yaml").write_text(wanted.to_yaml(), encoding="utf-8")
     assert parse(["--config", str(tmp_path / "c.yaml")], "prog")[0] == wanted
 
@@ -183,7 +180,7 @@ def test_settings_through_yaml(tmp_path, wanted, nested):
 @given(SETTINGS)
 def test_settings_through_a_command_line(wanted):
     # The command in a file is the one that goes on, in whatever job
-    wanted = replace(_checked(wanted), overwrite=False, dry_run=False, grace=None, retry_failed=False)
+    wanted = _checked(wanted).replaced(overwrite=False, dry_run=False, grace=None, retry_failed=False)
     python, dash_m, module, *words = shlex.split(wanted.to_command())
     assert (python, dash_m, module) == ("python", "-m", "hpc_landscape")
     assert parse(words, "prog")[0] == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -240,6 +241,18 @@ def typed(signature: str, arguments: dict[str, Any], future: bool = False) -> di
         ("Any", "5", 5),
         ("int", 5, 5),
         ("bool", True, True),
+        ("Union[str, None]", "null", None),
+        ("Union[int, str]", "5", 5),
+        ("Union[str, int]", "5", "5"),
+        ("Annotated[int, 'metres']", "5", 5),
+        ("Sequence[int]", "[1, 2]", [1, 2]),
+        ("tuple[int, str]", ["1", "2"], (1, "2")),
+        ("tuple[float, ...]", "[1, 2]", (1.0, 2.0)),
+        ("set[int]", "[1, 1]", {1}),
+        ("list", "[1, [a]]", [1, ["a"]]),
+        ("Mapping[str, list[int]]", {"a": ["1"]}, {"a": [1]}),
+        ("Callable[..., Any]", "math.sin", math.sin),
+        ("type[Exception]", "ValueError", ValueError),
     ],
 )
 def test_annotated(annotation, text, value, future):
@@ -262,6 +275,12 @@ def test_annotated(annotation, text, value, future):
         ("=1e-3", "1e-4", 1e-4),  # YAML 1.1 reads 1e-4 as text
         ("=1e-3", "1.0e-4", 1e-4),
         ("", "1:30", "1:30"),  # and 1:30 as 90
+        ("", "2020-01-01", "2020-01-01"),  # and this as a day
+        ("", "0x10", 16),
+        ("", "no", False),
+        ("", "'5'", "'5'"),
+        ("", "[x", "[x"),
+        ("", "{a: }", {"a": None}),
         ("=None", "-1:1:51", "-1:1:51"),
     ],
 )
@@ -289,6 +308,12 @@ def test_keyword_only_and_defaults():
         ("Literal['a', 'b']", "c", "'a'"),
         ("Optional[int]", "x", "int"),
         ("list[int]", "[a]", "list"),
+        ("list[int]", "5", "list"),
+        ("tuple[int, int]", "[1]", "tuple"),
+        ("int", True, "int"),
+        ("Literal[1]", True, "1"),
+        ("Callable[..., Any]", "math.absent", "Callable"),
+        ("Iterator[int]", "[1]", "Iterator"),
     ],
 )
 def test_an_argument_of_another_type(annotation, text, expected):

@@ -245,8 +245,7 @@ def test_run_raises_what_the_user_raises(alone: None, tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="the user's own fault"):
         run(settings, SerialComm())
     _assert_untouched()
-    settings.problem_arguments = {}
-    assert run(settings, SerialComm()) == 0
+    assert run(settings.replaced(problem_arguments={}), SerialComm()) == 0
     assert read(tmp_path / "a.h5", "done").all()
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import yaml
 from programs import ROOT
 
 from hpc_landscape.arguments import parse
+from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
-from hpc_landscape.settings import Settings
+from hpc_landscape.settings import GROUPS, OPTIONS, Settings
 
 
 def settings(*words: str) -> Settings:
@@ -97,6 +102,22 @@ def test_axes():
         (("--output", "true"), "output", "true"),
         (("--checkpoint", "1e3"), "checkpoint", "1e3"),
         (("--checkpoint", "null.pt"), "checkpoint", "null.pt"),
+        (("--checkpoint", "null"), "checkpoint", None),
+        (("--output", "null"), "output", "null"),
+        (("--checkpoint", "-1.pt"), "checkpoint", "-1.pt"),
+        (("--checkpoint=--a.pt",), "checkpoint", "--a.pt"),
+        (("--overwrite", "true"), "overwrite", True),
+        (("--overwrite", "--seed", "3"), "overwrite", True),
+        (("--overwrite=False",), "overwrite", False),
+        (("--plot", "no"), "plot", False),
+        (("--compile",), "compile", True),
+        (("--compile", "--tune=false"), "compile", True),
+        (("--compile", "true"), "compile", True),
+        (("--compile=false",), "compile", False),
+        (("--compile", "reduce-overhead"), "compile", "reduce-overhead"),
+        (("--samples", "1_000"), "samples", 1000),
+        (("--grace", "3"), "grace", 3.0),
+        (("--resident", "5e-1"), "resident", 0.5),
     ],
 )
 def test_values(words, name, value):
@@ -197,6 +218,8 @@ def test_an_empty_file(tmp_path, text):
         ("--problem", "größe.py:make", "--problem.a", "5", "--problem.b", "null", "--problem.c", "1:30"),
         ("--output", "yes", "--checkpoint", "5", "--save_directions", "false", "--metrics", "loss"),
         ("--output", "a: b # c.h5", "--checkpoint", "'quoted'"),
+        ("--compile",),
+        ("--compile", "reduce-overhead"),
     ],
 )
 def test_print_config_round_trip(tmp_path, words):
@@ -242,6 +265,12 @@ def test_print_config_round_trip(tmp_path, words):
         (("--x", "none"), "--x none: the first axis is needed"),
         (("--y", "none", "--z", "-1:1:5"), "--z needs --y"),
         (("--metrics", "loss,loss"), "a metric is named twice"),
+        (("--checkpoint", "--tune"), "--checkpoint needs a value"),
+        (("--compile", "fast"), "--compile fast: expected one of true, false, reduce-overhead"),
+        (("--resident", "half"), "--resident half: expected a number"),
+        (("--resident", "nan"), "--resident nan: expected a number"),
+        (("--print_config", "3"), "--print_config 3: expected true or false"),
+        (("--help", "hesian"), "--help hesian: there is no kind of this name; see --help"),
     ],
 )
 def test_mistakes_on_the_command_line(words, said):
@@ -256,9 +285,10 @@ def test_mistakes_on_the_command_line(words, said):
         ("config: other.yaml", "there is no setting 'config'"),
         ("seed: x", "--seed x: expected a whole number"),
         ("bn: never", "--bn never: expected one of"),
-        ("overwrite: maybe", "overwrite: maybe: expected true or false"),
+        ("overwrite: maybe", "--overwrite maybe: expected true or false"),
         ("x: 5", "--x 5: expected MIN:MAX:N"),
         ("x: {a: 1}", "x takes one value"),
+        ("seed: [1]", "seed takes one value"),
         ("- a\n- b", "expected 'name: value' lines"),
         ("just text", "expected 'name: value' lines"),
         ("0", "expected 'name: value' lines"),
@@ -282,15 +312,133 @@ def test_a_config_that_cannot_be_read(tmp_path):
     assert "not YAML" in mistake("--config", str(tmp_path / "c.yaml"))
 
 
-def test_every_setting_has_a_help_text_and_is_in_it(capsys):
+# The groups
+
+
+def test_the_groups():
+    assert list(GROUPS) == ["grid", "problem", "directions", "evaluation", "speed", "ranks", "output"]
+    names = [option.name for options in GROUPS.values() for option in options]
+    assert sorted(names) == sorted(OPTIONS) == sorted({*Settings().by_name()} - {"problem_arguments"})
+    found = settings(
+        "--x", "0:1:5", "--problem.width", "5", "--seed", "3", "--bn", "batch", "--block", "2", "--plot=no"
+    )
+    assert found.for_grid.x == "0:1:5" and found.for_problem.problem_arguments == {"width": "5"}
+    assert found.for_directions.seed == 3 and found.for_evaluation.bn == "batch" and found.for_speed.block == 2
+    assert found.for_output.plot is False and found.for_ranks.device == "auto"
+
+
+def test_a_setting_that_there_is_not():
+    with pytest.raises(TypeError, match="there is no setting sede"):
+        Settings(seed=3, sede=4)
+    with pytest.raises(AttributeError, match="there is no setting sede"):
+        Settings().sede  # noqa: B018
+    assert copy.deepcopy(Settings(seed=3)) == pickle.loads(pickle.dumps(Settings(seed=3))) == Settings(seed=3)
+
+
+def test_settings_but_for_some():
+    found = settings("--seed", "3", "--problem.width", "5")
+    changed = found.replaced(seed=4, block=2)
+    assert changed.by_name() == found.by_name() | {"seed": 4, "block": 2}
+    assert found == settings("--seed", "3", "--problem.width", "5") != changed
+    with pytest.raises(FrozenInstanceError):
+        found.for_directions.seed = 5
+    with pytest.raises(FrozenInstanceError):
+        found.seed = 5
+
+
+@pytest.mark.parametrize(("value", "mode"), [(False, None), (True, "default"), ("reduce-overhead", "reduce-overhead")])
+def test_the_mode_of_compile(value, mode):
+    assert Settings(compile=value).for_speed.compile_mode == mode
+
+
+# --help
+
+
+def help_text(capsys, *words: str, kinds: Sequence[Any] = ()) -> str:
     with pytest.raises(SystemExit) as left:
-        parse(["--help"], "prog", "exit codes: 0")
+        parse(words, "prog", "exit codes: 0", kinds)
     assert not left.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_text(capsys, "--help")
+    lines = text.splitlines()
+    assert [line[:-1] for line in lines if line[:1].isalpha() and line.endswith(":")] == ["options", *GROUPS]
+    assert lines[0].startswith("usage: prog") and text.endswith("exit codes: 0")
+    assert columns - 15 < max(map(len, lines)) <= columns
+    assert help_text(capsys, "--seed", "x", "-h") == text  # wherever it stands
+
+
+def test_help_tells_of_every_setting_and_says_its_default_once(capsys):
+    told = {}
+    for part in help_text(capsys, "--help").split("\n  --")[1:]:
+        words = part.partition("\n\n")[0].split()
+        told[words[0]] = " ".join(words)
+    for name, option in OPTIONS.items():
+        assert option.help and option.help in told[name]
+        has_default = bool(option.otherwise) or (option.default is not None and option.default is not False)
+        assert told[name].count("default") == has_default, told[name]
+
+
+class Fake:
+    """A registry."""
+
+    def __init__(self, option: str, **kinds: tuple[str, list[tuple[str, str, str, str]]]) -> None:
+        self.option, self.kinds = option, kinds
+
+    def names(self) -> list[str]:
+        return [*self.kinds]
+
+    def describe(self, name: str, settings: Mapping[str, Any]) -> tuple[str, list[Any]]:
+        text, options = self.kinds[name]
+        return text, [*options, *([settings["to"]] if name == "interpolation" else [])]
+
+
+KINDS = [
+    Fake(
+        "--metrics",
+        hessian_trace=("The trace of the Hessian.", [("samples", "int", "100", "how many"), ("k", "int", "", "")]),
+        path=("How long it is.", []),
+    ),
+    Fake("--directions", interpolation=("To other models.", []), path=("Along a path.", [])),
+]
+
+
+def test_help_names_the_kinds(capsys):
+    lines = help_text(capsys, "--help", kinds=KINDS).splitlines()
+    assert "  --metrics             hessian_trace, path" in lines
+    assert "  --directions          interpolation, path" in lines
+    assert help_text(capsys, "--help", "--seed", kinds=KINDS).splitlines() == lines
+
+
+def test_help_of_one_kind(capsys):
+    assert help_text(capsys, "--help", "hessian_trace", kinds=KINDS).splitlines() == [
+        "--metrics hessian_trace:",
+        "  The trace of the Hessian.",
+        "  samples               how many (int, default: 100)",
+        "  k                     (int)",
+    ]
+    text = help_text(capsys, "-h", "interpolation", kinds=KINDS)  # goes by an option of the program's
+    assert text.splitlines()[:2] == ["--directions interpolation:", "  To other models."]
+    assert "  --to FILE,...         interpolation: the checkpoints of" in text
+    text = help_text(capsys, "--help", "path", kinds=KINDS)  # two have this name
+    assert "--metrics path:\n  How long" in text and "--directions path:\n  Along" in text
+
+
+def test_help_of_a_kind_that_there_is_not():
+    with pytest.raises(UserError, match="--help hessian_trac: there is no kind of this name; did you mean hessian_tra"):
+        parse(["--help", "hessian_trac"], "prog", kinds=KINDS)
+
+
+def test_help_of_a_command(capsys):
+    assert main(["--help", "plot"]) == main(["plot", "--help"]) == 0
     text = capsys.readouterr().out
-    for option in fields(Settings):
-        if option.name != "problem_arguments":
-            assert f"--{option.name}" in text and option.metadata["help"]
-    assert "exit codes: 0" in text
+    assert text.count("usage: python -m hpc_landscape plot") == 2
+    assert main(["--help", "plto"]) == 2
+    assert "--help plto: there is no kind of this name" in capsys.readouterr().err
 
 
 # What an import costs
@@ -303,7 +451,7 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-HEAVY = ("torch", "mpi4py", "matplotlib", "h5py", "scipy", "jsonargparse", "yaml", "tqdm")
+HEAVY = ("torch", "mpi4py", "matplotlib", "h5py", "scipy", "yaml", "tqdm")
 
 
 def test_import_is_cheap():
@@ -316,7 +464,7 @@ def test_help_needs_no_torch():
         "import sys, runpy\nsys.argv[1:] = ['--help']\n"
         "try: runpy.run_module('hpc_landscape', run_name='__main__')\n"
         "except SystemExit as e: print('code', e.code)\n"
-        "print([m for m in ('torch', 'mpi4py', 'matplotlib', 'h5py') if m in sys.modules])"
+        "print([m for m in ('torch', 'mpi4py', 'matplotlib', 'h5py', 'yaml') if m in sys.modules])"
     )
     *text, code, loaded = python(code).splitlines()
     assert "usage:" in text[0] and code == "code 0" and loaded == "[]"
