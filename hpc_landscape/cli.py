@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .arguments import parse
+from .arguments import HELP, parse
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -38,7 +38,6 @@ EPILOG = """exit codes:
 """
 VIEW_EPILOG = "exit codes: 0 done, 2 a mistake to mend, said in one line"
 MEET = 5.0  # seconds
-HELP = {"-h", "--help"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         survive()  # to the very end: what is flushed last, and cannot be, would make the exit code 120
+    if len(words) == 2 and words[0] in HELP and words[1] in COMMANDS:
+        words.reverse()  # --help plot: plot --help
     with sturdy():
         if words and words[0] in COMMANDS:
             return _view(words[0], words[1:])
@@ -60,12 +61,14 @@ def _run(words: list[str]) -> int:
     try:
         if HELP & set(words) and launched()[1] > 0:
             return 0
-        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words))
+        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
+        if HELP & set(words):  # which the other processes have left to this one
+            return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
         return _shown()

@@ -1,4 +1,4 @@
-"""What there is of each kind, by name: for help and settings too, so that it imports no torch."""
+"""The kinds that there are, by name: a row here, and a file of its own, is all that one needs. Imports none of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ PROBLEMS = Registry(
     group="hpc_landscape.problems",
     own="package.module:factory, path/file.py:factory",
 )
+
 DIRECTIONS = Registry(
     "direction",
     "--directions",
@@ -24,6 +25,7 @@ DIRECTIONS = Registry(
     group="hpc_landscape.directions",
     own="file.py:MyDirections",
 )
+
 METRICS = Registry(
     "metric",
     "--metrics",
@@ -42,6 +44,7 @@ METRICS = Registry(
     own="file.py:MyMetric",
     given=("inputs", "target", "data", "loss_fn", "ignore_index", "problem", "env"),
 )
+
 VIEWS = Registry(
     "kind of picture",
     "--kind",
@@ -54,4 +57,5 @@ VIEWS = Registry(
     group="hpc_landscape.views",
     own="file.py:MyPicture",
 )
+
 KINDS = (PROBLEMS, DIRECTIONS, METRICS, VIEWS)

@@ -1,4 +1,4 @@
-"""Every setting of a run, typed, with its help text. Imports no torch."""
+"""Every setting of a run, typed, with its help text: a group for each room. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from .directions.registry import check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 from .kinds import DIRECTIONS, METRICS
+from .options import Option
 from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
@@ -20,19 +21,40 @@ NOW = ("overwrite", "dry_run", "grace", "retry_failed")  # asked of one run, and
 MOST = 2**63 - 1  # of a whole number: what a file's attribute holds
 
 
-def _setting(default: Any, text: str, metavar: str | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "metavar": metavar})
+def _setting(default: Any, text: str, metavar: str | None = None, otherwise: str | None = None) -> Any:
+    """otherwise: what a default of nothing comes to."""
+    return field(default=default, metadata={"help": text, "metavar": metavar, "otherwise": otherwise})
 
 
-@dataclass
-class Settings:
-    """The settings of one run. Values of None mean: decided by the problem or the file, as the help text says."""
+@dataclass(frozen=True)
+class GridSettings:
+    """The axes."""
 
-    output: str = _setting("landscape.h5", "the file to write, or to go on with", "FILE.h5")
-    overwrite: bool = _setting(False, "start again even if the output exists")
+    x: str | None = _setting(None, "first axis", "MIN:MAX:N", "-1:1:51; digits: -1:1:25")
+    y: str | None = _setting(None, "second axis, or none for a line", "MIN:MAX:N", "-1:1:51; digits: -1:1:25")
+    z: str | None = _setting(None, "third axis, for a volume", "MIN:MAX:N", "none")
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        for name in NAMES:
+            if (text := getattr(self, name)) not in (None, "none"):
+                Axis.parse(text, name)
+        if self.x == "none":
+            raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
+        if self.y == "none" and self.z not in (None, "none"):
+            raise UserError("--z needs --y: a volume has three axes")
+
+
+@dataclass(frozen=True)
+class ProblemSettings:
+    """The model, its weights and its data."""
+
     problem: str = _setting(
-        "digits", "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments"
+        "digits",
+        "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments",
+        "NAME",
     )
+    problem_arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = _setting(
         None,
         "trained weights: a file of torch.save or safetensors, an index of shards, or a saved model's directory",
@@ -45,10 +67,20 @@ class Settings:
         "KEY",
     )
     weights_only: bool = _setting(True, "false: run the code that a pickled checkpoint holds; only if you trust it")
-    x: str | None = _setting(None, "first axis; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
-    y: str | None = _setting(None, "second axis, or none for a line; default -1:1:51 (digits: -1:1:25)", "MIN:MAX:N")
-    z: str | None = _setting(None, "third axis, for a volume; default none", "MIN:MAX:N")
-    seed: int = _setting(0, "seed of directions and subsets", "N")
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        if not self.problem.strip():
+            raise UserError("--problem: must not be empty")
+        for key in self.problem_arguments:
+            if not key.isidentifier():
+                raise UserError(f"--{PROBLEM}{key}: '{key}' cannot be the name of an argument")
+
+
+@dataclass(frozen=True)
+class DirectionSettings:
+    """The directions that the axes go along."""
+
     directions: str = _setting(
         "random",
         f"{', '.join(DIRECTIONS.built_in)}, or {DIRECTIONS.own}: random; to other models (--to); principal ones of "
@@ -65,52 +97,94 @@ class Settings:
     direction_files: str | None = _setting(
         None, "an earlier landscape.h5, or one .npz, .pt or .safetensors per axis, by parameter name", "FILE,..."
     )
+    seed: int = _setting(0, "seed of directions and subsets", "N")
     include: str | None = _setting(None, "only these parameters move: names, modules or globs", "PATTERN,...")
     exclude: str | None = _setting(None, "these parameters do not move: names, modules or globs", "PATTERN,...")
     trainable: bool = _setting(
-        False, "only parameters that are trained (requires_grad) move; default: frozen ones, too"
+        False, "only parameters that are trained (requires_grad) move", otherwise="frozen ones, too"
     )
     distribution: Literal["normal", "uniform"] = _setting("normal", "of random directions")
     normalization: Literal["filter", "layer", "model", "none"] | None = _setting(
-        None, "of directions against the weights; default: filter for random ones, none for others"
+        None, "of directions against the weights", otherwise="filter for random ones, none for others"
     )
     ignore: Literal["biasbn", "none"] = _setting(
         "biasbn", "biasbn: biases and normalization parameters do not move in random or normalized directions"
     )
     orthogonalize: bool = _setting(False, "make later directions orthogonal to earlier ones, before normalization")
-    bn: Literal["warmup", "running", "batch"] = _setting(
-        "warmup", "batch normalization: statistics re-estimated at each point, the checkpoint's, or each batch's own"
-    )
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        if not 0 <= self.seed <= MOST:
+            raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
+
+    @property
+    def normalized(self) -> str:
+        """How directions are normalized."""
+        return self.normalization or direction_kind(self.directions).normalization
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is computed at a point, and on what."""
+
     metrics: str | None = _setting(
         None,
         "comma-separated, arguments in brackets, such as accuracy(k=5): "
-        f"{', '.join(METRICS.built_in)}, or {METRICS.own}; default: loss,accuracy",
+        f"{', '.join(METRICS.built_in)}, or {METRICS.own}",
         "NAME,...",
+        "loss,accuracy",
     )
-    samples: int | None = _setting(None, "evaluate on a seeded subset of this size; default: all", "N")
+    bn: Literal["warmup", "running", "batch"] = _setting(
+        "warmup", "batch normalization: statistics re-estimated at each point, the checkpoint's, or each batch's own"
+    )
+    samples: int | None = _setting(None, "evaluate on a seeded subset of this size", "N", "all")
     warmup_samples: int | None = _setting(
-        None, "re-estimate BN on a seeded subset of this size; default: all of the data", "N"
+        None, "re-estimate BN on a seeded subset of this size", "N", "all of the data"
     )
-    batches: int | None = _setting(None, "take the first so many batches of the data; default: all", "N")
+    batches: int | None = _setting(None, "take the first so many batches of the data", "N", "all")
     shuffle_data: bool = _setting(
         False, "read the data in an order drawn from the seed, the same at every point: for losses of a whole batch"
     )
     batch_size: int = _setting(512, "samples per batch; a DataLoader's own wins", "N")
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = _setting("fp32", "fp32: as the model is, without TF32")
+    on_error: Literal["fail", "record"] = _setting(
+        "fail", "where a metric raises: end the run, or store NaN for that point, mark it in the file, and go on"
+    )
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        for name in ("samples", "warmup_samples", "batches", "batch_size"):
+            _check_number(name, getattr(self, name))
+        if len(set(self.metric_names)) < len(self.metric_names):
+            raise UserError(f"--metrics {self.metrics}: a metric is named twice")
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics asked for, with their arguments; empty: the default ones."""
+        return split(self.metrics)
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """How it is computed."""
+
     channels_last: bool = _setting(
         False,
         "images channels last: faster; with batch normalization on a CPU inexact, as variances add up in float32 "
         "there: off by up to 1e-2 where batches are large",
     )
-    compile: bool = _setting(
+    compile: bool | Literal["reduce-overhead"] = _setting(
         False,
-        "compile the model, or the problem's forward (torch.compile); falls back, and says so, where it cannot be",
+        "compile the model, or the problem's forward (torch.compile); reduce-overhead: as CUDA graphs; falls back, and "
+        "says so, where it cannot be",
+        "reduce-overhead",
     )
     block: int | None = _setting(
         None,
-        "points at a time: of small models in one pass, their parameters stacked (vmap; default 1); of streamed data, "
-        "in turn on each batch (default 8)",
+        "points at a time: of small models in one pass, their parameters stacked (vmap); of streamed data, "
+        "in turn on each batch",
         "K",
+        "1; streamed: 8",
     )
     tune: bool = _setting(
         False,
@@ -120,77 +194,108 @@ class Settings:
     resident: float = _setting(
         0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
-    writer: Literal["auto", "gather", "parallel"] = _setting(
-        "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
-    )
-    on_error: Literal["fail", "record"] = _setting(
-        "fail", "where a metric raises: end the run, or store NaN for that point, mark it in the file, and go on"
-    )
-    retry_failed: bool = _setting(
-        False, "with a file to go on with, a complete one too: compute the points again that are marked by --on_error"
-    )
-    save_directions: bool | None = _setting(None, "keep the directions in the file; default: up to 1 GiB")
-    save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
-    plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
-    grace: float | None = _setting(
-        None,
-        "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
-        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75; without "
-        "it a stop waits twice as long as the longest point took, and 20 s at least",
-        "SECONDS",
-    )
-    dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")
-    problem_arguments: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
-        self._check_texts()
-        for name in NAMES:
-            if (text := getattr(self, name)) not in (None, "none"):
-                Axis.parse(text, name)
-        if self.x == "none":
-            raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
-        if self.y == "none" and self.z not in (None, "none"):
-            raise UserError("--z needs --y: a volume has three axes")
-        for name in ("samples", "warmup_samples", "batches", "batch_size", "block"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MOST:
-                raise UserError(f"--{name} {value}: must be at least 1" + ", and less than 2^63" * (value > MOST))
+        _check_number("block", self.block)
         if self.tune and (self.channels_last or self.compile or self.block is not None):
             raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
         if not 0 <= self.resident <= 1:
             raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode of torch.compile; None: not compiled."""
+        return self.compile if isinstance(self.compile, str) else "default" if self.compile else None
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """Where it is computed, and how long."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
+    grace: float | None = _setting(
+        None,
+        "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
+        "finished shortly before is given up, and a job that finished none fails instead of exiting with 75",
+        "SECONDS",
+        "twice as long as the longest point took, and 20 at least",
+    )
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
         if self.grace is not None and not 0 < self.grace < math.inf:
             raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
-        if not 0 <= self.seed <= MOST:
-            raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
-        if self.metrics is not None and len(set(self.metric_names)) < len(self.metric_names):
-            raise UserError(f"--metrics {self.metrics}: a metric is named twice")
-        check_directions(self)
 
-    def _check_texts(self) -> None:
-        """Names that a file's attributes, a log and a shell can hold."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
-        for name, value in values.items():
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is written."""
+
+    output: str = _setting("landscape.h5", "the file to write, or to go on with", "FILE.h5")
+    overwrite: bool = _setting(False, "start again even if the output exists")
+    retry_failed: bool = _setting(
+        False, "with a file to go on with, a complete one too: compute the points again that are marked by --on_error"
+    )
+    writer: Literal["auto", "gather", "parallel"] = _setting(
+        "auto", "who writes: rank 0, or every rank through parallel HDF5; auto: parallel where h5py has it"
+    )
+    save_directions: bool | None = _setting(None, "keep the directions in the file", otherwise="up to 1 GiB")
+    save_model: bool = _setting(False, "keep the model in the file (always when it was trained here)")
+    plot: bool = _setting(True, "draw a picture beside the file when complete, where matplotlib is installed")
+    dry_run: bool = _setting(False, "print the plan, timed on one point; write nothing")
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense."""
+        if not self.output.strip():
+            raise UserError("--output: must not be empty")
+
+
+@dataclass(frozen=True, init=False)
+class Settings:
+    """The settings of one run, a group for each room; made, said and stored by the options' names.
+
+    Values of None mean: decided by the problem or the file, as the help text says.
+    """
+
+    for_grid: GridSettings
+    for_problem: ProblemSettings
+    for_directions: DirectionSettings
+    for_evaluation: EvaluationSettings
+    for_speed: SpeedSettings
+    for_ranks: RankSettings
+    for_output: OutputSettings
+
+    def __init__(self, **values: Any) -> None:
+        for name, group in get_type_hints(Settings).items():
+            own = {option.name: values.pop(option.name) for option in fields(group) if option.name in values}
+            object.__setattr__(self, name, group(**own))
+        if values:
+            raise TypeError(f"there is no setting {', '.join(values)}")
+
+    # The bridge: settings.seed for settings.for_directions.seed. To go when every room is given its own group.
+    def __getattr__(self, name: str) -> Any:
+        for group in vars(self).values():
+            if hasattr(group, name):
+                return getattr(group, name)
+        raise AttributeError(f"there is no setting {name}")
+
+    def replaced(self, **changes: Any) -> Settings:
+        """These settings but for some."""
+        return Settings(**self.by_name() | changes)
+
+    def by_name(self) -> dict[str, Any]:
+        """Every value by its option's name, the problem's arguments among them."""
+        return {option.name: getattr(group, option.name) for group in vars(self).values() for option in fields(group)}
+
+    def check(self) -> None:
+        """Raise UserError where a value makes no sense, by itself or beside another."""
+        for name, value in self.by_name().items():
             if isinstance(value, str) and printable(value) != value:
                 raise UserError(f"--{name} {value}: holds a control character, or is not UTF-8")
-        for name in ("output", "problem"):
-            if not values[name].strip():
-                raise UserError(f"--{name}: must not be empty")
-        for key in self.problem_arguments:
-            if not key.isidentifier():
-                raise UserError(f"--{PROBLEM}{key}: '{key}' cannot be the name of an argument")
-
-    @property
-    def metric_names(self) -> list[str]:
-        """The metrics asked for, with their arguments; empty: the default ones."""
-        return split(self.metrics)
-
-    @property
-    def normalized(self) -> str:
-        """How directions are normalized."""
-        return self.normalization or direction_kind(self.directions).normalization
+        for group in vars(self).values():
+            group.check()
+        check_directions(self)
 
     @property
     def dimensions(self) -> int:
@@ -200,29 +305,41 @@ class Settings:
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""
         texts = zip(NAMES[: self.dimensions], defaults, strict=False)
-        return Grid(*(Axis.parse(getattr(self, name) or default, name) for name, default in texts))
+        return Grid(*(Axis.parse(getattr(self.for_grid, name) or default, name) for name, default in texts))
 
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads back."""
         import yaml
 
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problem_arguments"}
-        values |= {PROBLEM + key: value for key, value in self.problem_arguments.items()}
+        values = self.by_name()
+        values |= {PROBLEM + key: value for key, value in values.pop("problem_arguments").items()}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def to_command(self) -> str:
         """The command line of this run: what differs from the defaults."""
         words = ["python", "-m", "hpc_landscape"]
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.metadata and value != option.default and option.name not in NOW:
-                flag = option.default is False and value is True and option.type == "bool"
-                words.append(
-                    f"--{option.name}"
-                    if flag
-                    else f"--{option.name}={str(value).lower() if isinstance(value, bool) else value}"
-                )
-        for key, value in self.problem_arguments.items():
+        values = self.by_name()
+        for name, option in OPTIONS.items():
+            value = values[name]
+            if value is True and value != option.default and name not in NOW:
+                words.append(f"--{name}")
+            elif value != option.default and name not in NOW:
+                words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+        for key, value in values["problem_arguments"].items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             words.append(f"--{PROBLEM}{key}={text}")
         return shlex.join(words)
+
+
+def _check_number(name: str, value: int | None) -> None:
+    if value is not None and not 1 <= value <= MOST:
+        raise UserError(f"--{name} {value}: must be at least 1" + ", and less than 2^63" * (value > MOST))
+
+
+def _options(group: type) -> list[Option]:
+    hints = get_type_hints(group)
+    return [Option(f.name, hints[f.name], f.default, **f.metadata) for f in fields(group) if f.metadata]
+
+
+GROUPS = {name.removeprefix("for_"): _options(group) for name, group in get_type_hints(Settings).items()}  # by title
+OPTIONS = {option.name: option for options in GROUPS.values() for option in options}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,26 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..campaign.share import broadcast_rest, broadcast_tensors
+from ..data.sets import Sets
 from ..directions.base import Directions, Origin
 from ..directions.projection import project
 from ..directions.registry import direction_kind, make_directions
+from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.execution import PLAIN
+from ..evaluate.normalization import choose_normalization
 from ..grid import NAMES, Grid
 from ..metrics import Criterion, Data
 from ..metrics.trial import treat_as_sum, try_loss
-from ..model import state
 from ..model.checkpoint import find_paths, labels, read_parameters
 from ..model.choice import Chosen
 from ..model.numbers import wide
-from ..model.rest import broadcast_rest, rest
+from ..model.rest import rest
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
 from ..store.layout import Trajectory
-from .build import Maker
-from .data import Sets
 from .stored import fill_from
 
 Ways = list[list[str]]  # the checkpoints of each path of a trajectory
@@ -48,7 +48,7 @@ def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
             ways = find_paths(settings.trajectory, "--trajectory")
     ways = comm.bcast(ways)
     if direction_kind(settings.directions).from_last_checkpoint and settings.checkpoint is None:
-        settings = dataclasses.replace(settings, checkpoint=ways[-1][-1])
+        settings = settings.replaced(checkpoint=ways[-1][-1])
     return settings, ways
 
 
@@ -81,7 +81,7 @@ def broadcast_directions(
             loss = partial(_loss_at_origin, settings, problem, sets, weights, device) if sets.evaluation else None
             made = make_directions(settings, Origin(weights, read, sum(trajectory, []), loss))
     vectors = made.vectors if made.ends is None else made.ends
-    state.broadcast((d for vector in vectors for d in vector.values()), comm)
+    broadcast_tensors((d for vector in vectors for d in vector.values()), comm)
     made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
     return made
@@ -92,10 +92,12 @@ def _loss_at_origin(
     settings: Settings, problem: Problem, sets: Sets, weights: Mapping[str, Tensor], device: torch.device
 ) -> Iterator[tuple[ModelWrapper, Criterion, Data]]:
     """The model, its loss and the first evaluation set, on the device; the parameters that move are at the origin."""
-    maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
-    evaluator, data = maker.make(PLAIN)
+    policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
+    directions, speed = Directions([dict(weights)]), settings.for_speed
+    builder = EvaluatorBuilder(problem, sets, directions, device, policy, settings.precision, settings.seed, speed)
+    evaluator, data = builder.build(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into
-    criterion, first = Criterion(maker.loss, problem.reduction), next(iter(data.values()))
+    criterion, first = Criterion(builder.loss, problem.reduction), next(iter(data.values()))
     with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
         if (found := try_loss(problem.wrapper, criterion, first)) is not None:
             treat_as_sum(criterion, found)

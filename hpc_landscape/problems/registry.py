@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import Stopped, UserError, user_traceback
 from ..kinds import PROBLEMS
 from ..objects import left, script_alone
+from ..options import as_type
 from .problem import Problem
 
 
@@ -39,8 +39,6 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
 
 def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """The arguments, text from the command line among them, as the types that the factory's signature asks for."""
-    import jsonargparse
-
     try:
         parameters = inspect.signature(factory, eval_str=True).parameters
     except NameError:  # an annotation that is imported for type checkers only
@@ -55,13 +53,9 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
             annotation: Any = Any
         else:
             annotation = _annotation(parameters[key])
-        if annotation is Any and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(:\d+)+(\.\d*)?", value):
-            annotation = str  # YAML reads 1:30 as a number of seconds
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
         try:
-            parser.add_argument("--value", type=annotation)
-            typed[key] = parser.parse_object({"value": value}).value
-        except Exception:
+            typed[key] = as_type(value, annotation)
+        except (ValueError, TypeError):  # TypeError: of an annotation that is no type
             kind = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
             raise UserError(f"--problem.{key}: expected {kind}, got {value!r}") from None
     missing = [
