@@ -92,7 +92,7 @@ def add_bar(
 
 def add_legend(figure: Any, *panels: Any) -> None:
     """The marks' meaning, once, below the picture."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

@@ -19,7 +19,7 @@ from .registry import picture_of
 from .scale import choose
 
 SUFFIXES = (".png", ".pdf", ".svg")
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
