@@ -162,9 +162,9 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
     comm.leave_if_told(min(0.1 + 0.3 * comm.rank, 3))
     with suppress(Exception):  # an error of the user's may not even have a text
         if is_out_of_memory(error):
-            from .job.memory import explain
+            from .ranks.out_of_memory import explain
 
-            notice(refusal(UserError(explain(error, settings, comm.rank, comm.size))))
+            notice(refusal(UserError(explain(error, settings.block, settings.batch_size, comm.rank, comm.size))))
             return USER_ERROR
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")

@@ -43,6 +43,18 @@ class GridSettings:
         if self.y == "none" and self.z not in (None, "none"):
             raise UserError("--z needs --y: a volume has three axes")
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The axes that are said, by name."""
+        return {name: text for name in NAMES if (text := getattr(self, name)) not in (None, "none")}
+
+    @property
+    def dimensions(self) -> int:
+        """How many axes are asked for."""
+        if self.y == "none":
+            return 1
+        return 3 if self.z not in (None, "none") else 2
+
 
 @dataclass(frozen=True)
 class ProblemSettings:
@@ -295,12 +307,13 @@ class Settings:
                 raise UserError(f"--{name} {value}: holds a control character, or is not UTF-8")
         for group in vars(self).values():
             group.check()
-        check_directions(self)
+        check_directions(self.for_directions, self.for_grid.given)
 
     @property
     def dimensions(self) -> int:
         """How many axes there are."""
-        return direction_kind(self.directions).dimensions(self)
+        asked = self.for_directions
+        return direction_kind(asked.directions).dimensions(asked, self.for_grid.dimensions)
 
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""

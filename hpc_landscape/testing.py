@@ -143,7 +143,7 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         again = kind.make(given, origin)
     _say(checksum(dict(origin.weights)) == before, f"{kind.name} changes the weights that it is given")
     _check_directions(kind, made, origin.weights, given.dimensions)
-    same = checksum([made.vectors, made.ends, made.rest]) == checksum([again.vectors, again.ends, again.rest])
+    same = checksum([made.vectors, made.targets, made.rest]) == checksum([again.vectors, again.targets, again.rest])
     _say(same, f"{kind.name} makes other directions when it is called again: draw from settings.seed alone")
 
 
@@ -319,7 +319,7 @@ def _check_attributes(kind: DirectionKind) -> None:
 def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[str, Tensor], count: int) -> None:
     what = f"{kind.name} with {count} axes"
     wanted = {name: (w.shape, w.dtype, w.device.type) for name, w in weights.items()}
-    for vectors in (made.vectors, made.ends) if made.ends is not None else (made.vectors,):
+    for vectors in (made.vectors, made.targets) if made.targets is not None else (made.vectors,):
         _say(len(vectors) == count, f"{what}: gives {len(vectors)} directions")
         for vector in vectors:
             found = {name: (d.shape, d.dtype, d.device.type) for name, d in vector.items()}
@@ -327,6 +327,8 @@ def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[st
             _say(all(bool(d.isfinite().all()) for d in vector.values()), f"{what}: values are not finite")
     moves = [any(bool(d.any()) for d in vector.values()) for vector in made.vectors]
     _say(all(moves), f"{what}: a direction is zero everywhere")
-    _say((made.ends is not None) == kind.leads_to_models, f"{what}: ends are for kinds with leads_to_models alone")
+    _say(
+        (made.targets is not None) == kind.leads_to_models, f"{what}: targets are for kinds with leads_to_models alone"
+    )
     for number, axis in enumerate(made.axes or ()):
         Axis.parse(axis, "xyz"[number])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from programs import PROBLEMS, TINY, Finished, assert_same_landscape, listing, read, run_program
 
-from hpc_landscape.job import capacity as room
+from hpc_landscape.campaign import capacity as room
 from hpc_landscape.settings import Settings
 
 pytestmark = pytest.mark.slow
