@@ -38,8 +38,8 @@ from .timing import in_turns, ratio, rows
 EAGER = ExecutionMode(channels_last=True)
 KINDS = {
     "eager": EAGER,
-    "compiled": ExecutionMode(channels_last=True, compiled=True),
-    "bf16": ExecutionMode(channels_last=True, low=torch.bfloat16),
+    "compiled": ExecutionMode(channels_last=True, compiled="default"),
+    "bf16": ExecutionMode(channels_last=True, compute_dtype=torch.bfloat16),
 }
 SAMPLES = 2500
 RESNET = ("--problem=benchmarks/models.py:problem", "--x=0:1:2", "--y=none", "--plot=false")
@@ -110,7 +110,7 @@ def small(turns: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     data = images(1437, 8)
     for name, make in (("mlp", mlp), ("lenet", lenet)):
-        kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(block=k) for k in (2, 4, 8, 16)}
+        kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(stacked=k) for k in (2, 4, 8, 16)}
         seconds = points_of.compare(seeded(make), data, kinds, turns)
         found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
         for kind in kinds:  # every bare loop is the eager one

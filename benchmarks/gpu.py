@@ -19,9 +19,9 @@ BATCH = 2000
 LAST = ExecutionMode(channels_last=True)
 KINDS = {
     "eager": LAST,
-    "compiled": ExecutionMode(channels_last=True, compiled=True),
-    "bf16": ExecutionMode(channels_last=True, low=torch.bfloat16),
-    "bf16 compiled": ExecutionMode(channels_last=True, low=torch.bfloat16, compiled=True),
+    "compiled": ExecutionMode(channels_last=True, compiled="default"),
+    "bf16": ExecutionMode(channels_last=True, compute_dtype=torch.bfloat16),
+    "bf16 compiled": ExecutionMode(channels_last=True, compute_dtype=torch.bfloat16, compiled="default"),
 }
 GRID = 51 * 51
 
@@ -49,7 +49,7 @@ def gpu(turns: int) -> dict[str, Any]:
 def _small(turns: int, device: torch.device) -> dict[str, Any]:
     """Networks that wait for their launches: one at a time, in blocks."""
     found: dict[str, Any] = {}
-    kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(block=k) for k in (8, 32, 128)}
+    kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(stacked=k) for k in (8, 32, 128)}
     for name, make in (("mlp", mlp), ("lenet", lenet)):
         seconds = compare(lambda make=make: _seeded(make()), images(1437, 8, 1, device), kinds, turns, 1437)
         found |= {f"{name} {key}": text for key, text in rows(seconds) if key.startswith("ours") or key == "bare eager"}

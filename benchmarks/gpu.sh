@@ -8,7 +8,7 @@ results=$(mktemp -d)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-"$python" -m pytest -q -ra tests/test_gpu.py
+"$python" -m pytest -q -ra tests/ranks/test_gpu.py
 for precision in fp32 tf32 bf16 fp64; do
     echo "=== the default job, $precision"
     "$python" -m hpc_landscape --device cuda --precision "$precision" --output "$results/$precision.h5"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, shown_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
 from hpc_landscape.metrics import Data, Loss
 from hpc_landscape.model import state
 from hpc_landscape.model.placement import Placement
@@ -45,23 +45,23 @@ class Bare:
         self,
         model: nn.Module,
         data: tuple[Tensor, Tensor],
-        form: ExecutionMode,
+        mode: ExecutionMode,
         warm_up: bool = True,
         size: int = BATCH,
     ):
         self.origin = [p.detach().clone() for p in model.parameters()]
         self.moves = [[d[name] for name, _ in model.named_parameters()] for d in directions(model)]
-        self.batches = batches(data, form.channels_last, size)
-        self.model = model.to(memory_format=torch.channels_last) if form.channels_last else model
+        self.batches = batches(data, mode.channels_last, size)
+        self.model = model.to(memory_format=torch.channels_last) if mode.channels_last else model
         self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-        self.low, self.warm = form.low, warm_up
-        if form.low is not None:
-            self.batches = [(x.to(form.low), y) for x, y in self.batches]
-            model.to(form.low)
+        self.low, self.warm = mode.compute_dtype, warm_up
+        if mode.compute_dtype is not None:
+            self.batches = [(x.to(mode.compute_dtype), y) for x, y in self.batches]
+            model.to(mode.compute_dtype)
             for layer in self.layers:
                 layer.float()
         self.parameters = list(model.parameters())
-        self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if form.compiled else model
+        self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if mode.compiled else model
         model.eval()
 
     def __call__(self) -> float:
@@ -87,19 +87,19 @@ class Bare:
 
 
 def ours(
-    model: nn.Module, data: tuple[Tensor, Tensor], form: ExecutionMode, bn: str = "warmup", size: int = BATCH
+    model: nn.Module, data: tuple[Tensor, Tensor], mode: ExecutionMode, bn: str = "warmup", size: int = BATCH
 ) -> Evaluator:
     """Our evaluator of the same."""
-    on = Data(batches(data, form.channels_last, size))
+    on = Data(batches(data, mode.channels_last, size))
     placement = Placement(
         state.parameters(model),
         directions(model),
-        shown=shown_dtypes(model, form.low),
-        channels_last=form.channels_last,
-        rows=form.points,
+        compute_dtypes=compute_dtypes(model, mode.compute_dtype),
+        channels_last=mode.channels_last,
+        rows=mode.points,
     )
     metrics = {"loss": Loss(nn.CrossEntropyLoss(), on)}
-    return Evaluator(wrap_model(model), placement, metrics, bn, on, form=form)
+    return Evaluator(wrap_model(model), placement, metrics, bn, on, execution=mode)
 
 
 def compare(
@@ -110,20 +110,20 @@ def compare(
     size: int = BATCH,
     others: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Seconds:
-    """Seconds a point of ``ours KIND`` and ``bare KIND`` for each kind of form, and of others, all in turns."""
+    """Seconds a point of ``ours KIND`` and ``bare KIND`` for each kind of mode, and of others, all in turns."""
     from contextlib import ExitStack
 
     runs: dict[str, Any] = {}
     with ExitStack() as stack:
-        for kind, form in kinds.items():
-            evaluator = ours(make(), data, form, size=size)
+        for kind, mode in kinds.items():
+            evaluator = ours(make(), data, mode, size=size)
             stack.enter_context(evaluator.attached())
-            points = [POINT] * form.block
-            runs[f"ours {kind}"] = lambda evaluator=evaluator, points=points: evaluator.block(points)
-            runs[f"bare {kind}"] = Bare(make(), data, form if form.block == 1 else PLAIN, size=size)
+            points = [POINT] * mode.stacked
+            runs[f"ours {kind}"] = lambda evaluator=evaluator, points=points: evaluator.evaluate(points)
+            runs[f"bare {kind}"] = Bare(make(), data, mode if mode.stacked == 1 else PLAIN, size=size)
         seconds = in_turns({**runs, **(others or {})}, turns)
-    for kind, form in kinds.items():
-        seconds[f"ours {kind}"] = [s / form.block for s in seconds[f"ours {kind}"]]
+    for kind, mode in kinds.items():
+        seconds[f"ours {kind}"] = [s / mode.stacked for s in seconds[f"ours {kind}"]]
     return seconds
 
 

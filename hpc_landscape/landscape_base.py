@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .campaign.share import broadcast_rest, broadcast_tensors
 from .data.prepare import as_batches
 from .directions.file import read_directions
 from .directions.given import as_direction, as_long
@@ -27,6 +28,7 @@ from .directions.recipes import around
 from .errors import UserError, warn
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms
+from .evaluate.normalization import Given, Running
 from .evaluate.trial import not_finite, try_batch
 from .grid import NAMES, Axis, Grid, counts, strided
 from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
@@ -38,7 +40,7 @@ from .model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from .model.numbers import wide
 from .model.others import Path, Point, read_other, read_rest
 from .model.placement import Placement
-from .model.rest import broadcast_rest, told, unmoved
+from .model.rest import told, unmoved
 from .model.wrapper import ModelWrapper, wrap_model
 from .ranks.comm import Comm, SerialComm, ours_of
 from .ranks.torch_state import LOCK, one_at_a_time
@@ -208,7 +210,7 @@ class Landscape:
         with self.comm.raise_on_all_ranks(any_error=True):
             evaluator = Evaluator(self.model_wrapper, self._placement(device), {}, "warmup", data)
             with evaluator.attached():
-                statistics = {i: evaluator.warm_up(grid.point(i)) for i in self._mine()}
+                statistics = {point: evaluator.statistics(point) for point in map(grid.point, self._mine())}
         self._statistics = statistics
 
     @one_at_a_time
@@ -249,7 +251,8 @@ class Landscape:
         grid = self._defined()
         with self.comm.raise_on_all_ranks(any_error=True):
             placement, seed = self._placement(device), self.seed or 0
-            evaluator = Evaluator(self.model_wrapper, placement, {"": metric}, "running", seed=seed)
+            policy = Given(self._statistics, self._common) if batchnorm_layers(self.model_wrapper) else Running()
+            evaluator = Evaluator(self.model_wrapper, placement, {"": metric}, policy, seed=seed)
             with self._told_of_modes(evaluator):
                 if self.comm.is_root:
                     self._try(evaluator, metric)
@@ -257,7 +260,7 @@ class Landscape:
         if self.comm.bcast(evaluator.careful):
             evaluator.be_careful()
         with self.comm.raise_on_all_ranks(any_error=True), self._told_of_modes(evaluator), evaluator.attached():
-            mine = {i: evaluator(grid.point(i), self._statistics.get(i, self._common))[""] for i in self._mine()}
+            mine = {i: evaluator(grid.point(i))[""] for i in self._mine()}
         values = {i: value for part in self.comm.allgather(mine) for i, value in part.items()}
         return stack([values[i] for i in range(grid.size)], grid.shape)
 
@@ -315,14 +318,14 @@ class Landscape:
                 "the model has no parameter that can move: none is of real or complex floating-point numbers"
             )
         self._check_alike()
-        state.broadcast(weights.values(), self.comm)
+        broadcast_tensors(weights.values(), self.comm)
         moves = vectors if ends is None else ends
         moves = [{name: move[name].detach().cpu().clone() for name in weights} for move in moves]
-        state.broadcast((d for move in moves for d in move.values()), self.comm)
+        broadcast_tensors((d for move in moves for d in move.values()), self.comm)
         self._vectors = moves if ends is None else differences(weights, moves)
         self._warn_of_zeros(weights, scaled=notes.get("normalization") in ("filter", "layer"))
         fixed = self._fixed(weights)
-        along, stays = broadcast_rest(self.model_wrapper, others, self.comm)
+        along, stays = broadcast_rest(self.model_wrapper, others, self.comm, any_error=True)
         for note in [*told(self.model_wrapper, along, stays), *(() if along else unmoved(self.model_wrapper))]:
             warn(note)
         own = state.state(self.model_wrapper.root)
@@ -332,9 +335,9 @@ class Landscape:
         }
         moves = [{**move, **other} for move, other in zip(moves, along, strict=True)] if along else moves
         self._grid = Grid(*(Axis(float(low), float(high), n) for (low, high), n in zip(sides, self.steps, strict=True)))
-        self._make: Callable[..., Placement] = partial(Placement, origin, moves, ends=ends is not None, fixed=fixed)
+        self._make: Callable[..., Placement] = partial(Placement, origin, moves, targets=ends is not None, fixed=fixed)
         self._placements: dict[Any, Placement] = {}
-        self._statistics: dict[int, Tensor] = {}
+        self._statistics: dict[tuple[float, ...], Tensor] = {}
         self._common: Tensor | None = None
         self._notes = {"directions": kind, **notes}
         if kind != "pca":
@@ -359,16 +362,14 @@ class Landscape:
         return {name: p.detach().cpu().to(wide(p.dtype), copy=True) for name, p in named}
 
     def _warn_of_zeros(self, weights: Mapping[str, Tensor], scaled: bool) -> None:
-        """Say what does not move since its direction is zero."""
         if text := standing(self._vectors, weights, NAMES, scaled):
             warn(f"{text}; normalization=None does not scale" if scaled else text)
 
-    def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Buffers as they are now; on several ranks rank 0's, and its parameters that do not move."""
+    def _fixed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:  # rank 0's where there are several
         root = self.model_wrapper.root
         tensors = state.state(root) if self.comm.size > 1 else dict(root.named_buffers())
         fixed = {name: t.detach().clone() for name, t in tensors.items() if name not in weights}
-        state.broadcast(fixed.values(), self.comm)
+        broadcast_tensors(fixed.values(), self.comm)
         return fixed
 
     def _placement(self, device: torch.device | str | None) -> Placement:
@@ -387,7 +388,6 @@ class Landscape:
         return [(-distance / 2, distance / 2) if centered else (0.0, distance)] * self.dimensions
 
     def _points(self, checkpoints: Path | Iterable[Point], key: str | None) -> list[Callable[[], Mapping[str, Tensor]]]:
-        """Functions that read one checkpoint's parameters each."""
         if isinstance(checkpoints, Path):
             checkpoints = find_checkpoints(os.fspath(checkpoints), "checkpoints")
         checkpoints = list(checkpoints)

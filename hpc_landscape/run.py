@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import ExitStack
 
 import numpy as np
 import torch
 
+from .campaign.data import read_data
+from .campaign.norms import broadcast_norms
+from .campaign.share import one_copy
+from .data.data import Data
 from .errors import COMPLETE, Stopped
+from .evaluate.build import EvaluatorBuilder
+from .evaluate.evaluator import Evaluator
+from .evaluate.normalization import choose_normalization
+from .evaluate.tune import recorded, tune
 from .grid import strided
 from .job.again import compute_again, environment
-from .job.build import Maker
 from .job.capacity import check_plan
-from .job.data import read_data
 from .job.directions import broadcast_directions, locate, make_grid, project_trajectory
 from .job.failures import Failure, Reporter, evaluate, nan_values, watch
 from .job.identity import made_of
-from .job.metrics import Chooser, check_metrics, choose_metrics, form_errors
-from .job.norms import broadcast_norms
+from .job.metrics import Chooser, check_metrics, choose_metrics, execution_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import broadcast_weights, open_or_create
 from .job.report import Say, announce, dry_run, failed_note, finish, stopped, warn_if_long, without_root
-from .job.tune import tune
 from .problems.problem import load_problem, script_alone
 from .progress import Progress
 from .ranks.comm import Comm
@@ -40,6 +45,7 @@ from .ranks.orphans import end_children_with_us
 from .ranks.signals import Signals
 from .ranks.torch_state import as_before
 from .settings import Settings
+from .store.layout import Stored
 from .store.store import choose_writer, fall_back
 from .store.writer import Writer
 
@@ -80,25 +86,33 @@ def run(settings: Settings, comm: Comm) -> int:
         with comm.raise_on_all_ranks():
             brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
         broadcast_weights(settings, problem, stored, comm, say)
-        sets = read_data(settings, problem, comm, say, device)
-        broadcast_norms(settings, problem, sets, device, comm, say)
+        policy = choose_normalization(settings.bn, problem.wrapper)
+        sets = read_data(
+            problem, settings.for_evaluation, settings.seed, settings.resident, policy.reads_data, comm, say, device
+        )
+        broadcast_norms(problem, sets, policy, settings.precision, settings.seed, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
         directions = broadcast_directions(settings, problem, sets, stored, trajectory, device, comm, say)
         grid = make_grid(settings, problem, directions)
 
         # Put it all on the device
-        maker = Maker(settings, problem, sets, directions, device, is_additive, -(-grid.size // comm.size))
-        tuned = tune(maker, stored, comm, say) if settings.tune else ""
-        settings = maker.settings
-        evaluator, data = maker.choose(comm, say)
-        quantities = choose_metrics(settings, evaluator, Chooser(problem, data, maker.loss), comm, say)
+        policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
+        points = -(-grid.size // comm.size)
+        builder = EvaluatorBuilder(
+            *(problem, sets, directions, device, policy, settings.precision, settings.seed, settings.for_speed),
+            is_additive=is_additive,
+            points=points,
+        )
+        settings, tuned = _tuned(settings, builder, stored, comm, say)
+        evaluator, data = _chosen(builder, comm, say)
+        quantities = choose_metrics(settings, evaluator, Chooser(problem, data, builder.loss), comm, say)
         there = environment(comm, device)
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
         with comm.raise_on_all_ranks():
             if comm.is_root and stored is None:
                 plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
-                plan.form_errors = form_errors(plan, maker)
+                plan.execution_errors = execution_errors(plan, builder)
 
         # Lay out the file, or check that the one there is of this very run
         with comm.raise_on_all_ranks():
@@ -128,6 +142,45 @@ def run(settings: Settings, comm: Comm) -> int:
         return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
 
 
+def _tuned(
+    settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm, say: Say
+) -> tuple[Settings, str]:
+    """The settings in the fastest mode, as rank 0 has measured it or the file records it; and what was measured."""
+    if not settings.tune:
+        return settings, ""
+    if stored is not None:
+        choice, text = recorded(stored.attributes)
+    else:
+        most = min(comm.allgather(builder.room(_sharers(builder, comm))))
+        choice, text = comm.from_root(lambda: tune(builder, most))
+        say(f"tuned        {text}")
+    settings = settings.replaced(tune=False, **choice)
+    builder.speed = settings.for_speed
+    return settings, text
+
+
+def _chosen(builder: EvaluatorBuilder, comm: Comm, say: Say) -> tuple[Evaluator, dict[str, Data]]:
+    """The evaluator in the first mode that works, the same on every rank, and the evaluation sets.
+
+    There is a note where it is not the mode that was asked for.
+    """
+    candidates = builder.candidates()
+    chosen, why = comm.from_root(builder.first_that_works)
+    if candidates[chosen] != candidates[0]:
+        say(f"execution    {candidates[chosen]}, since this model cannot be evaluated as asked for: {why}")
+    most = min(comm.allgather(builder.room(_sharers(builder, comm))))
+    mode = dataclasses.replace(candidates[chosen], interleaved=builder.interleaved(most))
+    here = builder.data(mode)
+    if builder.device.type == "cpu":
+        here = here.each(lambda batches: one_copy(batches, comm))
+    return builder.build(mode, here)
+
+
+def _sharers(builder: EvaluatorBuilder, comm: Comm) -> int:
+    """The ranks that share the memory of points."""
+    return builder.sets.sharers if builder.device.type == "cuda" else comm.local_size
+
+
 def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], control: Control, say: Say) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
     comm = control.comm
@@ -140,7 +193,7 @@ def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer
     try:
         watch(plan, writer, reporter)
         with stopping, plan.evaluator.attached(), writer:
-            size = plan.evaluator.form.points
+            size = plan.evaluator.execution.points
             for block in (points[i : i + size] for i in range(0, len(points), size)):
                 if control.stops:
                     break

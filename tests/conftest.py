@@ -131,9 +131,16 @@ def _abort(text: str) -> None:
     control.mpi.Abort(1)
 
 
-def pytest_sessionfinish() -> None:
-    if not _of_several():
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of pytest-xdist's processes: the one that began them writes
+        session.config.workeroutput["faults"] = fault_table.rows()
+    elif not _of_several():
         fault_table.write()
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    fault_table.add(getattr(node, "workeroutput", {}).get("faults", []))
 
 
 def pytest_unconfigure() -> None:

@@ -1,6 +1,6 @@
 """The table of faults in tests/README.md, made by the tests themselves.
 
-``HPC_LANDSCAPE_FAULT_TABLE=tests/README.md python -m pytest tests/test_fault_*.py ...`` puts the rows of that run in
+``HPC_LANDSCAPE_FAULT_TABLE=tests/README.md python -m pytest tests/faults ...`` puts the rows of that run in
 the table there: one for each fault, MPI and writer. Rows that the run has not made again stay as they are.
 """
 
@@ -11,6 +11,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "HPC_LANDSCAPE_FAULT_TABLE"
 BEGIN, END = "<!-- faults: made by the tests -->", "<!-- end of faults -->"
@@ -55,10 +56,28 @@ def record(
 ) -> None:
     """Add to the row of this fault; a test calls it when all of its assertions have held."""
     with _lock:
-        row = _rows.setdefault((fault, mpi(), writer), Row())
-        row.tries, row.finished, row.lost = row.tries + tries, row.finished + finished, row.lost + lost
-        row.seconds += [] if seconds is None else [seconds]
-        row.then = then
+        _add((fault, mpi(), writer), Row(tries, finished, lost, [] if seconds is None else [seconds], then))
+
+
+def _add(key: tuple[str, str, str], more: Row) -> None:
+    row = _rows.setdefault(key, Row())
+    row.tries, row.finished, row.lost = row.tries + more.tries, row.finished + more.finished, row.lost + more.lost
+    row.seconds += more.seconds
+    row.then = more.then
+
+
+def rows() -> list[Any]:
+    """What has been recorded in this process, of plain types."""
+    return [
+        (list(key), [int(row.tries), int(row.finished), int(row.lost), row.seconds, row.then])
+        for key, row in _rows.items()
+    ]
+
+
+def add(others: list[Any]) -> None:
+    """The rows of another process, as rows() gives them there."""
+    for key, row in others:
+        _add(tuple(key), Row(*row))
 
 
 def write() -> None:

@@ -22,7 +22,7 @@ FLOORS = {
     "help": 1.1,
     "progress": 1.0,
     "ranks": 1.0,
-    "model": 1.1,  # state.broadcast takes a comm
+    "model": 1.1,
     "model_interface": 1.2,  # loss-landscapes' names for it
     "data": 1.2,  # is what a model is called with
     "metrics": 1.3,  # are of a model, over data
@@ -33,10 +33,11 @@ FLOORS = {
     "directions": 2.1,  # recipes.py picks by the settings
     "evaluate": 3,
     "view": 3,
-    "job": 4.0,
-    "landscape_base": 4.0,
-    "run": 4.1,  # the pipeline, whose steps are in job/
-    "landscape": 4.1,
+    "campaign": 4.0,
+    "job": 4.1,
+    "landscape_base": 4.1,
+    "run": 4.2,  # the pipeline, whose steps are in job/
+    "landscape": 4.2,
     "cli": 5,
     "__main__": 6,
 }

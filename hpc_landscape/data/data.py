@@ -55,6 +55,13 @@ class Data:
                 others = {parameter.device for parameter in model.root.parameters()} - {home}
                 yield fresh(move(batch, None if others else home))
 
+    def counted(self, model: ModelWrapper) -> Iterator[tuple[Any, Any]]:
+        """The batches, and the items of each, but for those that hold nothing to be computed."""
+        for batch in self.on(model):
+            items = self.items(batch)
+            if not is_empty(items):
+                yield batch, items
+
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
         if self.forward:

@@ -1,4 +1,4 @@
-"""Data that is kept: read once, before the first point, and held by all ranks of a node together."""
+"""Data that is kept in memory, or brought to a device: what of it one process does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import pickle
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError, user_traceback
 from ..model.parts import is_plain
-from ..ranks.comm import Comm
-from ..ranks.shared import pool
-from .batches import Batches, LoaderBatches, StoredBatches, TensorBatches, as_made, nbytes, start
+from .batches import Batches, StoredBatches, TensorBatches, as_made, start
 from .faults import Patience
 from .nest import each_tensor, move, tensors_in
+
+Key = tuple[int, int]  # (batch, number of the tensor in it)
 
 
 class MovedBatches(Batches):
@@ -39,44 +39,8 @@ def beginning(batches: Batches, count: int) -> StoredBatches:
     return StoredBatches(list(itertools.islice(batches, count)), None, batches.batch_size)
 
 
-def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
-    """The loader's batches in memory; as they are where all of them would take more than budget bytes on some node.
-
-    Every rank calls it, whatever node it is on, and reads its share of its node's copy. All keep them or none does: the
-    form that points are computed in depends on it, and so do the values, by rounding.
-    """
-    if not isinstance(batches, LoaderBatches):
-        return batches
-    loader = batches.loader
-    needed = len(loader) * batches.first_bytes
-    if not all(comm.allgather(0 < needed <= budget)):
-        return batches
-    mine = _read_together(loader, budget, comm, batches.patience)
-    if mine is None:
-        return batches
-    found = mine if comm.local_size == 1 else _shared(mine, comm)
-    if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
-        return batches
-    with comm.raise_on_all_ranks():
-        found = dict(_read(loader, 0, 1, batches.patience)) if found is None else found
-    return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)
-
-
-def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patience | None) -> dict[int, Any] | None:
-    """This rank's share of the batches; None where those of some node take more than the first one promised."""
-    mine, taken = {}, 0
-    with comm.raise_on_all_ranks():
-        for i, batch in _read(loader, comm.local_rank, comm.local_size, patience):
-            mine[i] = batch
-            taken += nbytes(batch)
-            if taken > budget:
-                break
-    fits = sum(comm.node_allgather(taken)) <= budget
-    return mine if all(comm.allgather(fits)) else None
-
-
-def _read(loader: DataLoader, first: int, step: int, patience: Patience | None) -> Iterator[tuple[int, Any]]:
-    """Every so many of the loader's batches, with their numbers."""
+def read_part(loader: DataLoader, first: int, step: int, patience: Patience | None) -> Iterator[tuple[int, Any]]:
+    """Every so many of the loader's batches, with their numbers; UserError where they cannot be read."""
     part = loader
     if step > 1:
         options = {
@@ -97,24 +61,30 @@ def _read(loader: DataLoader, first: int, step: int, patience: Patience | None) 
         raise UserError(f"reading the problem's data raised {user_traceback(error)}") from None
 
 
-def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
-    """The batches of all ranks of this node, one copy for all of them; None where memory cannot be shared."""
-    tensors: dict[Any, Tensor] = {}
-    nests = {i: each_tensor(batch, partial(_take, tensors, i, itertools.count())) for i, batch in mine.items()}
-    if not all(comm.node_allgather(_can_be_shared(tensors, nests))):
-        return None
-    found = pool(tensors, comm)
-    if found is None:
-        return None
-    return {
-        i: each_tensor(nest, partial(_give, found, i, itertools.count()))
-        for part in comm.node_allgather(nests)
-        for i, nest in part.items()
-    }
+class Packed(NamedTuple):
+    """Batches taken apart: their tensors, and the nests that they were in, by the batch's number.
+
+    sharable: whether there is nothing but plain tensors, and around them what another process can be sent.
+    """
+
+    tensors: dict[Key, Tensor]
+    nests: dict[int, Any]
+    sharable: bool
 
 
-def _can_be_shared(tensors: dict[Any, Tensor], nests: dict[int, Any]) -> bool:
-    """Whether there is nothing but plain tensors, and around them what another process can be sent."""
+def pack(batches: dict[int, Any]) -> Packed:
+    """Take batches, by their numbers, apart."""
+    tensors: dict[Key, Tensor] = {}
+    nests = {i: each_tensor(batch, partial(_take, tensors, i, itertools.count())) for i, batch in batches.items()}
+    return Packed(tensors, nests, _can_be_shared(tensors, nests))
+
+
+def unpack(tensors: dict[Key, Tensor], nests: dict[int, Any]) -> dict[int, Any]:
+    """The batches that these were."""
+    return {i: each_tensor(nest, partial(_give, tensors, i, itertools.count())) for i, nest in nests.items()}
+
+
+def _can_be_shared(tensors: dict[Key, Tensor], nests: dict[int, Any]) -> bool:
     hidden = any(not t.is_meta for nest in nests.values() for t in tensors_in(nest))
     if hidden or not all(is_plain(t) for t in tensors.values()):
         return False  # sparse ones, or in objects that are not looked into
@@ -124,26 +94,27 @@ def _can_be_shared(tensors: dict[Any, Tensor], nests: dict[int, Any]) -> bool:
         return False
 
 
-def _take(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], tensor: Tensor) -> Tensor:
+def _take(tensors: dict[Key, Tensor], batch: int, number: Iterator[int], tensor: Tensor) -> Tensor:
     tensors[batch, next(number)] = tensor.detach()
     return torch.empty(0, device="meta")  # its place in the nest
 
 
-def _give(tensors: dict[Any, Tensor], batch: int, number: Iterator[int], place: Tensor) -> Tensor:
+def _give(tensors: dict[Key, Tensor], batch: int, number: Iterator[int], place: Tensor) -> Tensor:
     return tensors[batch, next(number)]
 
 
-def share(batches: Batches, comm: Comm) -> Batches:
-    """Batches that are in memory, one copy for all ranks of this node, which all call it."""
-    if comm.local_size == 1 or batches.streamed:
-        return batches
-    sliced = isinstance(batches, TensorBatches)
-    mine = {0: batches.tensors} if sliced else dict(enumerate(batches.batches))
-    if comm.node_allgather(all(is_plain(t) and t.is_shared() for t in tensors_in(list(mine.values()))))[0]:
-        return batches
-    found = _shared(mine if comm.local_rank == 0 else {}, comm)
-    if found is None:
-        return batches
-    if sliced:
-        return TensorBatches(found[0], batches.batch_size)
-    return StoredBatches([found[i] for i in sorted(found)], batches.size, batches.batch_size)
+def in_memory(batches: TensorBatches | StoredBatches) -> dict[int, Any]:
+    """What batches in memory hold, by number: the whole tensors of those that are sliced."""
+    return {0: batches.tensors} if isinstance(batches, TensorBatches) else dict(enumerate(batches.batches))
+
+
+def is_shared(batches: TensorBatches | StoredBatches) -> bool:
+    """Whether other processes have the same memory."""
+    return all(is_plain(t) and t.is_shared() for t in tensors_in(list(in_memory(batches).values())))
+
+
+def with_content(batches: TensorBatches | StoredBatches, content: dict[int, Any]) -> Batches:
+    """The same batches of other memory."""
+    if isinstance(batches, TensorBatches):
+        return TensorBatches(content[0], batches.batch_size)
+    return StoredBatches([content[i] for i in sorted(content)], batches.size, batches.batch_size)

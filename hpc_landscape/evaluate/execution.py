@@ -1,4 +1,4 @@
-"""In which form a model computes: order of its weights, precision, compiled or not, how many points at a time."""
+"""How a model computes: order of its weights, precision, compiled or not, how many points at a time."""
 
 from __future__ import annotations
 
@@ -19,70 +19,70 @@ from ..model.wrapper import ModelWrapper
 
 @dataclass(frozen=True)
 class ExecutionMode:
-    """How points are evaluated. The plain form is float32, eager, one point at a time.
+    """How points are evaluated. The plain mode is float32, eager, one point at a time.
 
-    channels_last: images and the weights on them in that order. low: the dtype that a point's weights and the inputs
-    are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: by
-    torch.compile. block: points at a time, under vmap. interleaved: points that share each batch of streamed data; that
-    alone changes no value.
+    channels_last: images and the weights on them in that order. compute_dtype: what a point's weights and the inputs
+    are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: the mode of
+    torch.compile, ``default`` or ``reduce-overhead`` (CUDA graphs); empty: eager. stacked: points at a time, under
+    vmap. interleaved: points that share each batch of streamed data; that alone changes no value.
     """
 
     channels_last: bool = False
-    low: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
     autocast: bool = False
-    compiled: bool = False
-    block: int = 1
+    compiled: str = ""
+    stacked: int = 1
     interleaved: int = 1
 
     def __str__(self) -> str:
         words = [
             "channels last" * self.channels_last,
-            f"weights in {str(self.low).removeprefix('torch.')}" if self.low else "",
+            f"weights in {str(self.compute_dtype).removeprefix('torch.')}" if self.compute_dtype else "",
             "autocast" * self.autocast,
-            "compiled" * self.compiled,
-            f"{self.block} points at a time" if self.block > 1 else "",
+            {"": "", "default": "compiled"}.get(self.compiled, f"compiled ({self.compiled})"),
+            f"{self.stacked} points at a time" if self.stacked > 1 else "",
         ]
         return ", ".join(filter(None, words)) or "plain"
 
     @property
     def exact(self) -> bool:
-        """Whether this is the plain form, from which others differ by rounding at least."""
+        """Whether this is the plain mode, from which others differ by rounding at least."""
         return replace(self, interleaved=1) == PLAIN
 
     @property
     def points(self) -> int:
         """How many points are evaluated together."""
-        return max(self.block, self.interleaved)
+        return max(self.stacked, self.interleaved)
 
 
 PLAIN = ExecutionMode()
 LOWERED = (torch.float32, torch.float16)
 
 
-def shown_dtypes(model: nn.Module, low: torch.dtype | None) -> dict[str, torch.dtype]:
+def compute_dtypes(model: nn.Module, compute_dtype: torch.dtype | None) -> dict[str, torch.dtype]:
     """The dtype that each parameter and buffer of these is cast to: batch normalization keeps its own."""
-    if low is None:
+    if compute_dtype is None:
         return {}
-    kept = {
+    preserved = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         if isinstance(module, _NormBase)
         for name in (*module._parameters, *module._buffers)
     }
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: low for name, t in tensors.items() if t.dtype in LOWERED and name not in kept}
+    return {name: compute_dtype for name, t in tensors.items() if t.dtype in LOWERED and name not in preserved}
 
 
-def compute_dtype(model: nn.Module, form: ExecutionMode, dtype: torch.dtype | None = None) -> str:
-    """What the parameters are when the model computes: dtype for all of them, else their own, or as the form has it."""
-    shown = shown_dtypes(model, form.low)
+def describe_dtype(model: nn.Module, mode: ExecutionMode, dtype: torch.dtype | None = None) -> str:
+    """What the parameters are when the model computes: dtype for all of them, else their own, or as the mode has it."""
+    cast = compute_dtypes(model, mode.compute_dtype)
     kinds = {
-        like(dtype, p) if dtype is not None and can_move(p) else shown.get(name, p.dtype)
+        like(dtype, p) if dtype is not None and can_move(p) else cast.get(name, p.dtype)
         for name, p in model.named_parameters()
         if p.is_floating_point() or p.is_complex()
     }
     words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-    return words + " by autocast in bfloat16" * form.autocast
+    return words + " by autocast in bfloat16" * mode.autocast
 
 
 class Recast(ModelWrapper):
@@ -97,14 +97,13 @@ class Recast(ModelWrapper):
         return self.call(x)
 
 
-def lowered(model: ModelWrapper, low: torch.dtype | None) -> ModelWrapper:
-    """The model on inputs cast to low, its outputs cast back: losses are computed in full precision."""
-    if low is None:
+def in_dtype(model: ModelWrapper, dtype: torch.dtype | None) -> ModelWrapper:
+    """The model on inputs cast to dtype, its outputs cast back: losses are computed in full precision."""
+    if dtype is None:
         return model
 
     def call(x: Any) -> Any:
-        cast = each_tensor(x, lambda t: t.to(low) if t.dtype in LOWERED else t)
-        return full_precision(model.forward(cast))
+        return full_precision(model.forward(each_tensor(x, lambda t: t.to(dtype) if t.dtype in LOWERED else t)))
 
     return Recast(model, call)
 
@@ -116,30 +115,32 @@ class Compiled(Recast):
     its methods.
     """
 
-    def __init__(self, inner: ModelWrapper):
-        super().__init__(inner, torch.compile(inner.forward, dynamic=False))
-        self.inner = inner
+    def __init__(self, inner: ModelWrapper, mode: str):
+        super().__init__(inner, torch.compile(inner.forward, dynamic=False, mode=mode))
+        self.inner, self.how = inner, mode
         self.forwards: dict[Callable[..., Any], Callable[[Any], Any]] = {}
 
     def called_by(self, forward: Callable[[Any, Any], Any], batch: Any) -> Any:
         if forward not in self.forwards:
             inner = self.inner
-            self.forwards[forward] = torch.compile(lambda batch: inner.called_by(forward, batch), dynamic=False)
+            self.forwards[forward] = torch.compile(
+                lambda batch: inner.called_by(forward, batch), dynamic=False, mode=self.how
+            )
         return self.forwards[forward](batch)
 
 
-def compiled(model: ModelWrapper) -> ModelWrapper:
-    """The model compiled."""
-    return Compiled(model)
+def compiled(model: ModelWrapper, mode: str) -> ModelWrapper:
+    """The model compiled, in that mode of torch.compile."""
+    return Compiled(model, mode)
 
 
 @contextmanager
-def compiling(form: ExecutionMode) -> Iterator[None]:
-    """Something must be compiled meanwhile where the form says so; a failure leaves nothing behind for others.
+def compiling(mode: ExecutionMode) -> Iterator[None]:
+    """Something must be compiled meanwhile where the mode says so; a failure leaves nothing behind for others.
 
     Raises ValueError where PyTorch finds nothing that it can compile, and so runs all of it as it is.
     """
-    if not form.compiled:
+    if not mode.compiled:
         yield
         return
     before = _graphs()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.data import Data
 from ..metrics.base import Metric
-from ..model import batchnorm
+from ..model.batchnorm import RunningStatistics, batchnorm_layers
 from ..model.norms import Norms, is_norm, looks_like_norm
 from ..model.numbers import can_move, double, numbers_of, reals, wide
 from ..model.placement import Placement
@@ -203,7 +203,7 @@ def _stale(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], layers: d
 
     with evaluator.attached_at([0.0]), torch.no_grad(), _hooked([*layers.values()], count):
         old = {name: (double(m.running_mean), double(m.running_var)) for name, m in layers.items()}
-        with batchnorm.warm_up(evaluator.model):
+        with RunningStatistics(batchnorm_layers(evaluator.model)):
             first(evaluator.model)
         found = []
         for name in trained:

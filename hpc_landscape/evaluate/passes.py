@@ -1,47 +1,44 @@
-"""Passes over the data of a point: first for batch normalization, then for all metrics that add up over batches."""
+"""The pass over the data in which batch normalization's statistics are re-estimated; the other one measures.
+
+That is ``metrics.base.measure``: a metric that is called alone has it too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..data.data import Data
+from ..data.data import Data, fresh
 from ..errors import UserError
 from ..metrics.base import BatchMetric, Metric, measure
 from ..metrics.without import no_gradients
-from ..model import batchnorm
+from ..model.batchnorm import AveragedStatistics, RunningStatistics, batchnorm_layers
 from ..model.wrapper import ModelWrapper
+from .executor import Executor
 
 
-def warm_up(model: ModelWrapper, run: Data | Metric, once: bool = False) -> None:
-    """Re-estimate the model's batch normalization statistics on data, or on what a metric passes through the model.
-
-    once: each layer is known to be used once in a pass, which is then the same for every batch, as compilation wants
-    it.
-    """
-    if once:
-        with no_gradients(), batchnorm.last_batch(model):
-            average = batchnorm.Average(batchnorm.statistics(model))
+def warm_up(executor: Executor, run: Data | Metric) -> None:
+    """Re-estimate every point's statistics on data, or on what a metric passes through the model."""
+    model, layers = executor.model, batchnorm_layers(executor.model)
+    with (
+        AveragedStatistics(layers, executor.statistics())
+        if executor.layers_once
+        else RunningStatistics(layers, executor)
+    ) as estimate:
+        if not isinstance(run, Data):
+            executor.each(lambda: run(model))
+            return
+        with no_gradients():
             for batch in run.on(model):
-                run.output(model, batch)
-                average.add(run.samples(batch))
-            average.close()
-        return
-    with batchnorm.warm_up(model) as statistics:
-        if isinstance(run, Data):
-            with no_gradients():
-                _pass(model, run, statistics)
-        else:
-            run(model)
+                if not (samples := run.samples(batch)):
+                    continue
+                estimate.begin(samples)
+                executor.each(lambda batch=batch: _discard(output(model, run, fresh(batch))))
+                estimate.end(samples)
 
 
-def _pass(model: ModelWrapper, data: Data, statistics: batchnorm.WarmUp) -> None:
-    for batch in data.on(model):
-        samples = data.samples(batch)
-        if not samples:
-            continue
-        statistics.weigh(samples)
-        output(model, data, batch)
+def _discard(_: Any) -> None:
+    """What the model says while it warms up."""
 
 
 def output(model: ModelWrapper, data: Data, batch: Any) -> Any:
@@ -63,24 +60,22 @@ def passes(metrics: Mapping[str, Metric]) -> dict[Data, dict[str, BatchMetric]]:
     return shared
 
 
-def measure_all(
-    model: ModelWrapper,
-    metrics: Mapping[str, Metric],
-    fast: ModelWrapper | None = None,
-    start: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Every metric's value; fast: how the model is called in passes over data; start: called before each of them.
+def measure_all(executor: Executor, model: ModelWrapper, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """Every metric's value at every point; model: as metrics that make no such pass call it.
 
-    So no metric's random numbers depend on which others there are.
+    Random numbers begin anew before each pass, and each metric: none depends on which others there are.
     """
-    values: dict[str, Any] = {}
+    found: list[dict[str, Any]] = [{} for _ in executor.points]
     for data, group in passes(metrics).items():
-        start()
+        executor.start_pass()
         with no_gradients():
-            means = measure(fast or model, data, list(group.values()))
-        values.update(zip(group, means, strict=True))
+            rows = measure(executor.model, data, list(group.values()), executor.each)
+        rows = rows * len(found) if len(rows) == 1 else rows[: len(found)]  # no batch at all; a stack that is not full
+        for values, row in zip(found, rows, strict=True):
+            values.update(zip(group, row, strict=True))
     for name, metric in metrics.items():
-        if name not in values:
-            start()
-            values[name] = metric(model)
-    return {name: values[name] for name in metrics}
+        if not isinstance(metric, BatchMetric):
+            executor.start_pass()
+            for values, value in zip(found, executor.each(lambda metric=metric: metric(model)), strict=True):
+                values[name] = value
+    return [{name: values[name] for name in metrics} for values in found]

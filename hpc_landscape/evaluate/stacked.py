@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..data.data import Data, is_empty
-from ..metrics.base import BatchMetric, times, weighed
-from ..model.batchnorm import Average, last_batch, statistics
+from ..model.batchnorm import statistics
+from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
+from ..ranks.generators import Generators
+from .executor import Executor, Point
 
 
 class _Call(nn.Module):
@@ -26,56 +27,56 @@ class _Call(nn.Module):
         return function()
 
 
-class Block:
-    """A model at several points. parameters: by name, the points along dimension 0. Use while the model is attached."""
+class Stacked(Executor):
+    """All points that there is room for at once. A function's tensors depend on the point, its numbers do not."""
 
-    def __init__(self, model: ModelWrapper, parameters: dict[str, Tensor]):
-        self.model, self.call = model, _Call(model)
-        self.rows = rows = next(iter(parameters.values())).shape[0]
-        self.parameters = {f"root.{name}": stacked for name, stacked in parameters.items()}
+    layers_once = True
+
+    def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
+        super().__init__(model, placement, generators, seed)
+        self.call, rows = _Call(model), placement.rows
+        self.parameters = {f"root.{name}": stacked for name, stacked in placement.stacked.items()}
         names = {id(b): f"root.{name}" for name, b in model.root.named_buffers()}
         own = {names[id(b)]: b.detach() for b in statistics(model)}
-        self.statistics = {name: b.repeat(rows, *[1] * b.ndim) for name, b in own.items()}
+        self.buffers = {name: b.repeat(rows, *[1] * b.ndim) for name, b in own.items()}
+        self._start = {name: b.clone() for name, b in self.buffers.items()}
+
+    def place(self, points: Sequence[Point], full: bool) -> None:
+        """Where there are fewer points than room the last fills up: a value does not depend on how many neighbours it
+        has.
+        """
+        self.points = points
+        self.start_pass()
+        self.placement.restore(full)
+        for row in range(self.placement.rows):
+            self.placement.place(points[min(row, len(points) - 1)], row)
+        for name, buffer in self.buffers.items():
+            buffer.copy_(self._start[name])
 
     @torch.no_grad()
-    def warm_up(self, data: Data) -> None:
-        """Re-estimate every point's batch normalization statistics on the batches."""
-        with last_batch(self.model):
-            average = Average(list(self.statistics.values()))
-            for batch in data.on(self.model):
-                self._each(lambda batch=batch: (data.output(self.model, batch), torch.zeros((), device="cpu"))[1])
-                average.add(data.samples(batch))
-            average.close()
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        numbers: list[Any] = []
 
-    @torch.no_grad()
-    def measure(self, data: Data, metrics: Sequence[BatchMetric]) -> list[Tensor]:
-        """Each metric's mean over all batches, at every point: (points,), float64."""
-        totals: list[Any] = [0.0] * 2 * len(metrics)  # of each: the batches' means by their weights, and the weights
-        for batch in data.on(self.model):
-            items = data.items(batch)
-            if is_empty(items):
-                continue
+        def at(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+            found = functional_call(self.call, {**parameters, **buffers}, (function,))
+            numbers[:] = [None if isinstance(value, Tensor) else value for value in found or ()]
+            return (*(t for t in found or () if isinstance(t, Tensor)), torch.zeros((), device="cpu"))
 
-            def parts(batch: Any = batch, items: Any = items) -> tuple[Tensor, ...]:
-                pairs = list(weighed(metrics, self.model, data, batch, items))
-                weights = (_tensor(weight) for _, weight in pairs)
-                return (*(times(mean, weight) for mean, weight in pairs), *weights)
+        *tensors, _ = vmap(at, in_dims=(0, 0), randomness="same")(self.parameters, self.buffers)
+        left = iter(tensors)
+        return [[next(left) if number is None else number for number in numbers]]
 
-            for i, found in enumerate(self._each(parts)):
-                totals[i] += found
-        if not isinstance(totals[0], Tensor):
-            return [torch.full((self.rows,), float("nan"), dtype=torch.float64, device="cpu")] * len(metrics)
-        found, weights = ([total.cpu() for total in part] for part in (totals[: len(metrics)], totals[len(metrics) :]))
-        return [a if metric.sums else a / w for metric, a, w in zip(metrics, found, weights, strict=True)]
+    def statistics(self) -> list[Tensor]:
+        return list(self.buffers.values())
 
-    def _each(self, function: Callable[[], Any]) -> Any:
-        """What the function, which calls the model, gives at every point."""
+    def read_statistics(self) -> list[Tensor]:
+        rows = [[b[row].cpu().reshape(-1) for b in self.buffers.values()] for row in range(len(self.points))]
+        return [torch.cat(parts) if parts else torch.empty(0, device="cpu") for parts in rows]
 
-        def at(parameters: dict[str, Tensor], statistics: dict[str, Tensor]) -> Any:
-            return functional_call(self.call, {**parameters, **statistics}, (function,))
-
-        return vmap(at, in_dims=(0, 0), randomness="same")(self.parameters, self.statistics)
-
-
-def _tensor(weight: Any) -> Tensor:
-    return weight if isinstance(weight, Tensor) else torch.tensor(float(weight), dtype=torch.float64, device="cpu")
+    def write_statistics(self, values: Sequence[Tensor]) -> None:
+        for row in range(self.placement.rows):
+            start, vector = 0, values[min(row, len(values) - 1)]
+            for buffer in self.buffers.values():
+                end = start + buffer[row].numel()
+                buffer[row].copy_(vector[start:end].reshape(buffer[row].shape))
+                start = end

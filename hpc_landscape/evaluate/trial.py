@@ -86,7 +86,7 @@ def _finite(value: float) -> bool:
 def _broken(evaluator: Evaluator) -> list[str]:
     """Parameters that are not finite, and buffers with a NaN (infinities are masks), but for what is re-estimated."""
     root = evaluator.model.root
-    estimated = {id(b) for b in statistics(evaluator.model)} if evaluator.bn != "running" else set()
+    estimated = {id(b) for b in statistics(evaluator.model)} if evaluator.normalization.name != "running" else set()
     parameters = [name for name, p in root.named_parameters() if not bool(_numbers(p).isfinite().all())]
     return parameters + [
         name for name, b in root.named_buffers() if id(b) not in estimated and bool(_numbers(b).isnan().any())

@@ -35,7 +35,7 @@ def compute_again(plan: Plan) -> None:
     same = there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
     good = stored.done if stored.failed is None else stored.done & ~stored.failed
     if good.any():
-        alike = same and not is_mixed(path) and not plan.evaluator.form.compiled and not _on_gpu(plan)
+        alike = same and not is_mixed(path) and not plan.evaluator.execution.compiled and not _on_gpu(plan)
         _compare(plan, int(np.argmax(good.reshape(-1))), alike)
     if not same:
         set_mixed(path)
@@ -45,7 +45,7 @@ def _compare(plan: Plan, point: int, alike: bool) -> None:
     path, where = plan.settings.output, place(plan.grid, point)
     try:
         with plan.evaluator.attached():
-            found = plan.sets.patience.call(lambda: plan.evaluator.block([plan.grid.point(point)]))[0]
+            found = plan.sets.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
         values = {quantity.name: store_array(found[quantity.name], quantity) for quantity in plan.quantities}
     except UserError:
         raise
@@ -96,7 +96,7 @@ def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool
 
 def _on_gpu(plan: Plan) -> bool:
     """There sums may be added up in another order each time."""
-    return next(iter(plan.evaluator.placement.views.values())).device.type != "cpu"
+    return plan.evaluator.device.type != "cpu"
 
 
 def _text(value: Any) -> str:

@@ -61,7 +61,7 @@ def check_plan(plan: Plan, ranks: int) -> None:
 def _check_values(plan: Plan, ranks: int) -> None:
     """UserError where the values of the points that are in hand, and on their way to the file, take too much."""
     each = {quantity.name: 8 * math.prod(quantity.shape) for quantity in plan.quantities}
-    needed = sum(each.values()) * ranks * (plan.evaluator.form.points + COPIES)
+    needed = sum(each.values()) * ranks * (plan.evaluator.execution.points + COPIES)
     if needed > (there := free_memory()):
         most, all_of_them = max(each, key=lambda name: each[name]), sum(each.values())
         raise UserError(

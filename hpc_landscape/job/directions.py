@@ -9,25 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..campaign.share import broadcast_rest, broadcast_tensors
+from ..data.sets import Sets
 from ..directions.projection import project
 from ..directions.recipes import Directions, Read, make_directions
 from ..errors import UserError
+from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.execution import PLAIN
+from ..evaluate.normalization import choose_normalization
 from ..grid import NAMES, Grid
 from ..metrics import Criterion, hessian_eigenvectors
 from ..metrics.trial import treat_as_sum, try_loss
-from ..model import state
 from ..model.checkpoint import find_paths, labels, read_parameters
 from ..model.choice import Chosen
 from ..model.numbers import wide
-from ..model.rest import broadcast_rest, rest
+from ..model.rest import rest
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
 from ..store.layout import Trajectory
-from .build import Maker
-from .data import Sets
 from .stored import fill_from
 
 Ways = list[list[str]]  # the checkpoints of each path of a trajectory
@@ -78,7 +79,7 @@ def broadcast_directions(
             eigenvectors = partial(_eigenvectors, settings, problem, sets, weights, device)
             made = make_directions(settings, weights, read, sum(trajectory, []), eigenvectors)
     vectors = made.vectors if made.ends is None else made.ends
-    state.broadcast((d for vector in vectors for d in vector.values()), comm)
+    broadcast_tensors((d for vector in vectors for d in vector.values()), comm)
     made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
     return made
@@ -95,10 +96,12 @@ def _eigenvectors(
     """Of the Hessian of the loss over the first evaluation set, at the model, of the parameters that move."""
     if not sets.evaluation:
         raise UserError("--directions hessian: the problem has no data")
-    maker = Maker(settings, problem, sets, Directions([dict(weights)]), device)
-    evaluator, data = maker.make(PLAIN)
+    policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
+    directions, speed = Directions([dict(weights)]), settings.for_speed
+    builder = EvaluatorBuilder(problem, sets, directions, device, policy, settings.precision, settings.seed, speed)
+    evaluator, data = builder.build(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into
-    criterion, first = Criterion(maker.loss, problem.reduction), next(iter(data.values()))
+    criterion, first = Criterion(builder.loss, problem.reduction), next(iter(data.values()))
     with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
         if (found := try_loss(problem.wrapper, criterion, first)) is not None:
             treat_as_sum(criterion, found)

@@ -38,7 +38,7 @@ def evaluate(plan: Plan, writer: Writer, points: np.ndarray) -> list[dict[str, n
     quantities = {quantity.name: quantity for quantity in plan.quantities}
 
     def computed() -> list[dict[str, np.ndarray]]:
-        found = plan.evaluator.block([plan.grid.point(int(point)) for point in points])
+        found = plan.evaluator.evaluate([plan.grid.point(int(point)) for point in points])
         return [{k: store_array(v, quantities[k]) for k, v in values.items()} for values in found]
 
     def tried() -> list[dict[str, np.ndarray]]:
@@ -80,7 +80,7 @@ def nan_values(plan: Plan) -> dict[str, np.ndarray]:
 
 def _device_works(plan: Plan) -> bool:
     """Whether another point can be evaluated: after some errors a GPU computes nothing in this process any more."""
-    device = next(iter(plan.evaluator.placement.views.values())).device
+    device = plan.evaluator.device
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)

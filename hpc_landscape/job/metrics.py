@@ -15,7 +15,9 @@ import torch
 from .. import metrics as built_in
 from ..data.prepare import TensorBatches
 from ..errors import UserError, is_out_of_memory, user_traceback
+from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import Evaluator, as_array
+from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
@@ -27,7 +29,6 @@ from ..problems.problem import Problem, find_object
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
-from .build import FormErrors, Maker, errors_of_form
 from .plan import Plan
 
 BUILT_IN: dict[str, Callable[..., Metric]] = {
@@ -175,7 +176,7 @@ def choose_metrics(
     with comm.raise_on_all_ranks():
         chosen = requested(settings, chooser)
         alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
-        if evaluator.form.block > 1 and alone:
+        if evaluator.execution.stacked > 1 and alone:
             raise UserError(
                 f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
             )
@@ -239,8 +240,8 @@ class Trial:
 def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, Metric], default: bool) -> Trial:
     """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
     tried = Trial()
-    warmup = evaluator.warmup_data
-    if evaluator.bn == "warmup" and isinstance(warmup, Data):
+    warmup = evaluator.normalization.data
+    if evaluator.normalization.reads_data and isinstance(warmup, Data):
         for batch in itertools.islice(warmup.batches, 1):
             warmup.samples(batch)
     for data in chooser.sets.values():
@@ -273,7 +274,8 @@ def _try_first_batch(evaluator: Evaluator, chooser: Chooser, chosen: dict[str, M
 
 def _try_parts(evaluator: Evaluator, chooser: Chooser, tried: Trial) -> None:
     """Whether the loss of a batch is the mean that it is taken for; one notice where it is not."""
-    tolerance = 5e-2 if evaluator.form.low or evaluator.form.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
+    mode = evaluator.execution
+    tolerance = 5e-2 if mode.compute_dtype or mode.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
     for data in chooser.sets.values():
         try:
             with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
@@ -371,15 +373,15 @@ def store_array(value: Any, quantity: Quantity) -> Any:
     return array
 
 
-def form_errors(plan: Plan, maker: Maker) -> FormErrors:
+def execution_errors(plan: Plan, builder: EvaluatorBuilder) -> ExecutionErrors:
     """How far the form in use is from the plain one in float32; nothing where it is as exact."""
     settings, evaluator = plan.settings, plan.evaluator
-    exact = evaluator.form.exact and settings.precision != "tf32"
+    exact = evaluator.execution.exact and settings.precision != "tf32"
     if exact or settings.dry_run:
-        return FormErrors()
-    plain, data = maker.make(PLAIN)
+        return ExecutionErrors()
+    plain, data = builder.build(PLAIN)
     if settings.precision == "tf32":
         plain.precision = "fp32"
-    made = requested(settings, Chooser(plan.problem, data, maker.loss))
+    made = requested(settings, Chooser(plan.problem, data, builder.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
-    return errors_of_form(evaluator, plain, plan.grid, settings.seed)
+    return errors_of_mode(evaluator, plain, plan.grid, settings.seed)

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..data.sets import Sets
 from ..directions.normalize import cosine
 from ..directions.recipes import Directions
 from ..errors import UserError, reason
+from ..evaluate.build import CHOICES
 from ..evaluate.evaluator import DTYPES, Evaluator
-from ..evaluate.execution import compute_dtype
+from ..evaluate.exactness import ExecutionErrors
+from ..evaluate.execution import describe_dtype
 from ..grid import Grid
 from ..metrics.criterion import Criterion
 from ..model import state
@@ -25,8 +28,6 @@ from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import Settings
 from ..store import layout
-from .build import CHOICES, FormErrors
-from .data import Sets
 from .stored import check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -50,7 +51,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)  # in which values are the same to the bit
     tuned: str = ""  # what was measured to choose the form
     trajectory: layout.Trajectory | None = None
-    form_errors: FormErrors = field(default_factory=FormErrors)
+    execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -105,7 +106,7 @@ class Plan:
     @property
     def compute_dtype(self) -> str:
         """In what the model computes."""
-        return compute_dtype(self.problem.root, self.evaluator.form, DTYPES.get(self.settings.precision))
+        return describe_dtype(self.problem.root, self.evaluator.execution, DTYPES.get(self.settings.precision))
 
     def identity(self) -> dict[str, Any]:
         """What the values depend on: a run goes on with a file only where all of it is equal."""
@@ -127,13 +128,13 @@ class Plan:
             "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
             "loss_function": (repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"))
             + ", a sum" * (loss is not None and Criterion(loss, self.problem.reduction).sum),
-            "bn": self.evaluator.bn,
+            "bn": self.evaluator.normalization.name,
             "bn_kept": ",".join(norms.others if norms else ()) or "none",
             "mode": "none" if wrapper.mode == EVAL else wrapper.mode,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
             "precision": settings.precision,
-            "form": str(self.evaluator.form),
-            "device_kind": next(iter(self.evaluator.placement.views.values())).device.type,
+            "execution": str(self.evaluator.execution),
+            "device_kind": self.evaluator.device.type,
             **self.made_of,
         }
 
@@ -164,9 +165,12 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         "compute_dtype": plan.compute_dtype,
         **({"interpolated": ",".join(plan.directions.rest[0])} if any(plan.directions.rest) else {}),
         **plan.directions.notes,
-        **{name: int(getattr(settings, name) or 0) for name in CHOICES},
+        **{
+            name: 0 if not (value := getattr(settings, name)) else 1 if isinstance(value, str) else int(value)
+            for name in CHOICES
+        },
         **({"tuned": plan.tuned} if plan.tuned else {}),
-        **plan.form_errors.attributes(),
+        **plan.execution_errors.attributes(),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:

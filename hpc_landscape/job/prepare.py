@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
+from ..campaign.share import broadcast_tensors
 from ..errors import UserError
 from ..model import state
 from ..model.checkpoint import load_checkpoint
@@ -74,7 +75,7 @@ def broadcast_weights(settings: Settings, problem: Problem, stored: layout.Store
     shapes = comm.allgather(state.shapes(root))
     if any(other != shapes[0] for other in shapes):
         raise UserError("the problem's factory makes another model on another rank: it must make the same on all")
-    state.broadcast(state.state(root).values(), comm)
+    broadcast_tensors(state.state(root).values(), comm)
 
 
 def _train(problem: Problem, settings: Settings, stored: layout.Stored | None, say: Say) -> None:

@@ -65,8 +65,8 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
             say(f"note         {note}")
     say(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
     say(f"metrics      {', '.join(q.name for q in plan.quantities)}")
-    if not plan.evaluator.form.exact and not plan.stored:
-        say(f"form         {plan.evaluator.form}{_form_text(plan)}")
+    if not plan.evaluator.execution.exact and not plan.stored:
+        say(f"execution    {plan.evaluator.execution}{_execution_text(plan)}")
     nodes = len({node for node, _ in devices})
     where = ", ".join(sorted({name for _, name in devices})[:8])
     say(
@@ -78,16 +78,16 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
         say(f"warning: {shared} ranks share one GPU; start one rank per GPU")
 
 
-def _form_text(plan: Plan) -> str:
-    errors = [f"{name} off by about {error:.2g}" for name, error in plan.form_errors.estimates.items()]
-    return f": {', '.join(errors)} (estimated at {len(plan.form_errors.points)} points)" if errors else ""
+def _execution_text(plan: Plan) -> str:
+    errors = [f"{name} off by about {error:.2g}" for name, error in plan.execution_errors.estimates.items()]
+    return f": {', '.join(errors)} (estimated at {len(plan.execution_errors.points)} points)" if errors else ""
 
 
 def _data_text(plan: Plan) -> str:
     sizes = [f"{b.size or 'streamed'} {name}".strip() for name, b in plan.sets.evaluation.items()]
     if not sizes:
         return "no data"
-    points = plan.evaluator.form.interleaved
+    points = plan.evaluator.execution.interleaved
     turns = f" (streamed, {points} points on each batch)" if points > 1 else " (streamed)" * plan.sets.streamed
     return f"{' and '.join(sizes)} samples{turns}"
 
@@ -115,7 +115,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         biases = " (--ignore none lets biases move)" if settings.ignore == "biasbn" and not scaled else ""
         yield text + remedy + biases
     yield from told(plan.problem.wrapper, directions.rest, directions.stays)
-    if directions.ends is not None and plan.evaluator.bn == "running":
+    if directions.ends is not None and plan.evaluator.normalization.name == "running":
         yield "batch normalization has the statistics of the model at the origin everywhere (--bn running)"
 
 
@@ -127,7 +127,7 @@ def _precision_text(plan: Plan) -> str:
 
 
 def _warm_text(plan: Plan) -> str:
-    bn, norms = plan.evaluator.bn, plan.problem.wrapper.norms or Norms()
+    bn, norms = plan.evaluator.normalization.name, plan.problem.wrapper.norms or Norms()
     if bn == "none":
         kept = any(map(keeps_statistics, plan.problem.root.modules()))
         if norms.others or kept:
@@ -142,13 +142,13 @@ def _warm_text(plan: Plan) -> str:
 
 def dry_run(plan: Plan, comm: Comm, say: Say) -> None:
     """The plan: points per rank, memory and disk needed, and time, from one point evaluated on every rank at once."""
-    mine = strided(plan.unfinished, comm.rank, comm.size)[: plan.evaluator.form.points]
+    mine = strided(plan.unfinished, comm.rank, comm.size)[: plan.evaluator.execution.points]
     points = [plan.grid.point(int(point)) for point in mine] or [plan.grid.point(0)]
     with plan.evaluator.attached():
         seconds = []
         for _ in range(2):  # the first time also starts up kernels and workers, which a long one does not feel
             begin = time.monotonic()
-            plan.evaluator.block(points)
+            plan.evaluator.evaluate(points)
             seconds.append((time.monotonic() - begin) / len(points))
             if seconds[0] * len(points) > LONG:
                 break

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.data import Data, is_empty
+from ..data.data import Data, fresh
 from ..model.wrapper import ModelWrapper
 from .without import no_gradients
 
@@ -74,7 +74,7 @@ class BatchMetric(DataMetric):
 
     def __call__(self, model_wrapper: ModelWrapper) -> float:
         with no_gradients():
-            return measure(model_wrapper, self.data, [self])[0]
+            return measure(model_wrapper, self.data, [self])[0][0]
 
 
 class MetricPipeline(Metric):
@@ -88,12 +88,14 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-def weighed(
-    metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any
-) -> Iterator[tuple[Any, Any]]:
-    """(mean, weight) of a batch of so many items for each metric; what several are parts of is computed once."""
+def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any) -> list[Any]:
+    """Each metric's mean over a batch of so many items times its weight, and then the weights.
+
+    What several are parts of is computed once.
+    """
     output, target = data.output(model, batch), data.target(batch)
     wholes: dict[Any, Any] = {}
+    products, weights = [], []
     for metric in metrics:
         if metric.whole is None:
             mean = metric.batch_mean(output, target)
@@ -104,7 +106,10 @@ def weighed(
         weight = metric.batch_weight(output, target, items)
         if isinstance(weight, Tensor):
             weight = (weight.cpu() if weight.device.type == "mps" else weight).double().reshape(())
-        yield mean, data.unknown(batch) if weight is None else weight
+        weight = data.unknown(batch) if weight is None else weight
+        products.append(times(mean, weight))
+        weights.append(weight)
+    return products + weights
 
 
 def times(mean: Tensor, weight: Any) -> Tensor:
@@ -123,44 +128,62 @@ def _to(device: torch.device, weight: Any) -> Any:
 class Sums:
     """Metrics over batches: means by their weights. For use without gradients.
 
-    Sums are float64 and stay on the device (on the host where it has no float64) until they are asked for.
+    Sums are float64 and stay on the device (on the host where it has no float64) until they are asked for. What is
+    added may be of several points, along dimension 0.
     """
 
     def __init__(self, metrics: Sequence[BatchMetric]):
         self.metrics = metrics
-        self.totals: list[Any] = [0.0] * len(metrics)
-        self.weights: list[Any] = [0.0] * len(metrics)
+        self.totals: list[Any] = [0.0] * 2 * len(metrics)
 
-    def add(self, model: ModelWrapper, data: Data, batch: Any) -> None:
-        """What the model makes of one more batch."""
-        items = data.items(batch)
-        if is_empty(items):
-            return
-        for i, (mean, weight) in enumerate(weighed(self.metrics, model, data, batch, items)):
-            self.totals[i] += times(mean, weight)
-            self.weights[i] += weight
+    def add(self, found: Sequence[Any]) -> None:
+        """What ``weighed`` has found of one more batch."""
+        for i, value in enumerate(found):
+            self.totals[i] += value
 
     def on_device(self) -> Tensor:
-        """Each metric's mean over all batches, float64, without a wait for the device. NaN over nothing."""
-        if not any(isinstance(total, Tensor) for total in self.totals):
-            return torch.full((len(self.metrics),), float("nan"), dtype=torch.float64, device="cpu")
+        """Each metric's mean over all batches, float64, without a wait for the device: (points, metrics).
+
+        NaN over nothing.
+        """
+        n = len(self.metrics)
+        if not any(isinstance(total, Tensor) for total in self.totals[:n]):
+            return torch.full((1, n), float("nan"), dtype=torch.float64, device="cpu")
         home = self.totals[0].device
-        pairs = zip(self.metrics, self.totals, self.weights, strict=True)
-        return torch.stack([total.to(home) if m.sums else total.to(home) / _to(home, w) for m, total, w in pairs])
-
-    def means(self) -> list[float]:
-        """The same as numbers."""
-        return self.on_device().tolist()
+        pairs = zip(self.metrics, self.totals[:n], self.totals[n:], strict=True)
+        means = [total.to(home) if m.sums else total.to(home) / _to(home, w) for m, total, w in pairs]
+        return torch.stack([mean.reshape(-1) for mean in means], dim=1)
 
 
-def total(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> Sums:
-    """The metrics over all batches, in one pass."""
-    sums = Sums(metrics)
-    for batch in data.on(model):
-        sums.add(model, data, batch)
-    return sums
+def once(function: Callable[[], Any]) -> list[Any]:
+    """Of a model that stays where it is: what a function gives there."""
+    return [function()]
 
 
-def measure(model: ModelWrapper, data: Data, metrics: Sequence[BatchMetric]) -> list[float]:
-    """Each metric's mean over all batches, weighted by their items, in one pass."""
-    return total(model, data, metrics).means()
+def total(
+    model: ModelWrapper,
+    data: Data,
+    metrics: Sequence[BatchMetric],
+    each: Callable[[Callable[[], Any]], list[Any]] = once,
+) -> list[Sums]:
+    """The metrics over all batches, in one pass.
+
+    each: calls a function of the model at every point, and gives one result for each, or for all of them together.
+    """
+    sums: list[Sums] = []
+    for batch, items in data.counted(model):
+        found = each(lambda batch=batch, items=items: weighed(metrics, model, data, fresh(batch), items))
+        sums = sums or [Sums(metrics) for _ in found]
+        for one, more in zip(sums, found, strict=True):
+            one.add(more)
+    return sums or [Sums(metrics)]
+
+
+def measure(
+    model: ModelWrapper,
+    data: Data,
+    metrics: Sequence[BatchMetric],
+    each: Callable[[Callable[[], Any]], list[Any]] = once,
+) -> list[list[float]]:
+    """Each metric's mean over all batches, weighted by their items, in one pass: one list for each point."""
+    return [values for sums in total(model, data, metrics, each) for values in sums.on_device().tolist()]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.data import Data, is_empty
+from ..data.data import Data
 from ..errors import UserError, warn
 from ..model.numbers import can_move, count, double, numbers_of
 from ..model.parameters import ModelParameters
@@ -65,10 +65,7 @@ def batch_gradients(
 ) -> Iterator[tuple[Parts, float]]:
     """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is."""
     criterion = Criterion.of(loss_fn)
-    for batch in data.on(model):
-        items = data.items(batch)
-        if is_empty(items):
-            continue
+    for batch, items in data.counted(model):
         output, target = data.output(model, batch), data.target(batch)
         loss = criterion(output, target)
         weight = criterion.weight(output, target, items, data.count is not None)

@@ -6,9 +6,9 @@ and (unbiased) variance, weighted by batch size. With equal batches that is ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,52 +30,113 @@ def batchnorm_layers(model: nn.Module | ModelWrapper) -> list[nn.Module]:
     return [model.root.get_submodule(name) for name in model.norms.estimated]
 
 
-class WarmUp:
-    """A pass that re-estimates running statistics: call ``weigh(n)`` before each batch of n samples.
+class Points(Protocol):
+    """Where a model is at several points by turns: ``row`` says at which."""
 
-    Without it a layer counts the samples by the length of its input. points: of how many points, in turn.
+    row: int
+    points: Sequence[Any]
+
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        """What the function gives at every point."""
+
+
+class OnePoint:
+    """A model that stays where it is."""
+
+    row, points = 0, ((),)
+
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        return [function()]
+
+
+class RunningStatistics:
+    """Re-estimates running statistics in a pass: a running average of the batches', weighted by their samples.
+
+    Use ``with``; call ``begin(n)`` before each batch of n samples: without it a layer counts the samples by the length
+    of its input. A layer may be used several times in a pass, or not at all. Only these layers are in train mode.
     """
 
-    def __init__(self, layers: list[nn.Module], points: int = 1):
-        self.points = [dict.fromkeys(layers, 0) for _ in range(points)]
-        self.seen = self.points[0]
-        self.samples: int | None = None
-        self.hooks: list[Any] = [layer.register_forward_pre_hook(self._count) for layer in layers]
-        self.hooks += [_Kept(layer) for layer in layers if not is_norm(layer)]
+    def __init__(self, layers: list[nn.Module], points: Points | None = None):
+        self.layers, self.points = layers, points or OnePoint()
+        self.seen = [dict.fromkeys(layers, 0.0) for _ in self.points.points]
+        self.samples: float | None = None
+        self.stack = ExitStack()
 
-    def weigh(self, samples: int, point: int = 0) -> None:
-        """Let the point's next batch count by its share of the samples so far: a running, weighted average."""
-        self.samples, self.seen = samples, self.points[point]
+    def __enter__(self) -> RunningStatistics:
+        self.stack.enter_context(batch_statistics(self.layers))
+        self.stack.enter_context(_momentum_kept(self.layers))
+        for layer in self.layers:
+            self.stack.callback(layer.register_forward_pre_hook(self._count).remove)
+            if not is_norm(layer):
+                self.stack.callback(_BuffersInPlace(layer).remove)
+        self.points.each(lambda: reset(self.layers))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stack.close()
+
+    def begin(self, samples: float) -> None:
+        """Let the next batch count by its share of the samples so far."""
+        self.samples = samples
+
+    def end(self, samples: float) -> None:
+        """After that batch, at every point."""
 
     def _count(self, layer: nn.Module, inputs: Any) -> None:
         """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
-        samples = len(inputs[0]) if self.samples is None else self.samples
-        self.seen[layer] += samples
-        vars(layer)["momentum"] = samples / self.seen[layer]  # a Module's own way costs 20 times as much
+        samples, seen = len(inputs[0]) if self.samples is None else self.samples, self.seen[self.points.row]
+        seen[layer] += samples
+        vars(layer)["momentum"] = samples / seen[layer]  # a Module's own way costs 20 times as much
 
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+
+class AveragedStatistics:
+    """The same where each layer is used exactly once in a pass: nothing differs from batch to batch.
+
+    That is what compilation and stacked points need. After each batch the buffers hold that batch's statistics alone;
+    their average, weighted by samples, is added up beside, and in the end is what they hold. buffers: of all points.
+    """
+
+    def __init__(self, layers: list[nn.Module], buffers: list[Tensor]):
+        self.layers, self.buffers, self.weight = layers, buffers, 0.0
+        self.totals = [torch.zeros_like(buffer) for buffer in buffers]
+        self.stack = ExitStack()
+
+    @torch.no_grad()
+    def __enter__(self) -> AveragedStatistics:
+        for buffer in self.buffers:
+            buffer.zero_()  # what is not finite would stay, even with no weight
+        self.stack.enter_context(batch_statistics(self.layers))
+        self.stack.enter_context(_momentum_kept(self.layers))
+        for layer in self.layers:
+            vars(layer)["momentum"] = 1.0
+        return self
+
+    @torch.no_grad()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.stack.close()
+        if kind is None:
+            for buffer, total in zip(self.buffers, self.totals, strict=True):
+                buffer.copy_(total / self.weight)
+
+    def begin(self, samples: float) -> None:
+        """Before a batch."""
+
+    @torch.no_grad()
+    def end(self, samples: float) -> None:
+        """After a batch of so many samples, at every point."""
+        if self.buffers:
+            torch._foreach_add_(self.totals, self.buffers, alpha=samples)
+        self.weight += samples
 
 
 @contextmanager
-def warm_up(model: nn.Module | ModelWrapper, points: int = 0) -> Iterator[WarmUp]:
-    """Reset the running statistics, and let batches re-estimate them; only these layers are in train mode meanwhile.
-
-    points: of how many points in turn; each one's ``reset`` is the caller's then.
-    """
-    layers = batchnorm_layers(model)
+def _momentum_kept(layers: list[nn.Module]) -> Iterator[None]:
     before = [layer.momentum for layer in layers]
-    with batch_statistics(model, layers):
-        if not points:
-            reset(layers)
-        counted = WarmUp(layers, max(1, points))
-        try:
-            yield counted
-        finally:
-            counted.close()
-            for layer, momentum in zip(layers, before, strict=True):
-                vars(layer)["momentum"] = momentum
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            vars(layer)["momentum"] = momentum
 
 
 @torch.no_grad()
@@ -90,26 +151,7 @@ def reset(layers: list[nn.Module]) -> None:
                 layer.num_batches_tracked.zero_()
 
 
-@contextmanager
-def last_batch(model: nn.Module | ModelWrapper) -> Iterator[None]:
-    """After each batch the running statistics are that batch's alone: for an ``Average`` to add up.
-
-    The same as a warm_up where each layer is used once in a pass, without anything that differs from batch to batch:
-    what compilation and stacked points need.
-    """
-    layers = batchnorm_layers(model)
-    before = [layer.momentum for layer in layers]
-    with batch_statistics(model, layers):
-        for layer in layers:
-            vars(layer)["momentum"] = 1.0
-        try:
-            yield
-        finally:
-            for layer, momentum in zip(layers, before, strict=True):
-                vars(layer)["momentum"] = momentum
-
-
-class _Kept:
+class _BuffersInPlace:
     """The buffers of a layer of the user's own stay the same tensors: what it puts in their place is copied there."""
 
     def __init__(self, layer: nn.Module):
@@ -131,25 +173,6 @@ class _Kept:
             hook.remove()
 
 
-class Average:
-    """The average of what buffers hold after each batch, weighted; in the end they hold it. Buffers start anew."""
-
-    def __init__(self, buffers: list[Tensor]):
-        self.buffers, self.weight = buffers, 0.0
-        self.totals = [torch.zeros_like(buffer) for buffer in buffers]
-        for buffer in buffers:
-            buffer.zero_()  # what is not finite would stay, even with no weight
-
-    def add(self, weight: float) -> None:
-        if self.buffers:
-            torch._foreach_add_(self.totals, self.buffers, alpha=weight)
-        self.weight += weight
-
-    def close(self) -> None:
-        for buffer, total in zip(self.buffers, self.totals, strict=True):
-            buffer.copy_(total / self.weight)
-
-
 def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
     """Whether a pass uses each of the layers exactly once."""
     layers = batchnorm_layers(model)
@@ -168,9 +191,8 @@ def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def batch_statistics(model: nn.Module | ModelWrapper, layers: list[nn.Module] | None = None) -> Iterator[None]:
-    """Normalize by each batch's own statistics. Dropout and the rest stay as they are."""
-    layers = batchnorm_layers(model) if layers is None else layers
+def batch_statistics(layers: list[nn.Module]) -> Iterator[None]:
+    """Let these layers normalize by each batch's own statistics. Dropout and the rest stay as they are."""
     before = [layer.training for layer in layers]
     for layer in layers:
         vars(layer)["training"] = True

@@ -18,7 +18,7 @@ ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
 
 @dataclass
 class _Flat:
-    """The parameters of one device, dtype and shown dtype, in one buffer each: (numbers,), points (rows, numbers).
+    """The parameters of one device, dtype and compute dtype, in one buffer each: (numbers,), points (rows, numbers).
 
     Complex ones are pairs of real numbers in it.
     """
@@ -26,19 +26,19 @@ class _Flat:
     origin: Tensor
     directions: list[Tensor]
     points: Tensor
-    shown: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
+    cast: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
 
 
 class Placement:
     """parameters(c) = origin + sum_k c[k] * direction[k], always computed from the origin: no drift.
 
-    origin: the parameters that move, by name, and with ends also buffers that do. directions: one mapping by name each;
-    what is missing does not move. device: where points are computed; None: where each parameter is. dtype: the real
-    dtype in which they are computed, and the model then computes; None: its own, but points of a parameter of 16 bits
-    are computed in float32, and rounded once.
-    ends: the mappings are other models that the directions lead to: at coordinate 1 a point is that model, bitwise.
+    origin: the parameters that move, by name, and with targets also buffers that do. directions: one mapping by name
+    each; what is missing does not move. device: where points are computed; None: where each parameter is. dtype: the
+    real dtype in which they are computed, and the model then computes; None: its own, but points of a parameter of 16
+    bits are computed in float32, and rounded once.
+    targets: the mappings are other models that the directions lead to: at coordinate 1 a point is that model, bitwise.
     What has no numbers in between, integers, say, is the origin's up to there, and from there on the other model's.
-    shown: by name of a parameter or buffer, the dtype that a point has for the model, after it has been computed.
+    compute_dtypes: by name of a parameter or buffer, the dtype that the model computes in: a point is cast to it.
     channels_last: weights of 4 dimensions in that order. rows: how many points are held at a time.
     fixed: other values for buffers, and for parameters that do not move, than the model has.
     The parameters of a point are views of one flat buffer, so that a point is a few fused operations.
@@ -50,14 +50,14 @@ class Placement:
         directions: Sequence[Mapping[str, Tensor]],
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-        ends: bool = False,
-        shown: Mapping[str, torch.dtype] | None = None,
+        targets: bool = False,
+        compute_dtypes: Mapping[str, torch.dtype] | None = None,
         channels_last: bool = False,
         rows: int = 1,
         fixed: Mapping[str, Tensor] | None = None,
     ):
-        self.device, self.dtype, self.ends, self.rows = device, dtype, ends, rows
-        self.shown, self.channels_last = dict(shown or {}), channels_last
+        self.device, self.dtype, self.targets, self.rows = device, dtype, targets, rows
+        self.compute_dtypes, self.channels_last = dict(compute_dtypes or {}), channels_last
         self.fixed = dict(fixed or {})
         self.dimensions = len(directions)
         self.stacked: dict[str, Tensor] = {}
@@ -66,10 +66,10 @@ class Placement:
         for name, tensor in origin.items():
             if can_move(tensor):  # anything else has no directions and stays put
                 own = REAL.get(tensor.dtype, tensor.dtype)
-                shown_as = REAL.get(as_shown := self.shown.get(name, self.dtype or own), as_shown)
-                groups.setdefault((device or tensor.device, self.dtype or wide(own), shown_as), []).append(name)
+                cast = REAL.get(given := self.compute_dtypes.get(name, self.dtype or own), given)
+                groups.setdefault((device or tensor.device, self.dtype or wide(own), cast), []).append(name)
         self._flats = [self._flatten(origin, directions, names, *kind) for kind, names in groups.items()]
-        self._switches = self._switched(origin, directions) if ends else {}
+        self._switches = self._switched(origin, directions) if targets else {}
         self._rows = [{name: stacked[row] for name, stacked in self.stacked.items()} for row in range(rows)]
         self.views = self._rows[0]
 
@@ -80,9 +80,9 @@ class Placement:
         names: list[str],
         device: torch.device,
         dtype: torch.dtype,
-        shown: torch.dtype,
+        cast: torch.dtype,
     ) -> _Flat:
-        step = max(1, ALIGNMENT // min(dtype.itemsize, shown.itemsize))
+        step = max(1, ALIGNMENT // min(dtype.itemsize, cast.itemsize))
         offsets, end = {}, 0
         for name in names:
             offsets[name] = end
@@ -101,11 +101,11 @@ class Placement:
             return flat
 
         with torch.no_grad():
-            still = origin if self.ends else {}  # what a direction does not name does not move
+            still = origin if self.targets else {}  # what a direction does not name does not move
             start, moves = fill(origin), [fill({**still, **direction}) for direction in directions]
             points = start.repeat(self.rows, 1)
-            flat = _Flat(start, moves, points, points if shown == dtype else points.to(shown))
-        self.stacked.update((name, view(flat.shown, name)) for name in names)
+            flat = _Flat(start, moves, points, points if cast == dtype else points.to(cast))
+        self.stacked.update((name, view(flat.cast, name)) for name in names)
         return flat
 
     def _switched(
@@ -136,7 +136,7 @@ class Placement:
         for flat in self._flats:
             source, point = flat.origin, flat.points[row]
             for c, direction in zip(coordinates, flat.directions, strict=True):
-                if not self.ends:
+                if not self.targets:
                     torch.add(source, direction, alpha=c, out=point)
                 elif c == 0:
                     continue  # so that on an axis the next line is all there is
@@ -149,8 +149,8 @@ class Placement:
                 source = point
             if source is flat.origin:
                 point.copy_(source)
-            if flat.shown is not flat.points:
-                flat.shown[row].copy_(point)
+            if flat.cast is not flat.points:
+                flat.cast[row].copy_(point)
         for name, (own, others) in self._switches.items():
             reached = [other for c, other in zip(coordinates, others, strict=True) if c >= 1]
             self._rows[row][name].copy_(reached[0] if reached else own)
@@ -201,5 +201,5 @@ class Placement:
 
     def _move(self, tensor: Tensor, name: str) -> Tensor:
         tensor = self.fixed.get(name, tensor)
-        dtype = self.shown.get(name, self.dtype) if can_move(tensor) else None
+        dtype = self.compute_dtypes.get(name, self.dtype) if can_move(tensor) else None
         return self._laid_out(tensor.to(self.device, dtype and like(dtype, tensor)))

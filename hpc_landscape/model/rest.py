@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, few
-from ..ranks.comm import Comm
 from .batchnorm import batchnorm_layers
 from .numbers import can_move
-from .state import broadcast
 from .wrapper import ModelWrapper
 
 FLOATS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
@@ -40,25 +38,6 @@ def differing(model: ModelWrapper, others: Sequence[Mapping[str, Tensor]]) -> tu
         if any(name in other and not _same(tensor, other[name], name) for other in others):
             (along if _beside(model.root, name) <= moving else stays).append(name)
     return along, stays
-
-
-def broadcast_rest(
-    model: ModelWrapper, others: Sequence[Mapping[str, Tensor]], comm: Comm
-) -> tuple[list[dict[str, Tensor]], list[str]]:
-    """(what goes along, for each of rank 0's other models; names of what stays), on every rank."""
-    found: tuple[list[str], list[str]] = [], []
-    with comm.raise_on_all_ranks(any_error=True):
-        if comm.is_root:
-            found = differing(model, others)
-    along, stays = comm.bcast(found)
-    own = {name: tensor for name, tensor in rest(model).items() if name in along}
-    count = comm.bcast(len(others))
-    theirs = others if comm.is_root else [own] * count
-    made = [
-        {name: other.get(name, t).detach().cpu().to(t.dtype, copy=True) for name, t in own.items()} for other in theirs
-    ]
-    broadcast((t for tensors in made for t in tensors.values()), comm)
-    return made, stays
 
 
 def told(model: ModelWrapper, along: Sequence[Mapping[str, Tensor]], stays: Sequence[str]) -> Iterator[str]:

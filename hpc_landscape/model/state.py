@@ -1,15 +1,14 @@
-"""A model's state by name: to bytes, to arrays, from rank 0 to all."""
+"""A model's state by name: to bytes, to arrays, and back."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..ranks.comm import Comm
 from .parts import is_plain, parts, shape_of
 
 
@@ -34,7 +33,7 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         digest.update(f"{name} {shape_of(tensor)} {tensor.dtype};".encode())
         for part in parts(tensor):
-            digest.update(memoryview(_bytes(part)))
+            digest.update(memoryview(as_bytes(part)))
     return digest.hexdigest()
 
 
@@ -65,21 +64,6 @@ def fill(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
 
 
-@torch.no_grad()
-def broadcast(tensors: Iterable[Tensor], comm: Comm) -> None:
-    """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
-    if comm.size == 1:
-        return
-    for tensor in (part for whole in tensors for part in parts(whole)):
-        if not tensor.numel():
-            continue  # torch views no bytes as another type where there are none
-        data = _bytes(tensor)
-        comm.bcast_array(data)
-        if not comm.is_root:
-            received = torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape)
-            tensor.copy_(received)
-
-
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that the tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
@@ -93,6 +77,6 @@ def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def as_bytes(tensor: Tensor) -> np.ndarray:
     """The tensor's bytes in C order: its own memory where it is contiguous on the CPU."""
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()

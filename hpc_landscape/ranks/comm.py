@@ -10,9 +10,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..said import flush, notice
 from .launcher import HYDRA, Told, check_launcher, families, launched
 
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
+Value = TypeVar("Value")
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 TURN = 5.0  # seconds that a call waits for another thread's, where MPI takes one at a time: then it is stuck
@@ -155,6 +156,20 @@ class Comm:
                 found = [other for other in self.allgather(fault) if other is not None]
                 if found and not (fault is not None and any_error):
                     raise found[0]
+
+    def from_root(self, function: Callable[[], Value], any_error: bool = False) -> Value:
+        """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``."""
+        found = None
+        with self.raise_on_all_ranks(any_error):
+            if self.is_root:
+                found = function()
+        return self.bcast(found)
+
+    def check_equal(self, value: Any, message: str) -> None:
+        """UserError with the message, on all ranks, where another one has another value."""
+        first, *others = self.allgather(value)
+        if any(other != first for other in others):
+            raise UserError(message)
 
 
 class SerialComm(Comm):

@@ -46,7 +46,7 @@ _TOLD = {
     "ranks",
 }
 _TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
-_ERROR = "form_error_"
+_ERROR = "execution_error_"
 _TOLD |= {f"{key}_version" for key in _VERSIONS}
 
 
@@ -63,7 +63,7 @@ def info(path: str) -> str:
         *_made(stored),
         *([("command", str(command))] if (command := setting(attributes, "command")) else []),
         ("stored", _parts(path)),
-        *_form(attributes),
+        *_mode(attributes),
         *_others(attributes),
         ("next", _next(path, stored)),
     ]
@@ -78,13 +78,13 @@ def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
         yield "", f"{name} from {number(c[0])} to {number(c[-1])}{step}"
 
 
-def _form(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _mode(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """How far values may be from the plain form's."""
     estimates = {key.removeprefix(_ERROR): value for key, value in attributes.items() if key.startswith(_ERROR)}
     points = estimates.pop("points", None)
     words = [f"{name} off by about {error:.2g}" for name, error in estimates.items() if isinstance(error, float)]
     if words and isinstance(points, np.ndarray):
-        yield "form", f"{attributes.get('form')}: {', '.join(words)} (estimated at {points.size} points)"
+        yield "execution", f"{attributes.get('execution')}: {', '.join(words)} (estimated at {points.size} points)"
 
 
 def _points(path: str, stored: Stored) -> str:

@@ -1,7 +1,7 @@
 """What people bring, as a table: a situation, and what the program and the library must make of it.
 
 ``kind_*.py`` beside this file are problem files, each of one kind of situation, with their ``CASES``.
-tests/test_kinds.py runs them through the program and through the library, tests/mpi/test_mpi_kinds.py on several
+test_kinds.py runs them through the program and through the library, tests/mpi/test_mpi_kinds.py on several
 ranks. Right values are computed by plain PyTorch: the run's directions, added to a copy of the model by hand.
 """
 

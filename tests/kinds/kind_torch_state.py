@@ -78,7 +78,7 @@ def doubles() -> nn.Module:
     return net(torch.float64)
 
 
-# What the library makes of it is in tests/test_torch_state.py: here a factory's state would go on to the next test.
+# What the library makes of it is in tests/ranks/: here a factory's state would go on to the next test.
 ALL = ["--metrics", "loss,accuracy,gradient_norm,hessian_trace(n_vectors=2)"]
 CASES = [
     *[Case("sets", right, kwargs={"what": what}, model=net, library=False, name=what) for what in STATES],

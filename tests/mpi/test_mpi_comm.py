@@ -12,10 +12,13 @@ import pytest
 import torch
 from uneven import UnevenComm, node_of
 
+from hpc_landscape.campaign.share import broadcast_tensors
 from hpc_landscape.errors import UserError
 from hpc_landscape.model import state
 from hpc_landscape.ranks import comm as comm_module
 from hpc_landscape.ranks.device import choose_device, fair_threads, shared_gpus
+
+pytestmark = pytest.mark.mpi_stack
 
 
 def test_world_is_what_the_launcher_started(comm: Any) -> None:
@@ -71,7 +74,7 @@ def test_state_broadcast_keeps_the_bits(comm: Any, monkeypatch: pytest.MonkeyPat
     wanted = [torch.arange(15).reshape(3, 5).to(dtype), torch.tensor(1).to(dtype), torch.zeros(0, dtype=dtype)]
     wanted.append(wanted[0].clone().t())  # not contiguous
     tensors = [t.clone() if comm.is_root else torch.zeros_like(t) for t in wanted]
-    state.broadcast(tensors, comm)
+    broadcast_tensors(tensors, comm)
     for mine, theirs in zip(tensors, wanted, strict=True):
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
 
@@ -81,7 +84,7 @@ def test_broadcast_into_a_leaf_that_needs_its_gradient(comm: Any) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(comm.rank + 5)
-    state.broadcast(state.state(model).values(), comm)
+    broadcast_tensors(state.state(model).values(), comm)
     assert all((p == 5).all() and p.requires_grad for p in model.parameters())
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
+from case import Case, assert_right, cases, stored
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kinds"))
-from case import Case, assert_right, cases, stored  # noqa: E402
+from hpc_landscape import UserError
+from hpc_landscape.arguments import parse
+from hpc_landscape.run import run
 
-from hpc_landscape import UserError  # noqa: E402
-from hpc_landscape.arguments import parse  # noqa: E402
-from hpc_landscape.run import run  # noqa: E402
+pytestmark = pytest.mark.mpi_stack
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases()])
 def test_on_ranks(case: Case, comm, folder):
     if comm.size != 2:
-        pytest.skip("on two ranks; the program alone is in tests/test_kinds.py")
+        pytest.skip("on two ranks; the program alone is in tests/kinds")
     before = os.getcwd()
     os.chdir(folder)
     try:

@@ -31,6 +31,8 @@ from hpc_landscape import (
 from hpc_landscape.metrics import Loss, LossGradient, Metric
 from hpc_landscape.ranks.comm import launched
 
+pytestmark = pytest.mark.mpi_stack
+
 CRITERION = nn.CrossEntropyLoss()
 
 

@@ -9,10 +9,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from uneven import no_room
 
+from hpc_landscape.campaign.share import kept, one_copy
+from hpc_landscape.data.batches import StoredBatches
 from hpc_landscape.data.prepare import TensorBatches, prepare
-from hpc_landscape.data.resident import StoredBatches, kept, share
 from hpc_landscape.errors import UserError
 from hpc_landscape.ranks import shared
+
+pytestmark = pytest.mark.mpi_stack
 
 LARGE = 2**18  # numbers in float32: enough to be shared
 needs_shm = pytest.mark.skipif(not os.path.isdir(shared.FOLDER), reason=f"no {shared.FOLDER}")
@@ -83,7 +86,7 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     assert data.reads == mine + alone
     if not full and comm.local_size > 1:
         assert all(b["x"].is_shared() for b in found)
-        assert share(found, comm) is found
+        assert one_copy(found, comm) is found
 
 
 @needs_shm
@@ -145,12 +148,12 @@ def test_it_works_by_a_name_too_and_never_beyond_a_files_end(comm, monkeypatch, 
 def test_tensors_become_those_of_the_first_rank(comm):
     tensors = torch.arange(float(LARGE)).reshape(-1, 4), torch.arange(LARGE // 4)
     batches = TensorBatches(tensors, 100)
-    found = share(batches, comm)
+    found = one_copy(batches, comm)
     assert (found is batches) == (comm.local_size == 1)
     assert all(torch.equal(a, b) for a, b in zip(found.tensors, tensors, strict=True))
     assert found.size == batches.size and found.count() == batches.count()
     if comm.local_size > 1:
-        assert all(t.is_shared() for t in found.tensors) and share(found, comm) is found
+        assert all(t.is_shared() for t in found.tensors) and one_copy(found, comm) is found
 
 
 class Sparse(Items):
@@ -167,6 +170,6 @@ def test_what_cannot_be_shared_is_read_by_each_rank(comm):
     batches = prepare(DataLoader(data, batch_size=None), 1, None, 0, "data", print)
     batches.check("data")
     found = kept(batches, 2**40, comm)
-    assert isinstance(found, StoredBatches) and share(found, comm) is found
+    assert isinstance(found, StoredBatches) and one_copy(found, comm) is found
     assert all((x == i).all() and torch.equal(s.to_dense(), torch.eye(4) * i) for i, (x, s) in enumerate(found))
     assert len(set(comm.allgather(found.full_hash()))) == 1

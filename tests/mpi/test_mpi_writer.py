@@ -21,6 +21,8 @@ from hpc_landscape.store.parallel import ParallelStore
 from hpc_landscape.store.raw import RawFile
 from hpc_landscape.store.store import choose_writer, fall_back
 
+pytestmark = pytest.mark.mpi_stack
+
 NO_PARALLEL = pytest.mark.skipif(not parallel.available(), reason="this h5py is built without MPI")
 WRITERS = [GatherStore, pytest.param(ParallelStore, marks=NO_PARALLEL)]
 QUANTITIES = [Quantity("loss"), Quantity("spectrum", (3,), ("index",))]

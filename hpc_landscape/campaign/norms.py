@@ -1,0 +1,49 @@
+"""Which running statistics are re-estimated, as the ranks agree before the first point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..data.resident import beginning
+from ..data.sets import Sets
+from ..evaluate.evaluator import DTYPES
+from ..evaluate.find_norms import find_norms
+from ..evaluate.normalization import Normalization
+from ..problems.problem import Problem
+from ..ranks.comm import Comm
+
+
+def broadcast_norms(
+    problem: Problem,
+    sets: Sets,
+    normalization: type[Normalization],
+    precision: str,
+    seed: int,
+    device: torch.device,
+    comm: Comm,
+    say: Callable[[str], None],
+) -> None:
+    """Give the problem's wrapper what rank 0 finds on the first batch; where that fails, all are re-estimated."""
+    batches = sets.warmup or next(iter(sets.evaluation.values()), None)
+    if batches is None or not normalization.by_batch:
+        return
+    unknown = ""
+    with comm.raise_on_all_ranks():
+        found = None
+        if comm.is_root:
+            dtype = DTYPES.get(precision)
+            try:
+                first = problem.on(beginning(batches, 1).to(device, dtype))
+                found = find_norms(problem.wrapper, first, device, dtype, seed)
+            except Exception as error:  # whether the model can be evaluated at all is told where its mode is chosen
+                unknown = type(error).__name__
+    if unknown and len([*problem.wrapper.parameters()]) < len([*problem.root.parameters()]):
+        say(
+            "warning: whether a part that keeps still has batch normalization could not be told "
+            f"({unknown}): all layers are re-estimated"
+        )
+    problem.wrapper.norms = comm.bcast(found)
+    for text in found.notices if found else ():
+        say(f"warning: {text}")

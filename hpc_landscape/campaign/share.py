@@ -1,0 +1,107 @@
+"""Tensors and batches between ranks: rank 0's for all of them, and one copy for those of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.batches import Batches, LoaderBatches, StoredBatches, nbytes
+from ..data.faults import Patience
+from ..data.resident import in_memory, is_shared, pack, read_part, unpack, with_content
+from ..model.parts import parts
+from ..model.rest import differing, rest
+from ..model.state import as_bytes
+from ..model.wrapper import ModelWrapper
+from ..ranks.comm import Comm
+from ..ranks.shared import pool
+
+
+@torch.no_grad()
+def broadcast_tensors(tensors: Iterable[Tensor], comm: Comm) -> None:
+    """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
+    if comm.size == 1:
+        return
+    for tensor in (part for whole in tensors for part in parts(whole)):
+        if not tensor.numel():
+            continue  # torch views no bytes as another type where there are none
+        data = as_bytes(tensor)
+        comm.bcast_array(data)
+        if not comm.is_root:
+            tensor.copy_(torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape))
+
+
+def broadcast_rest(
+    model: ModelWrapper, others: Sequence[Mapping[str, Tensor]], comm: Comm, any_error: bool = False
+) -> tuple[list[dict[str, Tensor]], list[str]]:
+    """(what goes along, for each of rank 0's other models; names of what stays), on every rank."""
+    along, stays = comm.from_root(lambda: differing(model, others), any_error)
+    own = {name: tensor for name, tensor in rest(model).items() if name in along}
+    count = comm.bcast(len(others))
+    theirs = others if comm.is_root else [own] * count
+    made = [
+        {name: other.get(name, t).detach().cpu().to(t.dtype, copy=True) for name, t in own.items()} for other in theirs
+    ]
+    broadcast_tensors((t for tensors in made for t in tensors.values()), comm)
+    return made, stays
+
+
+def one_copy(batches: Batches, comm: Comm) -> Batches:
+    """Batches that are in memory, one copy for all ranks of this node, which all call it."""
+    if comm.local_size == 1 or batches.streamed:
+        return batches
+    if comm.node_allgather(is_shared(batches))[0]:
+        return batches
+    found = _shared(in_memory(batches) if comm.local_rank == 0 else {}, comm)
+    return batches if found is None else with_content(batches, found)
+
+
+def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
+    """The loader's batches in memory; as they are where all of them would take more than budget bytes on some node.
+
+    Every rank calls it, whatever node it is on, and reads its share of its node's copy. All keep them or none does: the
+    mode in which points are computed depends on it, and so do the values, by rounding.
+    """
+    if not isinstance(batches, LoaderBatches):
+        return batches
+    loader = batches.loader
+    needed = len(loader) * batches.first_bytes
+    if not all(comm.allgather(0 < needed <= budget)):
+        return batches
+    mine = _read_together(loader, budget, comm, batches.patience)
+    if mine is None:
+        return batches
+    found = mine if comm.local_size == 1 else _shared(mine, comm)
+    if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
+        return batches
+    with comm.raise_on_all_ranks():
+        found = dict(read_part(loader, 0, 1, batches.patience)) if found is None else found
+    return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)
+
+
+def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patience | None) -> dict[int, Any] | None:
+    """This rank's share of the batches; None where those of some node take more than the first one promised."""
+    mine, taken = {}, 0
+    with comm.raise_on_all_ranks():
+        for i, batch in read_part(loader, comm.local_rank, comm.local_size, patience):
+            mine[i] = batch
+            taken += nbytes(batch)
+            if taken > budget:
+                break
+    fits = sum(comm.node_allgather(taken)) <= budget
+    return mine if all(comm.allgather(fits)) else None
+
+
+def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
+    """The batches of all ranks of this node, one copy for all of them; None where memory cannot be shared."""
+    packed = pack(mine)
+    if not all(comm.node_allgather(packed.sharable)):
+        return None
+    found = pool(packed.tensors, comm)
+    if found is None:
+        return None
+    nests = {i: nest for part in comm.node_allgather(packed.nests) for i, nest in part.items()}
+    return unpack(found, nests)

@@ -1,0 +1,242 @@
+"""Builds evaluators: in the execution mode that is asked for, as far as the model can be computed so."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.resident import beginning
+from ..data.sets import Sets
+from ..directions.recipes import Directions
+from ..errors import UserError, user_traceback
+from ..metrics import Data, Loss
+from ..metrics.base import Metric
+from ..metrics.criterion import loss_on
+from ..model import state
+from ..model.batchnorm import batchnorm_layers, used_once
+from ..model.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from ..model.norms import is_norm
+from ..model.placement import Placement
+from ..problems.problem import Problem
+from ..ranks.memory import free_memory
+from .evaluator import DTYPES, Evaluator
+from .execution import ExecutionMode, compiling, compute_dtypes
+from .normalization import Normalization, Running
+
+if TYPE_CHECKING:
+    from ..settings import SpeedSettings
+
+ROWS = {"fp64": 1e-9, "fp32": 1e-5}  # relative, between rows of a stacked pass: rounding; in fewer bits 1e-2
+CHOICES = ("channels_last", "compile", "block")  # the settings that mode is chosen by
+INTERLEAVED = 8  # points on each batch of streamed data: what loading costs is divided by it
+ROOM = 0.1  # of the free memory, for the parameters of these points
+
+
+def candidate_modes(
+    speed: SpeedSettings,
+    precision: str,
+    normalization: type[Normalization],
+    problem: Problem,
+    device: torch.device,
+    streamed: bool = False,
+) -> list[ExecutionMode]:
+    """The modes to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
+
+    Points are stacked where data is at hand; where it is streamed they are interleaved on each batch.
+
+    In float32 channels are last only when asked for, and so in every precision where that is inexact.
+    """
+    images = any(isinstance(m, nn.Conv2d) for m in problem.root.modules())
+    faster = (speed.compile or precision == "bf16") and not inexact_last(normalization, device)
+    wanted = speed.channels_last or faster
+    orders = [True, False] if images and wanted and device.type in ("cpu", "cuda") else [False]
+    dtypes: list[dict[str, Any]] = [{}]
+    if precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
+        dtypes = [{"compute_dtype": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+    stacked = 1 if streamed else speed.block or 1
+    if speed.compile and stacked > 1:
+        raise UserError(f"--compile --block {stacked}: take one of the two; stacked points are not compiled")
+    ways: list[dict[str, Any]] = [{}]
+    if speed.compile or stacked > 1:
+        ways = [{"compiled": speed.compile_mode or "", "stacked": stacked}, {}]
+    return [ExecutionMode(channels_last=order, **dtype, **way) for way in ways for dtype in dtypes for order in orders]
+
+
+def inexact_last(normalization: type[Normalization], device: torch.device) -> bool:
+    """Whether channels last would make values wrong by more than rounding: up to 1e-2.
+
+    PyTorch adds up batch normalization's variance in float32 there: off by 1e-4 to 8e-3 where batches are large.
+    """
+    return device.type == "cpu" and normalization.by_batch
+
+
+@dataclass
+class EvaluatorBuilder:
+    """Builds evaluators of one problem, on one device, in any execution mode.
+
+    normalization: the policy. speed: the modes that are asked for. is_additive: whether all metrics add up over
+    batches. points: of a rank.
+    """
+
+    problem: Problem
+    sets: Sets
+    directions: Directions
+    device: torch.device
+    normalization: type[Normalization]
+    precision: str
+    seed: int
+    speed: SpeedSettings
+    is_additive: bool = False
+    points: int = 1
+    careful: bool = False
+
+    def __post_init__(self) -> None:
+        self.dtype = DTYPES.get(self.precision)
+        self.loss = loss_on(self.problem.loss, self.problem.root, self.device, self.dtype)
+
+    def data(self, mode: ExecutionMode) -> Sets:
+        """The data on the device, as the mode wants it."""
+        return self.sets.to(self.device, self.dtype, self.normalization.reads_data, mode.channels_last)
+
+    def build(self, mode: ExecutionMode, here: Sets | None = None) -> tuple[Evaluator, dict[str, Data]]:
+        """The evaluator, with no metrics as yet, and the evaluation sets; model, directions and data on the device.
+
+        here: the data as ``data`` gives it, where it is there already.
+        """
+        here = self.data(mode) if here is None else here
+        warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
+        evaluator = self._evaluator(mode, self._placement(mode), {}, warmup_data)
+        if self.careful:
+            evaluator.be_careful()
+        return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
+
+    def _placement(self, mode: ExecutionMode) -> Placement:
+        tensors, directions = state.state(self.problem.root), self.directions
+        return Placement(
+            {
+                name: tensors[name]
+                for name in (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
+            },
+            directions.moves,
+            self.device,
+            self.dtype,
+            targets=directions.ends is not None,
+            compute_dtypes=compute_dtypes(self.problem.root, mode.compute_dtype),
+            channels_last=mode.channels_last,
+            rows=mode.points,
+        )
+
+    def _evaluator(
+        self, mode: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
+    ) -> Evaluator:
+        policy = self.normalization(warmup_data)
+        return Evaluator(self.problem.wrapper, placement, metrics, policy, None, self.precision, self.seed, mode)
+
+    def candidates(self) -> list[ExecutionMode]:
+        """The modes to try, the one asked for first, the plain one last."""
+        return candidate_modes(
+            self.speed, self.precision, self.normalization, self.problem, self.device, self.sets.streamed
+        )
+
+    def room(self, sharers: int) -> int:
+        """How many points can be evaluated together here: for how many there is memory, and as many as a rank has.
+
+        sharers: of the memory where points are.
+        """
+        a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
+        free = int(ROOM * free_memory(self.device, sharers)) // max(1, a_point)
+        return max(1, min(free, self.points))
+
+    def interleaved(self, most: int) -> int:
+        """How many points share each batch: several of streamed data, at most so many as there is room for."""
+        wanted = self.speed.block or INTERLEAVED if self.is_additive and self.sets.streamed else 1
+        return min(wanted, most)
+
+    def first_that_works(self) -> tuple[int, str]:
+        """(the number of the first candidate that works, why the first one does not); UserError where none does."""
+        candidates, why = self.candidates(), "it has no data to try it on"
+        if not self.sets.evaluation:
+            return len(candidates) - 1, why
+        why = ""
+        for number, mode in enumerate(candidates):
+            try:
+                with warnings.catch_warnings(), compiling(mode):
+                    warnings.simplefilter("ignore")
+                    self.try_first_batches(mode)
+                return number, why
+            except Exception as error:
+                if number == len(candidates) - 1:
+                    self._try_train_mode(mode, error)
+                    if isinstance(error, UserError):
+                        raise
+                    what = f"the problem fails on its first batch{_hint(self.problem)}"
+                    raise UserError(f"{what}: {user_traceback(error)}") from None
+                why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise AssertionError("there is always a plain mode")
+
+    def _try_train_mode(self, mode: ExecutionMode, why: Exception) -> None:
+        """UserError that names the mode in which the model works, after it has failed in eval mode."""
+        wrapper = self.problem.wrapper
+        if wrapper.mode != EVAL:
+            return
+        self.problem.wrapper = wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
+        try:
+            self.try_first_batches(mode)
+        except Exception:
+            return  # that is not why
+        finally:
+            self.problem.wrapper = wrapper
+        raise UserError(only_in_train_mode(why)) from None
+
+    def try_first_batches(self, mode: ExecutionMode) -> None:
+        """One batch of each set at the origin, in this mode; raises what goes wrong."""
+        first = self.sets.each(lambda batches: beginning(batches, 1), False)
+        here = first.to(self.device, self.dtype, False, mode.channels_last)
+        placement = self._placement(mode)
+        for batches in here.evaluation.values():
+            data = self.problem.on(batches)
+            trial = self._evaluator(mode, placement, {"loss": Loss(self.loss, data)}, data)
+            if mode.exact and self.normalization.reads_data:
+                trial.normalization = Running()
+            trial.careful = True  # nothing is known of it yet
+            with trial.attached():
+                if self.normalization.reads_data and not mode.exact:
+                    _check_uses(trial, data)
+                trial([0.0] * placement.dimensions)
+                self.careful |= placement.left_behind()
+                if mode.stacked > 1:
+                    _check_rows(trial)
+
+
+def _hint(problem: Problem) -> str:
+    """What may be the matter where the user's code fails on data that it was not written for."""
+    if not any(isinstance(data, list) and len(data) == 1 for data in problem.sets.values()):
+        return ""
+    return " (a list is one of samples; a graph that is all of the data is DataLoader([graph], batch_size=None))"
+
+
+def _check_uses(evaluator: Evaluator, data: Data) -> None:
+    """Compiled and stacked passes read a layer's statistics after each batch: it is to be used once."""
+    if not (evaluator.execution.compiled or evaluator.execution.stacked > 1):
+        return
+    model = evaluator.model
+    with torch.no_grad():
+        once = used_once(model, lambda: [data.output(model, batch) for batch in data.on(model)])
+    if not all(map(is_norm, batchnorm_layers(model))):
+        raise ValueError("a normalization layer is none of torch's own")
+    if not once:
+        raise ValueError("a batch normalization layer is not used exactly once in a pass")
+
+
+def _check_rows(evaluator: Evaluator) -> None:
+    """A stacked pass knows the weights that it is given by the model: a loss that holds one itself has row 0's."""
+    origin, other = ([at] * evaluator.placement.dimensions for at in (0.0, 1.0))
+    alone, beside = evaluator.evaluate([origin])[0], evaluator.evaluate([other, origin])[1]
+    near = ROWS.get(evaluator.precision, 1e-2)
+    if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):
+        raise ValueError("the loss or forward uses weights that it does not get by the model")

@@ -1,0 +1,131 @@
+"""Executors call a function of the model at every point that is placed: here what they share, and the plain one."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.batchnorm import read_statistics, statistics, write_statistics
+from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
+from ..ranks.generators import Generators
+
+Point = Sequence[float]
+
+
+class Executor(abc.ABC):
+    """A model attached at one or more points, which are computed together.
+
+    model: as it is called in passes over data. placement: what it is attached to, with room for the points.
+    seed: of what is drawn at a point, the same at each. Use while the model is attached.
+    """
+
+    layers_once = False  # whether batch normalization's layers are to be used exactly once in a pass
+
+    def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
+        self.model, self.placement, self.generators, self.seed = model, placement, generators, seed
+        self.points: Sequence[Point] = ()
+
+    @abc.abstractmethod
+    def place(self, points: Sequence[Point], full: bool) -> None:
+        """Let the model be at these points, whatever was done before. full: whatever a metric may have done."""
+
+    @abc.abstractmethod
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        """What the function, which calls the model, gives at every point.
+
+        One result for each point; or a single one, of which every tensor has the points along dimension 0.
+        """
+
+    @abc.abstractmethod
+    def statistics(self) -> list[Tensor]:
+        """All points' running means and variances: the buffers themselves."""
+
+    @abc.abstractmethod
+    def read_statistics(self) -> list[Tensor]:
+        """The same as one vector for each point, on the CPU."""
+
+    @abc.abstractmethod
+    def write_statistics(self, values: Sequence[Tensor]) -> None:
+        """Set them to what ``read_statistics`` has read."""
+
+    def start_pass(self) -> None:
+        """All random numbers begin anew, and no cast of another point's weights is left."""
+        self.generators.seed(self.seed)
+        torch.clear_autocast_cache()
+
+
+class Eager(Executor):
+    """The model as it is, at one point after the other on each batch.
+
+    So each computes what it would compute alone, in the same order, and its values are the same to the bit.
+    """
+
+    def __init__(
+        self,
+        model: ModelWrapper,
+        placement: Placement,
+        generators: Generators,
+        seed: int,
+        layers_once: bool = False,
+    ):
+        super().__init__(model, placement, generators, seed)
+        self.layers_once = layers_once
+        self.row = 0  # of the point that the model is at
+        self._states: list[Any] = []
+
+    def place(self, points: Sequence[Point], full: bool) -> None:
+        self.points = points
+        super().start_pass()
+        for row, coordinates in enumerate(points):
+            self._put(row)
+            self.placement.restore(full)
+            self.placement.place(coordinates, row)
+        self._put(0)
+        self._save_random()
+
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        found = []
+        for row in range(len(self.points)):
+            self._select(row)
+            found.append(function())
+        return found
+
+    def statistics(self) -> list[Tensor]:
+        return [buffer for buffers in self.each(lambda: statistics(self.model)) for buffer in buffers]
+
+    def read_statistics(self) -> list[Tensor]:
+        return self.each(lambda: read_statistics(self.model))
+
+    def write_statistics(self, values: Sequence[Tensor]) -> None:
+        for row, vector in enumerate(values):
+            self._select(row)
+            write_statistics(self.model, vector)
+
+    def start_pass(self) -> None:
+        super().start_pass()
+        self._save_random()
+
+    def leave(self) -> None:
+        """Put the model where a point alone is placed."""
+        self._put(0)
+
+    def _save_random(self) -> None:
+        """Every point's random numbers are what they are now."""
+        self._states = [self.generators.read()] * len(self.points) if len(self.points) > 1 else []
+
+    def _select(self, row: int) -> None:
+        if row != self.row:
+            self._states[self.row] = self.generators.read()
+            self.generators.write(self._states[row])
+            torch.clear_autocast_cache()  # the casts that user code has made are of another point's weights
+            self._put(row)
+
+    def _put(self, row: int) -> None:
+        if row != self.row:
+            self.placement.select(row)
+            self.row = row
