@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .arguments import HELP, parse
+from .arguments import HELP, asks_help, parse
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -56,7 +56,7 @@ def _run(words: list[str]) -> int:
     settings: Settings | None = None
     mistake = None
     try:
-        if HELP & set(words) and launched()[1] > 0:
+        if asks_help(words) and launched()[1] > 0:
             return 0
         settings, print_config = parse(words, PROG, EPILOG)
         if print_config:
@@ -64,7 +64,7 @@ def _run(words: list[str]) -> int:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
-        if HELP & set(words):  # which the other processes have left to this one
+        if asks_help(words):  # which the other processes have left to this one
             return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
@@ -177,7 +177,7 @@ def _parallel_h5py() -> bool:
 
 def _view(command: str, words: list[str]) -> int:
     """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
-    if HELP & set(words) and launched()[1] > 0:
+    if asks_help(words) and launched()[1] > 0:
         return 0
     try:
         COMMANDS[command](

@@ -104,6 +104,8 @@ def test_axes():
         (("--checkpoint", "null.pt"), "checkpoint", "null.pt"),
         (("--checkpoint", "null"), "checkpoint", None),
         (("--output", "null"), "output", "null"),
+        (("--checkpoint", "#1.pt"), "checkpoint", "#1.pt"),
+        (("--checkpoint", "{a"), "checkpoint", "{a"),
         (("--checkpoint", "-1.pt"), "checkpoint", "-1.pt"),
         (("--checkpoint=--a.pt",), "checkpoint", "--a.pt"),
         (("--overwrite", "true"), "overwrite", True),
@@ -218,6 +220,7 @@ def test_an_empty_file(tmp_path, text):
         ("--problem", "größe.py:make", "--problem.a", "5", "--problem.b", "null", "--problem.c", "1:30"),
         ("--output", "yes", "--checkpoint", "5", "--save_directions", "false", "--metrics", "loss"),
         ("--output", "a: b # c.h5", "--checkpoint", "'quoted'"),
+        ("--checkpoint", "#1.pt", "--problem.a", "#2"),
         ("--compile",),
         ("--compile", "reduce-overhead"),
     ],
@@ -271,6 +274,7 @@ def test_print_config_round_trip(tmp_path, words):
         (("--resident", "nan"), "--resident nan: expected a number"),
         (("--print_config", "3"), "--print_config 3: expected true or false"),
         (("--help", "hesian"), "--help hesian: there is no kind of this name; see --help"),
+        (("--help=hesian",), "--help hesian: there is no kind of this name; see --help"),
     ],
 )
 def test_mistakes_on_the_command_line(words, said):
