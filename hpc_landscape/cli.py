@@ -25,7 +25,9 @@ from .errors import (
     reason,
     refusal,
 )
+from .kinds import KINDS
 from .ranks.comm import Comm, launched, world
+from .registry import broken_lines
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
@@ -55,10 +57,12 @@ def _run(words: list[str]) -> int:
     """Parse; start MPI; run. What goes wrong on any rank ends all of them, and is said once."""
     settings: Settings | None = None
     mistake = None
+    _limit_spinning()
     try:
         if asks_help(words) and launched()[1] > 0:
             return 0
-        settings, print_config = parse(words, PROG, EPILOG)
+        epilog = "\n".join([EPILOG, *(broken_lines() if HELP & set(words) else ())])
+        settings, print_config = parse(words, PROG, epilog, KINDS)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
@@ -88,7 +92,6 @@ def _shown() -> int:
 
 
 def _guarded(settings: Settings, comm: Comm) -> int:
-    _limit_spinning()
     try:
         from .run import run
 
@@ -100,7 +103,8 @@ def _guarded(settings: Settings, comm: Comm) -> int:
 
 
 def _limit_spinning() -> None:
-    """Before PyTorch starts its threads: let one that waits sleep after some 10 us.
+    """Before PyTorch starts its threads, which a user's kind of direction may import: let one that waits sleep after
+    some 10 us.
 
     By default it spins for milliseconds, at the cost of whatever else runs on its core: beside other work on 2 cores,
     a run with 2 threads was 1.5 to 10 times slower so (benchmarks/RESULTS.md).

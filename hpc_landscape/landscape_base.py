@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from . import __version__
 from .campaign.share import broadcast_rest, broadcast_tensors
 from .data.prepare import as_batches
-from .directions.file import read_directions
+from .directions.components import principal_directions
 from .directions.given import as_direction, as_long
 from .directions.interpolation import differences
 from .directions.normalize import checked, normalize, standing
-from .directions.pca import principal_directions
-from .directions.projection import project
+from .directions.projection import around, project
 from .directions.random import random_directions
-from .directions.recipes import around
+from .directions.reading import read_directions
 from .errors import UserError, warn
 from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms

@@ -24,11 +24,13 @@ from .job.capacity import check_plan
 from .job.directions import broadcast_directions, locate, make_grid, project_trajectory
 from .job.failures import Failure, Reporter, evaluate, nan_values, watch
 from .job.identity import made_of
-from .job.metrics import Chooser, check_metrics, choose_metrics, execution_errors
+from .job.metrics import check_metrics, choose_metrics, execution_errors
 from .job.plan import Plan, lay_out
 from .job.prepare import broadcast_weights, open_or_create
 from .job.report import Say, announce, dry_run, failed_note, finish, stopped, warn_if_long, without_root
-from .problems.problem import load_problem, script_alone
+from .metrics.registry import MetricRegistry
+from .objects import script_alone
+from .problems.registry import load_problem
 from .progress import Progress
 from .ranks.comm import Comm
 from .ranks.control import Control
@@ -106,7 +108,7 @@ def run(settings: Settings, comm: Comm) -> int:
         )
         settings, tuned = _tuned(settings, builder, stored, comm, say)
         evaluator, data = _chosen(builder, comm, say)
-        quantities = choose_metrics(settings, evaluator, Chooser(problem, data, builder.loss), comm, say)
+        quantities = choose_metrics(settings, evaluator, MetricRegistry(problem, data, builder.loss), comm, say)
         there = environment(comm, device)
         plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
         with comm.raise_on_all_ranks():

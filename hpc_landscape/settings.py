@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
+from .directions.registry import check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 from .options import Option
+from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
 NOW = ("overwrite", "dry_run", "grace", "retry_failed")  # asked of one run, and not of those that go on with it
@@ -79,9 +80,11 @@ class ProblemSettings:
 class DirectionSettings:
     """The directions that the axes go along."""
 
-    directions: Literal["random", "interpolation", "pca", "hessian", "file"] = _setting(
+    directions: str = _setting(
         "random",
-        "random; to other models (--to); principal ones of --trajectory; of largest curvature; from files",
+        "random, interpolation (to other models, --to), pca (principal ones of --trajectory), hessian (of largest "
+        "curvature), file, one that a package brings, or file.py:MyDirections",
+        "KIND",
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
     trajectory: str | None = _setting(
@@ -112,21 +115,11 @@ class DirectionSettings:
         """Raise UserError where a value makes no sense."""
         if not 0 <= self.seed <= MOST:
             raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
-        for kind, option, what in (
-            ("interpolation", "to", "the checkpoint of another model"),
-            ("pca", "trajectory", "checkpoints"),
-            ("file", "direction_files", "a file with directions"),
-        ):
-            given = getattr(self, option)
-            if self.directions == kind and not split(given):
-                raise UserError(f"--directions {kind} needs --{option}: {what}")
-            if given is not None and self.directions != kind and option != "trajectory":
-                raise UserError(f"--{option} {given}: goes with --directions {kind}")
 
     @property
     def normalized(self) -> str:
         """How directions are normalized."""
-        return self.normalization or ("filter" if self.directions == "random" else "none")
+        return self.normalization or direction_kind(self.directions).normalization
 
 
 @dataclass(frozen=True)
@@ -302,25 +295,12 @@ class Settings:
                 raise UserError(f"--{name} {value}: holds a control character, or is not UTF-8")
         for group in vars(self).values():
             group.check()
-        if self.for_directions.directions == "interpolation":
-            self._check_interpolation(split(self.for_directions.to))
-
-    def _check_interpolation(self, models: Sequence[str]) -> None:
-        axes = {name: getattr(self.for_grid, name) for name in NAMES}
-        if len(models) > len(axes):
-            raise UserError(f"--to {self.for_directions.to}: at most {len(axes)} models, one per axis")
-        for number, (name, text) in enumerate(axes.items()):
-            if (text not in (None, "none")) > (number < len(models)):
-                raise UserError(f"--{name} {text}: --to leads to one model per axis, and names {number}")
+        check_directions(self)
 
     @property
     def dimensions(self) -> int:
         """How many axes there are."""
-        if self.for_directions.directions == "interpolation":
-            return len(split(self.for_directions.to))
-        if self.for_grid.y == "none":
-            return 1
-        return 3 if self.for_grid.z not in (None, "none") else 2
+        return direction_kind(self.directions).dimensions(self)
 
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""
@@ -349,12 +329,6 @@ class Settings:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             words.append(f"--{PROBLEM}{key}={text}")
         return shlex.join(words)
-
-
-def split(text: str | None) -> list[str]:
-    """The parts between commas, but for those inside brackets."""
-    parts = re.findall(r"(?:\([^()]*\)|[^,])+", text or "")
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _check_number(name: str, value: int | None) -> None:

@@ -36,6 +36,13 @@ def normalize(
     return {name: d.to(weights[name].dtype) for name, d in kept.items()}
 
 
+def normalize_all(
+    directions: list[dict[str, Tensor]], weights: Mapping[str, Tensor], how: str, ignore: str
+) -> list[dict[str, Tensor]]:
+    """Each of them normalized; as they are where that is by nothing."""
+    return directions if how == "none" else [normalize(d, weights, how, ignore) for d in directions]
+
+
 def standing(
     vectors: Sequence[Mapping[str, Tensor]], weights: Mapping[str, Tensor], axes: Sequence[str], scaled: bool
 ) -> str:

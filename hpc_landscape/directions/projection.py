@@ -11,6 +11,7 @@ from torch import Tensor
 from ..model.numbers import double
 from .normalize import dot, norm
 
+STEPS = 40  # at most about so many along an axis that is made for it
 DEPENDENT = 1e-12  # a squared sine: directions at an angle below 1e-6 span one dimension
 
 
@@ -65,3 +66,14 @@ def _solver(products: np.ndarray) -> np.ndarray:
     span, null = vectors[:, values > DEPENDENT], vectors[:, values <= DEPENDENT]
     solver = span / values[values > DEPENDENT] @ span.T
     return solver - null @ np.linalg.pinv(null) @ solver  # minimum norm: nothing along what leads nowhere
+
+
+def around(coordinates: np.ndarray, margin: float) -> tuple[float, float, int]:
+    """(low, high, points) of an axis that shows these coordinates with a margin, in round steps, the origin on one."""
+    low, high = min(coordinates.min(), 0.0), max(coordinates.max(), 0.0)
+    margin = margin * (high - low) or 1.0
+    rough = (high - low + 2 * margin) / STEPS
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * round_ for round_ in (1, 2, 5, 10) if power * round_ >= rough)
+    first, last = np.floor((low - margin) / step), np.ceil((high + margin) / step)
+    return float(f"{first * step:.6g}"), float(f"{last * step:.6g}"), int(last - first) + 1

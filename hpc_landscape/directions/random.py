@@ -1,34 +1,85 @@
-"""Random directions: one independent stream each, from one seed."""
+"""Random directions: an independent stream for each direction and parameter, from one seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..model.numbers import numbers_of, reals
+from ..errors import UserError
+from .base import DirectionKind, Directions, Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Random(DirectionKind):
+    """Random directions, each part scaled to the weights' norm (Li et al. 2018, section 4)."""
+
+    options = ("seed", "distribution", "normalization", "ignore", "orthogonalize")
+    normalization = "filter"
+
+    def check(self, settings: Any) -> None:
+        """What is orthogonal is no longer after each part was scaled by its own factor."""
+        if settings.orthogonalize and settings.normalized in ("filter", "layer"):
+            raise UserError(
+                f"--orthogonalize does not survive --normalization {settings.normalized}: it scales each "
+                f"{settings.normalized} by its own factor afterwards; use --normalization model or none"
+            )
+
+    def make(self, settings: Any, origin: Origin) -> Directions:
+        """Drawn, made orthogonal to those before where asked, and normalized."""
+        from .normalize import normalize, orthogonalize
+
+        weights, made = origin.weights, []
+        for direction in random_directions(weights, settings.dimensions, settings.seed, settings.distribution):
+            direction = normalize(direction, weights, "none", settings.ignore)
+            for earlier in made if settings.orthogonalize else ():
+                direction = orthogonalize(direction, earlier)
+            made.append(direction)
+        return Directions([normalize(direction, weights, settings.normalized, settings.ignore) for direction in made])
 
 
 def random_directions(
     parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"
 ) -> list[dict[str, Tensor]]:
-    """count directions, drawn on the CPU in float32 in the parameters' order: normal, or uniform on [-1, 1].
+    """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn."""
+    import torch
 
-    The draw depends on the seed and the parameters' shapes alone: not on the device, threads or ranks. Of a complex
-    number the real and the imaginary part are drawn independently.
+    from ..model.numbers import numbers_of, reals
+
+    return [
+        {
+            name: numbers_of(torch.from_numpy(draw(seed, number, name, reals(p).shape, distribution)), p)
+            for name, p in parameters.items()
+        }
+        for number in range(count)
+    ]
+
+
+def draw(seed: int, direction: int, name: str, shape: Sequence[int], distribution: str = "normal") -> np.ndarray:
+    """One parameter's part of a random direction, whatever else moves: any rank can draw any part alone.
+
+    The stream is NumPy's ``PCG64(SeedSequence(seed, spawn_key=(direction, *words)))``, where the words are those of the
+    name's SHA-256: 8 of 32 bits, little-endian, of its UTF-8.
+
+    Args:
+        seed: not negative.
+        direction: the direction's number, from 0.
+        name: of the parameter.
+        shape: of the array; its elements are drawn in C order.
+        distribution: "normal", of mean 0 and variance 1; or "uniform", on [-1, 1).
+
+    Returns:
+        float32, of that shape.
     """
-    directions = []
-    for stream in np.random.SeedSequence(seed).spawn(count):
-        generator = np.random.default_rng(stream)
-        direction = {}
-        for name, parameter in parameters.items():
-            shape = reals(parameter).shape
-            if distribution == "normal":
-                values = generator.standard_normal(shape, dtype=np.float32)
-            else:
-                values = 2 * generator.random(shape, dtype=np.float32) - 1
-            direction[name] = numbers_of(torch.from_numpy(np.asarray(values, dtype=np.float32)), parameter)
-        directions.append(direction)
-    return directions
+    words = np.frombuffer(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest(), dtype="<u4")
+    key = (direction, *map(int, words))
+    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+    if distribution == "normal":
+        values = stream.standard_normal(tuple(shape), dtype=np.float32)
+    else:
+        values = 2 * stream.random(tuple(shape), dtype=np.float32) - 1
+    return np.asarray(values, dtype=np.float32)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.resident import beginning
 from ..data.sets import Sets
-from ..directions.recipes import Directions
+from ..directions.base import Directions
 from ..errors import UserError, user_traceback
 from ..metrics import Data, Loss
 from ..metrics.base import Metric

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -11,19 +12,20 @@ from torch import Tensor
 
 from ..campaign.share import broadcast_rest, broadcast_tensors
 from ..data.sets import Sets
+from ..directions.base import Directions, Origin
 from ..directions.projection import project
-from ..directions.recipes import Directions, Read, make_directions
-from ..errors import UserError
+from ..directions.registry import direction_kind, make_directions
 from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.execution import PLAIN
 from ..evaluate.normalization import choose_normalization
 from ..grid import NAMES, Grid
-from ..metrics import Criterion, hessian_eigenvectors
+from ..metrics import Criterion, Data
 from ..metrics.trial import treat_as_sum, try_loss
 from ..model.checkpoint import find_paths, labels, read_parameters
 from ..model.choice import Chosen
 from ..model.numbers import wide
 from ..model.rest import rest
+from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import Settings
@@ -38,14 +40,14 @@ Say = Callable[[str], None]
 def locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
     """The settings, and the checkpoints of each path of the trajectory as rank 0 finds them.
 
-    pca is around the last of all, or --checkpoint.
+    Some kinds of direction are around the last of all, without a --checkpoint.
     """
     ways: Ways = []
     with comm.raise_on_all_ranks():
         if comm.is_root and settings.trajectory is not None:
             ways = find_paths(settings.trajectory, "--trajectory")
     ways = comm.bcast(ways)
-    if settings.directions == "pca" and settings.checkpoint is None:
+    if direction_kind(settings.directions).from_last_checkpoint and settings.checkpoint is None:
         settings = settings.replaced(checkpoint=ways[-1][-1])
     return settings, ways
 
@@ -66,9 +68,9 @@ def broadcast_directions(
     say: Say,
 ) -> Directions:
     """Rank 0's directions, made or read from the file that is gone on with, for every rank."""
-    weights = moving(problem)
+    weights, kind = moving(problem), direction_kind(settings.directions)
     blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(settings.dimensions)]
-    ends = settings.directions == "interpolation"
+    ends = kind.leads_to_models
     own = rest(problem.wrapper) if ends else {}
     read = reader(settings, problem, [*weights, *(name for name in own if name in problem.root.state_dict())], say)
     made = Directions(blank, blank if ends else None)
@@ -76,8 +78,8 @@ def broadcast_directions(
         if comm.is_root and stored is not None and stored.has_directions and not ends:
             made = _stored(settings, stored, blank)
         elif comm.is_root:
-            eigenvectors = partial(_eigenvectors, settings, problem, sets, weights, device)
-            made = make_directions(settings, weights, read, sum(trajectory, []), eigenvectors)
+            loss = partial(_loss_at_origin, settings, problem, sets, weights, device) if sets.evaluation else None
+            made = make_directions(settings, Origin(weights, read, sum(trajectory, []), loss))
     vectors = made.vectors if made.ends is None else made.ends
     broadcast_tensors((d for vector in vectors for d in vector.values()), comm)
     made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
@@ -85,17 +87,11 @@ def broadcast_directions(
     return made
 
 
-def _eigenvectors(
-    settings: Settings,
-    problem: Problem,
-    sets: Sets,
-    weights: Mapping[str, Tensor],
-    device: torch.device,
-    count: int,
-) -> tuple[list[dict[str, Tensor]], np.ndarray]:
-    """Of the Hessian of the loss over the first evaluation set, at the model, of the parameters that move."""
-    if not sets.evaluation:
-        raise UserError("--directions hessian: the problem has no data")
+@contextmanager
+def _loss_at_origin(
+    settings: Settings, problem: Problem, sets: Sets, weights: Mapping[str, Tensor], device: torch.device
+) -> Iterator[tuple[ModelWrapper, Criterion, Data]]:
+    """The model, its loss and the first evaluation set, on the device; the parameters that move are at the origin."""
     policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
     directions, speed = Directions([dict(weights)]), settings.for_speed
     builder = EvaluatorBuilder(problem, sets, directions, device, policy, settings.precision, settings.seed, speed)
@@ -106,23 +102,26 @@ def _eigenvectors(
         if (found := try_loss(problem.wrapper, criterion, first)) is not None:
             treat_as_sum(criterion, found)
     with evaluator.at_origin():
-        return hessian_eigenvectors(problem.wrapper, criterion, first, count)
+        yield problem.wrapper, criterion, first
 
 
 def _stored(settings: Settings, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
     """The directions that the file holds."""
     for axis, vector in zip(NAMES, vectors, strict=False):
         fill_from(settings.output, f"directions/{axis}", vector, "directions of another model")
-    axes = [str(axis) for axis in stored.grid.axes] if settings.directions == "pca" else None
-    return Directions(vectors, axes=axes)
+    fits = direction_kind(settings.directions).fits_axes
+    return Directions(vectors, axes=[str(axis) for axis in stored.grid.axes] if fits else None)
 
 
 def make_grid(settings: Settings, problem: Problem, directions: Directions) -> Grid:
-    """The grid: as the settings say, else as the directions ask for, else as the problem does."""
-    return settings.grid(directions.axes or [problem.axis] * len(NAMES))
+    """The grid: as the settings say, else as the directions or their kind ask for, else as the problem does."""
+    usual = direction_kind(settings.directions).axis or problem.axis
+    return settings.grid(directions.axes or [usual] * len(NAMES))
 
 
-def reader(settings: Settings, problem: Problem, names: list[str], say: Say) -> Read:
+def reader(
+    settings: Settings, problem: Problem, names: list[str], say: Say
+) -> Callable[[str, str], Mapping[str, Tensor]]:
     """Reads the parameters that move from another checkpoint of the problem's model; says once what is odd in it."""
     said: set[str] = set()
 
@@ -145,7 +144,8 @@ def project_trajectory(
     if not ways:
         return None
     weights = moving(problem)
-    read = reader(settings, problem, list(weights), say if settings.directions != "pca" else lambda _: None)
+    said = "trajectory" in direction_kind(settings.directions).needs  # what is odd in them, while they were read
+    read = reader(settings, problem, list(weights), (lambda _: None) if said else say)
     paths = sum(ways, [])
     points = [partial(read, path, "--trajectory") for path in paths]
     coordinates, distances = project(points, weights, directions.vectors)

@@ -6,23 +6,23 @@ import os
 from typing import Any
 
 from ..errors import printable
+from ..metrics.registry import METRICS, MetricRegistry
 from ..problems.problem import Problem
 from ..settings import Settings
 from ..store.identity import architecture, checksum
-from .metrics import Chooser, parse_call
 from .stored import METRIC
 
 
 def made_of(settings: Settings, problem: Problem) -> dict[str, str]:
     """What users bring, but for data and weights: before anything of it has been called."""
-    wrapper, chooser = problem.wrapper, Chooser(problem, dict.fromkeys(problem.sets))
+    wrapper, registry = problem.wrapper, MetricRegistry(problem, dict.fromkeys(problem.sets))
     known = [*problem.root.modules(), *problem.root.parameters(), *problem.root.buffers(), wrapper]
     called = (problem.forward, type(wrapper), getattr(wrapper, "forward_fn", None))
     where, colon, name = settings.problem.rpartition(":")
-    own = {
-        METRIC + parse_call(spec)[0].rpartition(":")[2]: chooser.own.get(parse_call(spec)[0]) or chooser.find(spec)[0]
-        for spec in settings.metric_names or chooser.default
-    }
+    own = {}
+    for spec in settings.metric_names or registry.default:
+        word, _ = METRICS.parse(spec)
+        own[METRIC + word.rpartition(":")[2]] = registry.own.get(word) or registry.find(spec)[0]
     counted = [(k, v) for k, v in sorted(problem.arguments.items()) if k not in problem.neutral]
     arguments = {key: _argument(value, known) for key, value in counted}
     return {

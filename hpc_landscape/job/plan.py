@@ -13,8 +13,9 @@ import torch
 
 from .. import __version__
 from ..data.sets import Sets
+from ..directions.base import Directions
 from ..directions.normalize import cosine
-from ..directions.recipes import Directions
+from ..directions.registry import direction_kind
 from ..errors import UserError, reason
 from ..evaluate.build import CHOICES
 from ..evaluate.evaluator import DTYPES, Evaluator
@@ -91,19 +92,6 @@ class Plan:
         return sum(state.nbytes(direction) for direction in self.directions.vectors)
 
     @property
-    def recipe(self) -> str:
-        """How the directions were made, but for the seed."""
-        settings, words = self.settings, [self.settings.directions]
-        if settings.directions == "random":
-            words.append(settings.distribution)
-        if settings.directions == "random" or settings.normalized != "none":
-            words += [settings.normalized, "ignore", settings.ignore]
-        for option in ("to", "direction_files", "include", "exclude"):
-            if (value := getattr(settings, option)) is not None:
-                words += [option, value]
-        return " ".join(words) + " trainable" * settings.trainable + " orthogonalized" * settings.orthogonalize
-
-    @property
     def compute_dtype(self) -> str:
         """In what the model computes."""
         return describe_dtype(self.problem.root, self.evaluator.execution, DTYPES.get(self.settings.precision))
@@ -122,7 +110,7 @@ class Plan:
             "sha256_model": state.sha256(state.state(self.problem.root)),
             **self.sets.hashes,
             "sha256_directions": state.sha256(directions),
-            "direction_recipe": self.recipe,
+            "direction_recipe": direction_kind(settings.directions).recipe(settings),
             "seed": settings.seed,
             "metrics": ",".join(q.name for q in self.quantities),
             "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",

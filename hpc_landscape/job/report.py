@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .. import said
 from ..directions.normalize import cosine, standing
+from ..directions.registry import direction_kind
 from ..errors import COMPLETE, FAILED, NO_PROGRESS, STOPPED, UserError
 from ..grid import strided
 from ..model import state
@@ -58,8 +59,9 @@ def announce(plan: Plan, comm: Comm, say: Say, device: torch.device, threads: in
     say(f"problem      {plan.problem.name}: {_data_text(plan)}, {_warm_text(plan)}")
     say(f"parameters   {_parameter_text(plan)}")
     angle = f", cosine {cosine(*vectors[:2]):.4f}" if comm.is_root and len(vectors) > 1 else ""
-    seed = f", seed {settings.seed}" if settings.directions == "random" else ""
-    say(f"directions   {len(vectors)} {plan.recipe}{seed}{angle}")
+    kind = direction_kind(settings.directions)
+    seed = f", seed {settings.seed}" if kind.seeded else ""
+    say(f"directions   {len(vectors)} {kind.recipe(settings)}{seed}{angle}")
     if comm.is_root:
         for note in _notes(plan):
             say(f"note         {note}")

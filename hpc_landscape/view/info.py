@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..directions.registry import kind_in_file
 from ..errors import printable
 from ..progress import duration, size
 from ..store import layout
@@ -165,7 +166,7 @@ def _made(stored: Stored) -> Iterable[tuple[str, str]]:
     parts = [_short(p) for p in (attributes.get("direction_recipe"),) if p is not None] or [
         _short(p) for p in recipe if p
     ]
-    drawn = setting(attributes, "directions") in ("random", None)
+    drawn = kind_in_file(setting(attributes, "directions")).seeded
     if drawn and (seed := setting(attributes, "seed")) is not None:
         parts.append(f"seed {seed}")
     if (cosine := attributes.get("cosine")) is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..directions.base import OTHERS, DirectionKind
+from ..directions.registry import kind_in_file
 from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
@@ -230,12 +232,10 @@ def _line(stored: Stored, fields: list[Field], scales: list[Scale], limits: tupl
 def _marks(stored: Stored, field: Field) -> list[Mark]:
     """The trained model (or the models between which the axes go), and the best point."""
     points = []
-    names = [("trained model", (0.0,) * len(field.coordinates), "model")]
-    if setting(stored.attributes, "directions") == "interpolation":
-        units = np.eye(len(field.coordinates))
-        names = [("first model", names[0][1], "model")]
-        names += [(f"{which} model", tuple(unit), which) for which, unit in zip(_OTHERS, units, strict=False)]
-    for name, where, style in names:
+    n = len(field.coordinates)
+    places = [(0.0,) * n, *map(tuple, np.eye(n))]
+    models = zip(_kind_of(stored).models, places, ("model", *OTHERS), strict=False)
+    for name, where, style in models:
         if all(c[0] <= at <= c[-1] for c, at in zip(field.coordinates, where, strict=True)):
             index = stored.grid.nearest(where)
             value = float(field.values.reshape(-1)[index]) if np.allclose(stored.grid.point(index), where) else np.nan
@@ -248,18 +248,14 @@ def _marks(stored: Stored, field: Field) -> list[Mark]:
     return points
 
 
-_OTHERS = ("second", "third", "fourth")
-_AXIS_LABELS = {"pca": "principal component {}", "hessian": "Hessian eigenvector {}"}
+def _kind_of(stored: Stored) -> DirectionKind:
+    return kind_in_file(setting(stored.attributes, "directions"))
 
 
 def axis_label(stored: Stored, axis: int) -> str:
     """What a coordinate of this axis means."""
-    directions = setting(stored.attributes, "directions")
-    if directions == "interpolation":
-        return f"interpolation (0: first model, 1: {_OTHERS[axis]} model)"
-    if directions in _AXIS_LABELS:
-        return _AXIS_LABELS[directions].format(axis + 1) + _share(stored, axis)
-    return f"direction {axis + 1}" + (f" ({normalized})" if (normalized := _normalized(stored)) else "")
+    normalized = f" ({words})" if (words := _normalized(stored)) else ""
+    return _kind_of(stored).label(axis) + _share(stored, axis) + normalized
 
 
 def _share(stored: Stored, axis: int) -> str:
@@ -271,9 +267,9 @@ def _share(stored: Stored, axis: int) -> str:
 
 def _normalized(stored: Stored) -> str:
     """How random directions are normalized; others are not."""
-    random = setting(stored.attributes, "directions") in ("random", None)
     normalization = setting(stored.attributes, "normalization")
-    return f"{normalization}-normalized" if random and normalization in ("filter", "layer", "model") else ""
+    known = _kind_of(stored).normalization != "none" and normalization in ("filter", "layer", "model")
+    return f"{normalization}-normalized" if known else ""
 
 
 def _scale_label(field: Field, scale: Scale) -> str:
@@ -339,11 +335,11 @@ def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -
 def description(stored: Stored) -> str:
     """How the landscape was made, in a line."""
     parts = [" x ".join(str(n) for n in stored.grid.shape) + (" points" if stored.grid.size > 1 else " point")]
-    directions = setting(stored.attributes, "directions")
-    if isinstance(directions, str):
-        parts.append({"pca": "PCA", "hessian": "Hessian"}.get(directions, directions) + " directions")
+    kind = _kind_of(stored)
+    if isinstance(setting(stored.attributes, "directions"), str):
+        parts.append(f"{kind.title} directions")
     parts += [_normalized(stored)] if _normalized(stored) else []
-    drawn = {"seed": "seed {}"} if directions in ("random", None) else {}
+    drawn = {"seed": "seed {}"} if kind.seeded else {}
     for key, words in {**drawn, "bn": "BN {}", "precision": "{}"}.items():
         value = setting(stored.attributes, key)
         if isinstance(value, (str, int)) and value != "none":

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hpc_landscape.directions.file import read_directions
+from hpc_landscape.directions.reading import read_directions
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.model import state

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
+from hpc_landscape.directions.base import Origin
 from hpc_landscape.directions.normalize import cosine, normalize, orthogonalize
-from hpc_landscape.directions.random import random_directions
-from hpc_landscape.directions.recipes import around, make_directions
+from hpc_landscape.directions.projection import around
+from hpc_landscape.directions.random import draw, random_directions
+from hpc_landscape.directions.registry import make_directions
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis
 from hpc_landscape.settings import Settings
@@ -33,10 +37,13 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def golden(seed: int, which: int, distribution: str) -> dict[str, np.ndarray]:
-    """Direction number ``which``, drawn again from NumPy alone."""
-    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy=seed, spawn_key=(which,))))
+    """Direction number ``which``, drawn again from NumPy alone: a stream for each parameter's name."""
     values = {}
     for name, shape in SHAPES.items():
+        digest = hashlib.sha256(name.encode()).digest()
+        words = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
+        sequence = np.random.SeedSequence(entropy=seed, spawn_key=(which, *words))
+        stream = np.random.Generator(np.random.PCG64(sequence))
         if distribution == "normal":
             values[name] = stream.standard_normal(shape, dtype=np.float32)
         else:
@@ -52,6 +59,43 @@ def test_the_draw_is_numpy_s(seed, distribution):
         for name, values in golden(seed, which, distribution).items():
             assert direction[name].dtype == torch.float32 and direction[name].shape == SHAPES[name]
             assert direction[name].numpy().tobytes() == np.asarray(values).tobytes(), name
+
+
+FIRST = {  # (seed, direction, name, distribution): what files that keep no directions are made again from
+    (0, 0, "conv.weight", "normal"): [0.4809905, 0.09741771, 0.131543],
+    (0, 1, "conv.weight", "normal"): [-1.8472052, -1.2733865, 2.5693786],
+    (2**63 - 1, 0, "größe", "normal"): [-0.27019852, -0.23415472, -0.6933598],
+    (7, 2, "", "uniform"): [0.20921457, 0.7123668, 0.19464362],
+}
+
+
+@pytest.mark.parametrize("of", FIRST)
+def test_the_first_numbers(of):
+    seed, direction, name, distribution = of
+    np.testing.assert_array_equal(draw(seed, direction, name, (3,), distribution), np.float32(FIRST[of]))
+
+
+def test_a_part_depends_on_no_other_part():
+    """Any rank can draw any parameter's part alone."""
+    some = {name: w for name, w in reversed(weights().items()) if name != "conv"} | {"more": torch.zeros(9)}
+    among_others = random_directions(some, 2, 5)
+    for number, direction in enumerate(drawn(5, 2)):
+        for name in set(SHAPES) - {"conv"}:
+            assert torch.equal(among_others[number][name], direction[name])
+            assert np.array_equal(draw(5, number, name, SHAPES[name]), direction[name].numpy())
+
+
+def test_streams_are_independent():
+    """No correlation between names, however alike, between directions, or between seeds, nor at a small lag."""
+    n = 50_000
+    names = ["layer.0.weight", "layer.1.weight", "layer.0.weight ", "layer.0.bias", "Layer.0.weight"]
+    keys = [(seed, direction, name) for seed in (0, 1, 2**32) for direction in (0, 1, 2) for name in names]
+    values = np.stack([draw(*key, (n,)) for key in keys]).astype(np.float64)
+    for lag in range(3):
+        products = values[:, : n - lag] @ values[:, lag:].T / (n - lag)
+        if lag == 0:
+            np.fill_diagonal(products, 0)
+        assert np.abs(products).max() < 5 / np.sqrt(n)  # five standard errors, of some 2,000 pairs at each lag
 
 
 def test_the_draw_depends_on_the_seed_alone():
@@ -222,24 +266,24 @@ def test_orthogonalize():
 @pytest.mark.parametrize("ignore", ["biasbn", "none"])
 def test_orthogonal_recipe(normalization, ignore):
     settings = Settings(z="-1:1:3", orthogonalize=True, normalization=normalization, ignore=ignore)
-    made = make_directions(settings, weights()).vectors
+    made = make_directions(settings, Origin(weights())).vectors
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(cosine(made[i], made[j])) < 1e-6  # float32
-    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), weights()).vectors
+    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), Origin(weights())).vectors
     assert all(torch.equal(line[0][n], made[0][n]) for n in line[0])
 
 
 @pytest.mark.parametrize("normalization", ["filter", "layer"])
 def test_orthogonal_filters_are_refused(normalization):
     with pytest.raises(UserError, match="--orthogonalize"):
-        make_directions(Settings(orthogonalize=True, normalization=normalization), weights())
+        Settings(orthogonalize=True, normalization=normalization).check()
 
 
 # The recipe as a whole
 
 
 def test_recipe_is_draw_then_norm():
-    made = make_directions(Settings(seed=4), weights()).vectors
+    made = make_directions(Settings(seed=4), Origin(weights())).vectors
     for which, direction in enumerate(made):
         values = golden(4, which, "normal")
         for name, w in weights().items():
@@ -255,7 +299,7 @@ def test_recipe_does_not_depend_on_threads(normalization):
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             torch.manual_seed(n)
-            found.append(make_directions(Settings(y="none", normalization=normalization), big).vectors[0]["w"])
+            found.append(make_directions(Settings(y="none", normalization=normalization), Origin(big)).vectors[0]["w"])
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(threads)

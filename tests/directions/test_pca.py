@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_landscape.directions import pca
+from hpc_landscape.directions import components
+from hpc_landscape.directions.components import principal_directions
 from hpc_landscape.directions.interpolation import differences
-from hpc_landscape.directions.pca import principal_directions
 from hpc_landscape.errors import UserError
 
 SHAPES = {"conv": (6, 3, 2, 2), "bias": (6,), "scale": (), "empty": (0, 4), "linear": (5, 7)}
@@ -182,7 +182,7 @@ def test_layouts_and_gradients():
 def test_pieces(piece, monkeypatch):
     origin, points = cloud(6)
     expected, ratio = principal_directions(callables(points), origin, 2)
-    monkeypatch.setattr(pca, "PIECE", piece * 12)
+    monkeypatch.setattr(components, "PIECE", piece * 12)
     found, again = principal_directions(callables(points), origin, 2)
     np.testing.assert_allclose(again, ratio, rtol=1e-12)
     for a, b in zip(found, expected, strict=True):

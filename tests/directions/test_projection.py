@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_landscape.directions.pca import principal_directions
+from hpc_landscape.directions.components import principal_directions
 from hpc_landscape.directions.projection import project
 
 SHAPES = {"conv": (4, 3, 2, 2), "bias": (6,), "scale": (), "empty": (0, 4)}

@@ -17,7 +17,7 @@ from programs import PROBLEMS, PROGRAM, TINY, Finished, Job, assert_same_landsca
 from torch.utils.data import DataLoader, Dataset
 
 from hpc_landscape.data.prepare import prepare
-from hpc_landscape.directions.file import read_directions
+from hpc_landscape.directions.reading import read_directions
 from hpc_landscape.errors import UserError, is_out_of_memory
 from hpc_landscape.job.memory import explain
 from hpc_landscape.model import archives

@@ -12,7 +12,9 @@ from torch import nn
 
 from hpc_landscape.errors import UserError
 from hpc_landscape.model.wrapper import wrap_model
-from hpc_landscape.problems.problem import Problem, find_object, load_problem, type_arguments
+from hpc_landscape.objects import find_object
+from hpc_landscape.problems.problem import Problem
+from hpc_landscape.problems.registry import load_problem, type_arguments
 
 HEADER = """
 import torch
@@ -75,9 +77,9 @@ def test_a_file_finds_what_lies_beside_it(here):
 
 def test_data_loading_workers_find_the_file_by_its_name(here):
     (here / "by_name.py").write_text(GOOD)
-    factory = find_object("by_name.py:make")
+    factory = find_object("by_name.py:make", "--problem")
     assert factory.__module__ == "by_name" and sys.modules["by_name"].make is factory
-    assert find_object("by_name.py:make") is factory  # imported once
+    assert find_object("by_name.py:make", "--problem") is factory  # imported once
 
 
 @pytest.mark.parametrize("name", ["random", "statistics", "queue", "torch"])

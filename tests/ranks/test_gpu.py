@@ -6,7 +6,8 @@ import torch
 
 from hpc_landscape.data.prepare import prepare
 from hpc_landscape.data.resident import MovedBatches
-from hpc_landscape.directions.recipes import make_directions
+from hpc_landscape.directions.base import Origin
+from hpc_landscape.directions.registry import make_directions
 from hpc_landscape.evaluate.evaluator import DTYPES, Evaluator
 from hpc_landscape.evaluate.execution import PLAIN
 from hpc_landscape.metrics import Accuracy, Loss
@@ -39,7 +40,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def directions(problem):
-    return make_directions(Settings(), state.parameters(problem.model)).vectors
+    return make_directions(Settings(), Origin(state.parameters(problem.model))).vectors
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("fp64", 1e-9), ("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 1e-1)])
