@@ -61,7 +61,7 @@ def _run(words: list[str]) -> int:
     try:
         if asks_help(words) and launched()[1] > 0:
             return 0
-        epilog = "\n".join([EPILOG, *(broken_lines() if HELP & set(words) else ())])
+        epilog = "\n".join([EPILOG, *(broken_lines() if asks_help(words) else ())])
         settings, print_config = parse(words, PROG, epilog, KINDS)
         if print_config:
             if launched()[1] == 0:

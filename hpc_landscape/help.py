@@ -59,7 +59,7 @@ def help_of_kind(name: str, kinds: Sequence[Kinds], settings: Mapping[str, Optio
         if name in registry.names():
             text, options = registry.describe(name, own)
             rows = ((option, f"{says} {_brackets(kind, default)}".strip()) for option, kind, default, says in options)
-            parts.append(_section(f"{registry.option} {name}", [("", text), *rows]))
+            parts.append(_section(f"{registry.option} {name}", [("", text.replace("``", "")), *rows]))
     if not parts:
         close = difflib.get_close_matches(name, {known for registry in kinds for known in registry.names()}, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
