@@ -14,7 +14,6 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from .model.numbers import can_move, wide
 from .model.wrapper import ModelWrapper, wrap_model
 from .problems.problem import Problem
 from .ranks.generators import Generators
-from .settings import Settings
+from .settings import OPTIONS, Settings
 
 ROUNDING = 1e-5  # relative, between two ways to add up the same numbers
 STEP = 0.01  # of the weights: how far off the other point is
@@ -45,7 +44,7 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update({option.name: getattr(Settings(), option.name) for option in fields(Settings)})
+        vars(self).update(Settings().by_name())
         vars(self).update(changes, directions=kind.name)
         self.normalized = self.normalization or kind.normalization
         self.dimensions = kind.dimensions(self)
@@ -303,7 +302,7 @@ def _picklable(thing: Any, text: str) -> None:
 
 
 def _check_attributes(kind: DirectionKind) -> None:
-    known = {option.name for option in fields(Settings)}
+    known = {*OPTIONS}
     for option in (*kind.options, *kind.needs, *kind.only):
         _say(option in known, f"{kind.name} says that it uses {option}, and there is no such setting")
     _say(set(kind.only) <= {*kind.options, *kind.needs}, f"{kind.name}: what is its alone is to be in its options, too")

@@ -17,6 +17,7 @@ from programs import ROOT
 from hpc_landscape.arguments import parse
 from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
+from hpc_landscape.registry import Option as KindOption
 from hpc_landscape.settings import GROUPS, OPTIONS, Settings
 
 
@@ -390,7 +391,7 @@ def test_help_tells_of_every_setting_and_says_its_default_once(capsys):
 class Fake:
     """A registry."""
 
-    def __init__(self, option: str, **kinds: tuple[str, list[tuple[str, str, str, str]]]) -> None:
+    def __init__(self, option: str, **kinds: tuple[str, list[KindOption]]) -> None:
         self.option, self.kinds = option, kinds
 
     def names(self) -> list[str]:
@@ -404,7 +405,10 @@ class Fake:
 KINDS = [
     Fake(
         "--metrics",
-        hessian_trace=("The trace of the Hessian.", [("samples", "int", "100", "how many"), ("k", "int", "", "")]),
+        hessian_trace=(
+            "The trace of the Hessian.",
+            [KindOption("samples", "int", "100", "how many"), KindOption("k", "int")],
+        ),
         path=("How long it is.", []),
     ),
     Fake("--directions", interpolation=("To other models.", []), path=("Along a path.", [])),
