@@ -27,7 +27,7 @@ from .data.sizes import batch_size
 from .directions.base import DirectionKind, Directions, Origin
 from .errors import UserError
 from .grid import Axis
-from .metrics.base import BatchMetric, Metric, Sums, times, weighed
+from .metrics.base import BatchMetric, Metric, Sums, weighed
 from .metrics.without import no_gradients
 from .model import state
 from .model.numbers import can_move, wide
@@ -238,10 +238,8 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
     with no_gradients():
         for batch in batches:
             Generators().seed(0)
-            for mean, weight in weighed([metric], wrapper, metric.data, batch, batch_size(batch)):
-                sums.totals[0] += times(mean, weight)
-                sums.weights[0] += weight
-        return sums.means()[0]
+            sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
+        return float(sums.on_device()[0, 0])
 
 
 def _is_tensors(batch: Any) -> bool:
