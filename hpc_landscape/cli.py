@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .arguments import HELP, parse
+from .arguments import HELP, asks_help, parse
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -59,16 +59,16 @@ def _run(words: list[str]) -> int:
     mistake = None
     _limit_spinning()
     try:
-        if HELP & set(words) and launched()[1] > 0:
+        if asks_help(words) and launched()[1] > 0:
             return 0
-        epilog = "\n".join([EPILOG, *(broken_lines() if HELP & set(words) else ())])
+        epilog = "\n".join([EPILOG, *(broken_lines() if asks_help(words) else ())])
         settings, print_config = parse(words, PROG, epilog, KINDS)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
-        if HELP & set(words):  # which the other processes have left to this one
+        if asks_help(words):  # which the other processes have left to this one
             return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
@@ -181,7 +181,7 @@ def _parallel_h5py() -> bool:
 
 def _view(command: str, words: list[str]) -> int:
     """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
-    if HELP & set(words) and launched()[1] > 0:
+    if asks_help(words) and launched()[1] > 0:
         return 0
     try:
         COMMANDS[command](

@@ -62,7 +62,7 @@ class ProblemSettings:
 
     problem: str = _setting(
         "digits",
-        "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments",
+        "a kind, as listed below, package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments",
         "NAME",
     )
     problem_arguments: dict[str, Any] = field(default_factory=dict)
@@ -94,8 +94,7 @@ class DirectionSettings:
 
     directions: str = _setting(
         "random",
-        "random, interpolation (to other models, --to), pca (principal ones of --trajectory), hessian (of largest "
-        "curvature), file, one that a package brings, or file.py:MyDirections",
+        "how the axes are chosen: a kind, as listed below, or file.py:MyDirections",
         "KIND",
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
@@ -140,9 +139,7 @@ class EvaluationSettings:
 
     metrics: str | None = _setting(
         None,
-        "comma-separated, arguments in brackets: loss, accuracy, accuracy(k=5), loss_gradient, "
-        "gradient_norm, gradient_predictiveness, loss_perturbations, curvature, hessian_trace, expected_return, "
-        "file.py:MyMetric",
+        "comma-separated, arguments in brackets, accuracy(k=5), say: kinds, as listed below, or file.py:MyMetric",
         "NAME,...",
         "loss,accuracy",
     )

@@ -14,7 +14,6 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,14 @@ from .data.sizes import batch_size
 from .directions.base import DirectionKind, Directions, Origin
 from .errors import UserError
 from .grid import Axis
-from .metrics.base import BatchMetric, Metric, Sums, times, weighed
+from .metrics.base import BatchMetric, Metric, Sums, weighed
 from .metrics.without import no_gradients
 from .model import state
 from .model.numbers import can_move, wide
 from .model.wrapper import ModelWrapper, wrap_model
 from .problems.problem import Problem
 from .ranks.generators import Generators
-from .settings import Settings
+from .settings import OPTIONS, Settings
 
 ROUNDING = 1e-5  # relative, between two ways to add up the same numbers
 STEP = 0.01  # of the weights: how far off the other point is
@@ -45,7 +44,7 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update({option.name: getattr(Settings(), option.name) for option in fields(Settings)})
+        vars(self).update(Settings().by_name())
         vars(self).update(changes, directions=kind.name)
         self.normalized = self.normalization or kind.normalization
         self.dimensions = kind.dimensions(self)
@@ -239,10 +238,8 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
     with no_gradients():
         for batch in batches:
             Generators().seed(0)
-            for mean, weight in weighed([metric], wrapper, metric.data, batch, batch_size(batch)):
-                sums.totals[0] += times(mean, weight)
-                sums.weights[0] += weight
-        return sums.means()[0]
+            sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
+        return float(sums.on_device()[0, 0])
 
 
 def _is_tensors(batch: Any) -> bool:
@@ -303,7 +300,7 @@ def _picklable(thing: Any, text: str) -> None:
 
 
 def _check_attributes(kind: DirectionKind) -> None:
-    known = {option.name for option in fields(Settings)}
+    known = {*OPTIONS}
     for option in (*kind.options, *kind.needs, *kind.only):
         _say(option in known, f"{kind.name} says that it uses {option}, and there is no such setting")
     _say(set(kind.only) <= {*kind.options, *kind.needs}, f"{kind.name}: what is its alone is to be in its options, too")
