@@ -25,9 +25,9 @@ from .errors import (
     reason,
     refusal,
 )
-from .kinds import KINDS
+from .kinds import KINDS, VIEWS
 from .ranks.comm import Comm, launched, world
-from .registry import broken_lines
+from .registry import Registry, broken_lines
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
@@ -61,8 +61,7 @@ def _run(words: list[str]) -> int:
     try:
         if asks_help(words) and launched()[1] > 0:
             return 0
-        epilog = "\n".join([EPILOG, *(broken_lines() if asks_help(words) else ())])
-        settings, print_config = parse(words, PROG, epilog, KINDS)
+        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
@@ -81,6 +80,11 @@ def _run(words: list[str]) -> int:
     if mistake is not None:
         return _refuse(mistake, comm)
     return _guarded(settings, comm)
+
+
+def _epilog(text: str, registries: Sequence[Registry], words: list[str]) -> str:
+    """What help ends with: kinds that cannot be loaded, too, for which all that packages bring is imported."""
+    return "\n".join([text, *(broken_lines(registries) if HELP & set(words) else ())])
 
 
 def _shown() -> int:
@@ -184,9 +188,8 @@ def _view(command: str, words: list[str]) -> int:
     if asks_help(words) and launched()[1] > 0:
         return 0
     try:
-        COMMANDS[command](
-            _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
-        )
+        epilog = _epilog(VIEW_EPILOG, [VIEWS] if command == "plot" else [], words)
+        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=epilog), words)
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
         return USER_ERROR
@@ -203,12 +206,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _plot(parser: _Parser, words: list[str]) -> None:
-    from .view.plot import KINDS, plot
+    from .view.plot import plot
 
     parser.add_argument("file", help="a landscape file")
     parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
     parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
-    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two and three")
+    kinds = f"{', '.join(VIEWS.names())}, or {VIEWS.own}; default: line for one axis, contour for two and three"
+    parser.add_argument("--kind", help=kinds)
     parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
     parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")
     parser.add_argument("--vmin", type=float, help="lowest value of the scale")

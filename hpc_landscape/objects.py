@@ -105,7 +105,7 @@ def script_alone(name: str) -> Iterator[None]:
         raise _WantsArguments(message)
 
     words, said = sys.argv, argparse.ArgumentParser.error
-    sys.argv, argparse.ArgumentParser.error = [name], error  # type: ignore[method-assign]
+    sys.argv, argparse.ArgumentParser.error = [name], error  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

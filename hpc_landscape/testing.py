@@ -14,6 +14,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,13 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update(Settings().by_name())
-        vars(self).update(changes, directions=kind.name)
+        settings = Settings(**changes)
+        vars(self).update(settings.by_name(), directions=kind.name)
         self.normalized = self.normalization or kind.normalization
-        self.dimensions = kind.dimensions(self)
+        self.axes = settings.for_grid.given
+        self.count = kind.dimensions(self, settings.for_grid.dimensions)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # tells type checkers that there are others
         raise AttributeError(f"there is no setting {name}")
 
 
@@ -132,7 +134,8 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         moving = {name: p.detach() for name, p in origin.named_parameters() if can_move(p)}
         origin = Origin({name: p.cpu().to(wide(p.dtype), copy=True) for name, p in moving.items()})
     given = LikeSettings(kind, **settings)
-    kind.check(given)
+    origin = replace(origin, count=given.count)
+    kind.check(given, given.axes)
     _say(isinstance(kind.recipe(given), str), f"{kind.name}: its recipe is no text")
     before = checksum(dict(origin.weights))
     with Generators().kept():
@@ -141,7 +144,7 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         np.random.seed(1)
         again = kind.make(given, origin)
     _say(checksum(dict(origin.weights)) == before, f"{kind.name} changes the weights that it is given")
-    _check_directions(kind, made, origin.weights, given.dimensions)
+    _check_directions(kind, made, origin.weights, given.count)
     same = checksum([made.vectors, made.targets, made.rest]) == checksum([again.vectors, again.targets, again.rest])
     _say(same, f"{kind.name} makes other directions when it is called again: draw from settings.seed alone")
 
@@ -229,7 +232,7 @@ def _check_sums(metric: BatchMetric, wrapper: ModelWrapper) -> None:
     cuts = sorted({1, size // 3, size - 1} - {0})
     pieces = [tuple(part) for part in zip(*(t.tensor_split(cuts) for t in whole), strict=True)]
     values = [_over(metric, wrapper, batches) for batches in ([whole], [p for p in pieces if len(p[0])])]
-    alike = np.allclose(*values, rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
+    alike = np.allclose(values[0], values[1], rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
     _say(alike, f"{metric.name} is {values[0]:.9g} over one batch and {values[1]:.9g} over several: it does not add up")
 
 
@@ -280,6 +283,7 @@ def _check_loss(problem: Problem, data: Any, what: str) -> None:
     try:
         with torch.no_grad(), Generators().kept():
             batch = next(read.on(problem.wrapper))
+            assert problem.loss is not None  # or the problem had been refused
             found = problem.loss(read.output(problem.wrapper, batch), read.target(batch))
     finally:
         for module, mode in zip(root.modules(), modes, strict=True):
@@ -300,9 +304,8 @@ def _picklable(thing: Any, text: str) -> None:
 
 
 def _check_attributes(kind: DirectionKind) -> None:
-    known = {*OPTIONS}
     for option in (*kind.options, *kind.needs, *kind.only):
-        _say(option in known, f"{kind.name} says that it uses {option}, and there is no such setting")
+        _say(option in OPTIONS, f"{kind.name} says that it uses {option}, and there is no such setting")
     _say(set(kind.only) <= {*kind.options, *kind.needs}, f"{kind.name}: what is its alone is to be in its options, too")
     choices = ("filter", "layer", "model", "none")
     _say(kind.normalization in choices, f"{kind.name}: normalization is {kind.normalization!r}")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import printable
-from ..metrics.registry import METRICS, MetricRegistry
+from ..kinds import METRICS
+from ..metrics.registry import MetricRegistry
 from ..problems.problem import Problem
 from ..store.identity import architecture, checksum
 from ..store.resume import METRIC

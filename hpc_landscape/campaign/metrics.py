@@ -15,11 +15,12 @@ from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
+from ..kinds import METRICS
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
 from ..metrics.criterion import TOTAL
 from ..metrics.curvature import CurvatureMetric
 from ..metrics.gradient import GradientMetric
-from ..metrics.registry import METRICS, MetricRegistry
+from ..metrics.registry import MetricRegistry
 from ..metrics.trial import try_loss
 from ..problems.problem import Problem
 from ..ranks.comm import Comm

@@ -21,6 +21,11 @@ Read = Callable[[str, str], Mapping[str, "Tensor"]]  # (path of a checkpoint, th
 OTHERS = ("second", "third", "fourth")
 
 
+def no_checkpoint(path: str, option: str) -> Mapping[str, Tensor]:
+    """Where nothing was given to read checkpoints with."""
+    raise UserError(f"{option} {path}: no checkpoints can be read here")
+
+
 @dataclass(frozen=True)
 class Origin:
     """The model that directions lead from, and what a kind may ask for.
@@ -35,7 +40,7 @@ class Origin:
 
     weights: Mapping[str, Tensor]
     count: int = 2
-    read: Read | None = None
+    read: Read = no_checkpoint
     trajectory: Sequence[str] = ()
     loss: Callable[[], AbstractContextManager[tuple[ModelWrapper, Criterion, Data]]] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from ..errors import UserError
 _MANTISSAS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _STEPS = (1, 2, 2.5, 5, 10)
 
+Extend = Literal["neither", "min", "max", "both"]
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -21,7 +24,7 @@ class Scale:
 
     log: bool
     levels: np.ndarray
-    extend: str  # neither, min, max or both: where values lie outside
+    extend: Extend  # where values lie outside
 
     def transform(self, values: np.ndarray | float) -> np.ndarray:
         """Values in the space that is drawn: log10 for a log scale, where what is not positive lies below the scale."""
@@ -69,7 +72,7 @@ def choose(
         chosen = np.array([first, *inside, last])
     below = values.size and values.min() < chosen[0]
     above = values.size and values.max() > chosen[-1]
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[bool(below), bool(above)]
+    extend: Extend = ("both" if above else "min") if below else ("max" if above else "neither")
     return Scale(bool(log), chosen, extend)
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from hpc_landscape.arguments import parse
 from hpc_landscape.errors import UserError, printable
-from hpc_landscape.grid import MOST, Axis, Grid, strided
+from hpc_landscape.grid import MOST, Axis, Grid
 from hpc_landscape.kinds import DIRECTIONS
 from hpc_landscape.problems.registry import type_arguments
+from hpc_landscape.schedule.strided import strided
 from hpc_landscape.settings import MOST as MOST_WHOLE
 from hpc_landscape.settings import OPTIONS, Settings
 
