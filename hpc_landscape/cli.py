@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .arguments import HELP, parse
+from .arguments import HELP, asks_help, parse
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -59,7 +59,7 @@ def _run(words: list[str]) -> int:
     mistake = None
     _limit_spinning()
     try:
-        if HELP & set(words) and launched()[1] > 0:
+        if asks_help(words) and launched()[1] > 0:
             return 0
         settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
         if print_config:
@@ -67,7 +67,7 @@ def _run(words: list[str]) -> int:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
-        if HELP & set(words):  # which the other processes have left to this one
+        if asks_help(words):  # which the other processes have left to this one
             return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
@@ -166,9 +166,9 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
     comm.leave_if_told(min(0.1 + 0.3 * comm.rank, 3))
     with suppress(Exception):  # an error of the user's may not even have a text
         if is_out_of_memory(error):
-            from .job.memory import explain
+            from .ranks.out_of_memory import explain
 
-            notice(refusal(UserError(explain(error, settings, comm.rank, comm.size))))
+            notice(refusal(UserError(explain(error, settings.block, settings.batch_size, comm.rank, comm.size))))
             return USER_ERROR
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")
@@ -185,7 +185,7 @@ def _parallel_h5py() -> bool:
 
 def _view(command: str, words: list[str]) -> int:
     """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
-    if HELP & set(words) and launched()[1] > 0:
+    if asks_help(words) and launched()[1] > 0:
         return 0
     try:
         epilog = _epilog(VIEW_EPILOG, [VIEWS] if command == "plot" else [], words)

@@ -14,6 +14,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,11 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update(Settings(**changes).by_name(), directions=kind.name)
+        settings = Settings(**changes)
+        vars(self).update(settings.by_name(), directions=kind.name)
         self.normalized = self.normalization or kind.normalization
-        self.dimensions = kind.dimensions(self)
+        self.axes = settings.for_grid.given
+        self.count = kind.dimensions(self, settings.for_grid.dimensions)
 
     def __getattr__(self, name: str) -> Any:  # tells type checkers that there are others
         raise AttributeError(f"there is no setting {name}")
@@ -131,7 +134,8 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         moving = {name: p.detach() for name, p in origin.named_parameters() if can_move(p)}
         origin = Origin({name: p.cpu().to(wide(p.dtype), copy=True) for name, p in moving.items()})
     given = LikeSettings(kind, **settings)
-    kind.check(given)
+    origin = replace(origin, count=given.count)
+    kind.check(given, given.axes)
     _say(isinstance(kind.recipe(given), str), f"{kind.name}: its recipe is no text")
     before = checksum(dict(origin.weights))
     with Generators().kept():
@@ -140,8 +144,8 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         np.random.seed(1)
         again = kind.make(given, origin)
     _say(checksum(dict(origin.weights)) == before, f"{kind.name} changes the weights that it is given")
-    _check_directions(kind, made, origin.weights, given.dimensions)
-    same = checksum([made.vectors, made.ends, made.rest]) == checksum([again.vectors, again.ends, again.rest])
+    _check_directions(kind, made, origin.weights, given.count)
+    same = checksum([made.vectors, made.targets, made.rest]) == checksum([again.vectors, again.targets, again.rest])
     _say(same, f"{kind.name} makes other directions when it is called again: draw from settings.seed alone")
 
 
@@ -238,7 +242,7 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
         for batch in batches:
             Generators().seed(0)
             sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
-        return float(sums.on_device())
+        return float(sums.on_device()[0, 0])
 
 
 def _is_tensors(batch: Any) -> bool:
@@ -315,7 +319,7 @@ def _check_attributes(kind: DirectionKind) -> None:
 def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[str, Tensor], count: int) -> None:
     what = f"{kind.name} with {count} axes"
     wanted = {name: (w.shape, w.dtype, w.device.type) for name, w in weights.items()}
-    for vectors in (made.vectors, made.ends) if made.ends is not None else (made.vectors,):
+    for vectors in (made.vectors, made.targets) if made.targets is not None else (made.vectors,):
         _say(len(vectors) == count, f"{what}: gives {len(vectors)} directions")
         for vector in vectors:
             found = {name: (d.shape, d.dtype, d.device.type) for name, d in vector.items()}
@@ -323,6 +327,8 @@ def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[st
             _say(all(bool(d.isfinite().all()) for d in vector.values()), f"{what}: values are not finite")
     moves = [any(bool(d.any()) for d in vector.values()) for vector in made.vectors]
     _say(all(moves), f"{what}: a direction is zero everywhere")
-    _say((made.ends is not None) == kind.leads_to_models, f"{what}: ends are for kinds with leads_to_models alone")
+    _say(
+        (made.targets is not None) == kind.leads_to_models, f"{what}: targets are for kinds with leads_to_models alone"
+    )
     for number, axis in enumerate(made.axes or ()):
         Axis.parse(axis, "xyz"[number])

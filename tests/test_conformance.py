@@ -67,7 +67,7 @@ def given_to(kind: str, dimensions: int, folder) -> tuple[Origin, dict]:
         others.append({n: w + torch.randn(w.shape, generator=draw, dtype=w.dtype) for n, w in weights.items()})
     torch.save(others[0], folder / "d.pt")
     loss = contextlib.nullcontext((wrap_model(model), Criterion(F.cross_entropy), Data(*samples())))
-    origin = Origin(weights, lambda path, option: others[int(path)], ["0", "1", "2", "3", "4"], lambda: loss)
+    origin = Origin(weights, 2, lambda path, option: others[int(path)], ["0", "1", "2", "3", "4"], lambda: loss)
     settings = {
         "interpolation": {"to": ",".join("123"[:dimensions])},
         "pca": {"trajectory": "0,1,2,3,4"} | AXES[dimensions],
@@ -285,7 +285,7 @@ class Ones(DirectionKind):
         return Directions(
             [
                 {name: torch.full_like(w, 2.0**-axis) for name, w in origin.weights.items()}
-                for axis in range(settings.dimensions)
+                for axis in range(origin.count)
             ]
         )
 
@@ -297,7 +297,7 @@ def test_a_direction_may_be_simple():
 
 class Drawn(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.rand_like(w) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.rand_like(w) for n, w in origin.weights.items()}] * origin.count)
 
 
 class TooFew(Ones):
@@ -307,12 +307,12 @@ class TooFew(Ones):
 
 class OtherDtype(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.ones(w.shape) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.ones(w.shape) for n, w in origin.weights.items()}] * origin.count)
 
 
 class Nowhere(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.zeros_like(w) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.zeros_like(w) for n, w in origin.weights.items()}] * origin.count)
 
 
 class Moving(Ones):

@@ -35,7 +35,7 @@ class Axes(DirectionKind):
 
     def make(self, settings, origin):
         vectors = []
-        for axis in range(settings.dimensions):
+        for axis in range(origin.count):
             vector = {name: torch.zeros_like(w) for name, w in origin.weights.items()}
             next(iter(vector.values())).view(-1)[self.offset + axis] = 1
             vectors.append(vector)
