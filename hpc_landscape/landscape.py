@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .campaign.landscape import Landscape
 from .data.prepare import as_batches
 from .evaluate.evaluator import Evaluator
-from .landscape_base import Landscape
 from .metrics import Loss, Metric
 from .metrics.criterion import loss_on
 from .model.others import Point

@@ -37,8 +37,8 @@ from .data.sets import Sets
 from .directions.base import Directions
 from .directions.registry import direction_kind
 from .errors import COMPLETE
-from .evaluate.build import EvaluatorBuilder
-from .evaluate.evaluator import Evaluator
+from .evaluate.build import EvaluatorBuilder, ProblemSubject
+from .evaluate.evaluator import DTYPES, Evaluator
 from .evaluate.normalization import choose_normalization
 from .evaluate.tune import recorded, tune
 from .grid import Grid
@@ -109,11 +109,12 @@ def run(settings: Settings, comm: Comm) -> int:
         directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
 
         # Put it all on the device
-        builder = _builder(settings, problem, sets, directions, device)
+        subject = ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
+        builder = _builder(settings, subject, sets, device)
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
         settings, tuned = _tuned(settings, builder, stored, comm)
         evaluator, data = _build(builder, comm)
-        registry = MetricRegistry(problem, data, builder.loss)
+        registry = MetricRegistry(problem, data, subject.loss)
         quantities = choose_metrics(settings.for_evaluation.metric_names, evaluator, registry, comm)
 
         # Lay out the file, or check that the one there is of this very run
@@ -214,13 +215,11 @@ def _make_directions(
     return directions, settings.grid(default_axes(asked, problem, directions))
 
 
-def _builder(
-    settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device
-) -> EvaluatorBuilder:
+def _builder(settings: Settings, subject: ProblemSubject, sets: Sets, device: torch.device) -> EvaluatorBuilder:
     evaluation = settings.for_evaluation
-    policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
+    policy = choose_normalization(evaluation.bn, subject.model, sets.warmup is not None)
     seed, speed = settings.for_directions.seed, settings.for_speed
-    return EvaluatorBuilder(problem, sets, directions, device, policy, evaluation.precision, seed, speed)
+    return EvaluatorBuilder(subject, sets, device, policy, evaluation.precision, seed, speed)
 
 
 def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:

@@ -16,7 +16,8 @@ from ..data.sets import Sets
 from ..directions.base import Directions, Origin
 from ..directions.projection import project
 from ..directions.registry import direction_kind, make_directions
-from ..evaluate.build import EvaluatorBuilder
+from ..evaluate.build import EvaluatorBuilder, ProblemSubject
+from ..evaluate.evaluator import DTYPES
 from ..evaluate.execution import PLAIN
 from ..evaluate.normalization import Normalization
 from ..grid import NAMES, Grid
@@ -115,10 +116,11 @@ def loss_at_origin(
 ) -> Iterator[tuple[ModelWrapper, Criterion, Data]]:
     """The model, its loss and the first evaluation set, on the device; the parameters that move are at the origin."""
     still = Directions([moving(problem)])
-    builder = EvaluatorBuilder(problem, sets, still, device, normalization, precision, seed, SpeedSettings())
+    subject = ProblemSubject(problem, still, device, DTYPES.get(precision))
+    builder = EvaluatorBuilder(subject, sets, device, normalization, precision, seed, SpeedSettings())
     evaluator, data = builder.build(PLAIN)
     evaluator.careful = True  # nothing is known yet of what the loss writes into
-    criterion, first = Criterion(builder.loss, problem.reduction), next(iter(data.values()))
+    criterion, first = Criterion(subject.loss, problem.reduction), next(iter(data.values()))
     with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
         if (found := try_loss(problem.wrapper, criterion, first)) is not None:
             treat_as_sum(criterion, found)

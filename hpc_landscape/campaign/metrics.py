@@ -262,6 +262,6 @@ def execution_errors(plan: Plan, builder: EvaluatorBuilder) -> ExecutionErrors:
     plain, data = builder.build(PLAIN)
     if evaluator.precision == "tf32":
         plain.precision = "fp32"
-    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, builder.loss))
+    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, builder.subject.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
     return errors_of_mode(evaluator, plain, plan.grid, builder.seed)

@@ -47,12 +47,14 @@ class Sets:
             warm = change(self.warmup)
         return replace(self, evaluation=here, warmup=warm)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, warmup: bool, channels_last: bool = False) -> Sets:
+    def to(
+        self, device: torch.device | None, dtype: torch.dtype | None, warmup: bool, channels_last: bool = False
+    ) -> Sets:
         """The same on a device, floating-point tensors in the dtype, where there is room; else moved in every pass."""
 
         def moved(batches: Batches) -> Batches:
-            elsewhere = device.type != "cpu" and not batches.streamed
-            if elsewhere and batches.bytes > self.resident * free_memory(device, self.sharers):
+            elsewhere = device is not None and device.type != "cpu" and not batches.streamed
+            if device is not None and elsewhere and batches.bytes > self.resident * free_memory(device, self.sharers):
                 return MovedBatches(batches, device, dtype, channels_last)
             return batches.to(device, dtype, channels_last)
 

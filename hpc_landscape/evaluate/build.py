@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..model.batchnorm import batchnorm_layers, used_once
 from ..model.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from ..model.norms import is_norm
 from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.memory import free_memory
 from .evaluator import DTYPES, Evaluator
@@ -41,23 +43,25 @@ def candidate_modes(
     speed: SpeedSettings,
     precision: str,
     normalization: type[Normalization],
-    problem: Problem,
-    device: torch.device,
+    root: nn.Module,
+    own_forward: bool,
+    device: torch.device | None,
     streamed: bool = False,
 ) -> list[ExecutionMode]:
-    """The modes to try, the one asked for first, the plain one last; by the problem and the kind of device alone.
+    """The modes to try, the one asked for first, the plain one last; by the model and the kind of device alone.
 
     Points are stacked where data is at hand; where it is streamed they are interleaved on each batch.
 
     In float32 channels are last only when asked for, and so in every precision where that is inexact.
     """
-    images = any(isinstance(m, nn.Conv2d) for m in problem.root.modules())
+    kind = "" if device is None else device.type
+    images = any(isinstance(m, nn.Conv2d) for m in root.modules())
     faster = (speed.compile or precision == "bf16") and not inexact_last(normalization, device)
     wanted = speed.channels_last or faster
-    orders = [True, False] if images and wanted and device.type in ("cpu", "cuda") else [False]
+    orders = [True, False] if images and wanted and kind in ("cpu", "cuda") else [False]
     dtypes: list[dict[str, Any]] = [{}]
     if precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
-        dtypes = [{"compute_dtype": torch.bfloat16}] * (problem.forward is None) + [{"autocast": True}]
+        dtypes = [{"compute_dtype": torch.bfloat16}] * (not own_forward) + [{"autocast": True}]
     stacked = 1 if streamed else speed.block or 1
     if speed.compile and stacked > 1:
         raise UserError(f"--compile --block {stacked}: take one of the two; stacked points are not compiled")
@@ -67,26 +71,92 @@ def candidate_modes(
     return [ExecutionMode(channels_last=order, **dtype, **way) for way in ways for dtype in dtypes for order in orders]
 
 
-def inexact_last(normalization: type[Normalization], device: torch.device) -> bool:
+def inexact_last(normalization: type[Normalization], device: torch.device | None) -> bool:
     """Whether channels last would make values wrong by more than rounding: up to 1e-2.
 
     PyTorch adds up batch normalization's variance in float32 there: off by 1e-4 to 8e-3 where batches are large.
     """
-    return device.type == "cpu" and normalization.by_batch
+    return device is not None and device.type == "cpu" and normalization.by_batch
+
+
+class Subject(Protocol):
+    """What evaluators are built of: a model that can be placed, and how its data is read.
+
+    own_forward: whether the user's code makes the model's inputs. hint: what may be the matter where it fails.
+    """
+
+    model: ModelWrapper
+    own_forward: bool
+    hint: str
+
+    @property
+    def point_bytes(self) -> int:
+        """What a point's parameters take."""
+
+    def placement(self, device: torch.device | None, dtype: torch.dtype | None, mode: ExecutionMode) -> Placement:
+        """Where the model is put at points."""
+
+    def on(self, batches: Iterable[Any]) -> Data:
+        """Batches as metrics read them."""
+
+    def trial(self, data: Data) -> Metric:
+        """What tells whether the model can be evaluated on a batch."""
+
+
+class ProblemSubject:
+    """A problem's model along directions; its loss is on the device."""
+
+    def __init__(self, problem: Problem, directions: Directions, device: torch.device, dtype: torch.dtype | None):
+        self.problem, self.directions = problem, directions
+        self.model, self.own_forward, self.on = problem.wrapper, problem.forward is not None, problem.on
+        self.loss = loss_on(problem.loss, problem.root, device, dtype)
+        alone = any(isinstance(data, list) and len(data) == 1 for data in problem.sets.values())
+        self.hint = (
+            " (a list is one of samples; a graph that is all of the data is DataLoader([graph], batch_size=None))"
+            if alone
+            else ""
+        )
+
+    @property
+    def point_bytes(self) -> int:
+        return sum(d.nbytes for d in self.directions.vectors[0].values())
+
+    def placement(self, device: torch.device | None, dtype: torch.dtype | None, mode: ExecutionMode) -> Placement:
+        tensors, directions = state.state(self.problem.root), self.directions
+        moving = (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
+        return Placement(
+            {name: tensors[name] for name in moving},
+            directions.placed,
+            device,
+            dtype,
+            targets=directions.targets is not None,
+            **how_placed(self.problem.root, mode),
+        )
+
+    def trial(self, data: Data) -> Metric:
+        return Loss(self.loss, data)
+
+
+def how_placed(root: nn.Module, mode: ExecutionMode) -> dict[str, Any]:
+    """What an execution mode wants of a placement."""
+    return {
+        "compute_dtypes": compute_dtypes(root, mode.compute_dtype),
+        "channels_last": mode.channels_last,
+        "rows": mode.points,
+    }
 
 
 @dataclass
 class EvaluatorBuilder:
-    """Builds evaluators of one problem, on one device, in any execution mode.
+    """Builds evaluators of one subject, on one device, in any execution mode.
 
-    normalization: the policy. speed: the modes that are asked for. is_additive: whether all metrics add up over
-    batches. points: of a rank.
+    device: None: each parameter where it is. normalization: the policy. speed: the modes that are asked for.
+    is_additive: whether all metrics add up over batches. points: of a rank.
     """
 
-    problem: Problem
+    subject: Subject
     sets: Sets
-    directions: Directions
-    device: torch.device
+    device: torch.device | None
     normalization: type[Normalization]
     precision: str
     seed: int
@@ -97,7 +167,7 @@ class EvaluatorBuilder:
 
     def __post_init__(self) -> None:
         self.dtype = DTYPES.get(self.precision)
-        self.loss = loss_on(self.problem.loss, self.problem.root, self.device, self.dtype)
+        self.model = self.subject.model
 
     def data(self, mode: ExecutionMode) -> Sets:
         """The data on the device, as the mode wants it."""
@@ -109,47 +179,29 @@ class EvaluatorBuilder:
         here: the data as ``data`` gives it, where it is there already.
         """
         here = self.data(mode) if here is None else here
-        warmup_data = None if here.warmup is None else self.problem.on(here.warmup)
-        evaluator = self._evaluator(mode, self._placement(mode), {}, warmup_data)
+        warmup_data = None if here.warmup is None else self.subject.on(here.warmup)
+        evaluator = self._evaluator(mode, self.subject.placement(self.device, self.dtype, mode), {}, warmup_data)
         if self.careful:
             evaluator.be_careful()
-        return evaluator, {name: self.problem.on(batches) for name, batches in here.evaluation.items()}
-
-    def _placement(self, mode: ExecutionMode) -> Placement:
-        tensors, directions = state.state(self.problem.root), self.directions
-        return Placement(
-            {
-                name: tensors[name]
-                for name in (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
-            },
-            directions.placed,
-            self.device,
-            self.dtype,
-            targets=directions.targets is not None,
-            compute_dtypes=compute_dtypes(self.problem.root, mode.compute_dtype),
-            channels_last=mode.channels_last,
-            rows=mode.points,
-        )
+        return evaluator, {name: self.subject.on(batches) for name, batches in here.evaluation.items()}
 
     def _evaluator(
         self, mode: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
     ) -> Evaluator:
         policy = self.normalization(warmup_data)
-        return Evaluator(self.problem.wrapper, placement, metrics, policy, None, self.precision, self.seed, mode)
+        return Evaluator(self.model, placement, metrics, policy, None, self.precision, self.seed, mode)
 
     def candidates(self) -> list[ExecutionMode]:
         """The modes to try, the one asked for first, the plain one last."""
-        return candidate_modes(
-            self.speed, self.precision, self.normalization, self.problem, self.device, self.sets.streamed
-        )
+        how = self.speed, self.precision, self.normalization
+        return candidate_modes(*how, self.model.root, self.subject.own_forward, self.device, self.sets.streamed)
 
     def room(self, sharers: int) -> int:
         """How many points can be evaluated together here: for how many there is memory, and as many as a rank has.
 
         sharers: of the memory where points are.
         """
-        a_point = sum(d.nbytes for d in self.directions.vectors[0].values())
-        free = int(ROOM * free_memory(self.device, sharers)) // max(1, a_point)
+        free = int(ROOM * free_memory(self.device or "cpu", sharers)) // max(1, self.subject.point_bytes)
         return max(1, min(free, self.points))
 
     def interleaved(self, most: int) -> int:
@@ -174,33 +226,33 @@ class EvaluatorBuilder:
                     self._try_train_mode(mode, error)
                     if isinstance(error, UserError):
                         raise
-                    what = f"the problem fails on its first batch{_hint(self.problem)}"
+                    what = f"the problem fails on its first batch{self.subject.hint}"
                     raise UserError(f"{what}: {user_traceback(error)}") from None
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise AssertionError("there is always a plain mode")
 
     def _try_train_mode(self, mode: ExecutionMode, why: Exception) -> None:
         """UserError that names the mode in which the model works, after it has failed in eval mode."""
-        wrapper = self.problem.wrapper
-        if wrapper.mode != EVAL:
+        model = self.model
+        if model.mode != EVAL:
             return
-        self.problem.wrapper = wrapper.in_mode(TRAIN_WITHOUT_DROPOUT)
+        self.model = model.in_mode(TRAIN_WITHOUT_DROPOUT)
         try:
             self.try_first_batches(mode)
         except Exception:
             return  # that is not why
         finally:
-            self.problem.wrapper = wrapper
+            self.model = model
         raise UserError(only_in_train_mode(why)) from None
 
     def try_first_batches(self, mode: ExecutionMode) -> None:
         """One batch of each set at the origin, in this mode; raises what goes wrong."""
         first = self.sets.each(lambda batches: beginning(batches, 1), False)
         here = first.to(self.device, self.dtype, False, mode.channels_last)
-        placement = self._placement(mode)
+        placement = self.subject.placement(self.device, self.dtype, mode)
         for batches in here.evaluation.values():
-            data = self.problem.on(batches)
-            trial = self._evaluator(mode, placement, {"loss": Loss(self.loss, data)}, data)
+            data = self.subject.on(batches)
+            trial = self._evaluator(mode, placement, {"loss": self.subject.trial(data)}, data)
             if mode.exact and self.normalization.reads_data:
                 trial.normalization = Running()
             trial.careful = True  # nothing is known of it yet
@@ -211,13 +263,6 @@ class EvaluatorBuilder:
                 self.careful |= placement.left_behind()
                 if mode.stacked > 1:
                     _check_rows(trial)
-
-
-def _hint(problem: Problem) -> str:
-    """What may be the matter where the user's code fails on data that it was not written for."""
-    if not any(isinstance(data, list) and len(data) == 1 for data in problem.sets.values()):
-        return ""
-    return " (a list is one of samples; a graph that is all of the data is DataLoader([graph], batch_size=None))"
 
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:

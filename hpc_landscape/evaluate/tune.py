@@ -19,7 +19,6 @@ import torch
 
 from ..data.resident import beginning
 from ..errors import OURS
-from ..metrics import Loss
 from .build import CHOICES, EvaluatorBuilder, candidate_modes, inexact_last
 from .execution import ExecutionMode, compiling
 
@@ -81,7 +80,8 @@ class _Tuner:
             replace(builder.speed, tune=False, **choice),
             builder.precision,
             builder.normalization,
-            builder.problem,
+            builder.model.root,
+            builder.subject.own_forward,
             builder.device,
             builder.sets.streamed,
         )[0]
@@ -144,7 +144,7 @@ class _Tuner:
         start = time.perf_counter()
         self.short.try_first_batches(mode)
         evaluator, data = self.short.build(mode)
-        evaluator.metrics = {f"{name}_loss": Loss(self.short.loss, on) for name, on in data.items()}
+        evaluator.metrics = {f"{name}_loss": self.short.subject.trial(on) for name, on in data.items()}
         block = [[0.0] * evaluator.placement.dimensions] * mode.stacked
         taken: list[float] = []
         with evaluator.attached():

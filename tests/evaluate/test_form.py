@@ -18,7 +18,7 @@ from hpc_landscape.campaign.directions import Reader, broadcast_directions
 from hpc_landscape.campaign.metrics import execution_errors
 from hpc_landscape.campaign.plan import Plan
 from hpc_landscape.evaluate import evaluator as evaluator_module
-from hpc_landscape.evaluate.build import EvaluatorBuilder
+from hpc_landscape.evaluate.build import EvaluatorBuilder, ProblemSubject
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
 from hpc_landscape.evaluate.normalization import choose_normalization
@@ -306,7 +306,8 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     asked, reader = settings.for_directions, Reader(problem, settings.for_problem)
     directions = broadcast_directions(asked, 2, problem, reader, [], None, None, "", comm)
     policy = choose_normalization("warmup", problem.wrapper)
-    builder = EvaluatorBuilder(problem, sets, directions, cpu, policy, "tf32", 0, settings.for_speed)
+    subject = ProblemSubject(problem, directions, cpu, None)
+    builder = EvaluatorBuilder(subject, sets, cpu, policy, "tf32", 0, settings.for_speed)
     evaluator, data = builder.build(PLAIN)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))

@@ -49,7 +49,8 @@ def test_the_choice_is_recorded_and_kept(program, tmp_path):
         options = {"channels_last": bool, "compile": bool, "block": lambda k: k or None}
         recorded = Settings(**{name: kind(file.attrs[name]) for name, kind in options.items()})
         assert (
-            f"block: {recorded.block or 'null'}\n" in file.attrs["settings"] and "tune: false" in file.attrs["settings"]
+            f"block: {recorded.for_speed.block or 'null'}\n" in file.attrs["settings"]
+            and "tune: false" in file.attrs["settings"]
         )
 
 
@@ -86,11 +87,8 @@ class Sets:
 class Builder:
     """What the tuner asks of one: here all that it is told."""
 
-    speed, problem, device = (
-        Settings().for_speed,
-        None,
-        torch.device("cuda"),
-    )  # where channels last are as exact as others
+    speed, subject = Settings().for_speed, SimpleNamespace(own_forward=False)
+    model, device = SimpleNamespace(root=None), torch.device("cuda")  # where channels last are as exact as others
     precision, normalization, is_additive, sets = "fp32", WarmUp, True, Sets()
 
 

@@ -1,0 +1,257 @@
+"""A metric over a frame: the library's face of the campaign."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.batches import Batches, StoredBatches
+from ..data.data import Data
+from ..data.faults import Patience
+from ..data.sets import Sets
+from ..errors import UserError, warn
+from ..evaluate.build import EvaluatorBuilder
+from ..evaluate.evaluator import Evaluator, stack
+from ..evaluate.execution import PLAIN, ExecutionMode
+from ..evaluate.find_norms import find_norms
+from ..evaluate.normalization import Given, Normalization, Running, WarmUp
+from ..evaluate.trial import not_finite, try_batch
+from ..evaluate.tune import tune
+from ..metrics import BatchMetric, Criterion, DataMetric, Metric, MetricPipeline
+from ..metrics.criterion import loss_on
+from ..metrics.supervised import Loss
+from ..metrics.trial import check_loss
+from ..model.batchnorm import batchnorm_layers
+from ..model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
+from ..model.norms import Norms
+from ..model.placement import Placement
+from ..model.wrapper import ModelWrapper
+from ..progress import Progress
+from ..ranks.comm import Comm
+from ..ranks.device import check_precision
+from ..schedule.strided import Strided
+from ..settings import SpeedSettings
+from ..store.memory import MemoryWriter
+from .failures import Attempts
+from .frame import Frame
+from .loop import Campaign
+
+AnyMetric = Metric | Callable[[ModelWrapper], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How it is to be computed. device: None: where each parameter is. progress: whether to show how far it is."""
+
+    device: torch.device | None = None
+    precision: str = "fp32"
+    speed: SpeedSettings = dataclasses.field(default_factory=SpeedSettings)
+    seed: int = 0
+    progress: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for but the plain way."""
+        speed = self.speed
+        return not (speed.channels_last or speed.compile or speed.block or speed.tune or self.precision == "bf16")
+
+
+class FrameSubject:
+    """A frame's model with a metric of it, for the builder of evaluators."""
+
+    hint = ""
+
+    def __init__(self, frame: Frame, metric: BatchMetric):
+        self.frame, self.metric, self.data = frame, metric, metric.data
+        self.model, self.own_forward = frame.model, metric.data.forward is not None
+        self.point_bytes = frame.point_bytes
+
+    def placement(self, device: torch.device | None, dtype: torch.dtype | None, mode: ExecutionMode) -> Placement:
+        return self.frame.placement(device, dtype, mode)
+
+    def on(self, batches: Any) -> Data:
+        """Batches read as the metric's data are."""
+        other = copy.copy(self.data)
+        other.batches = batches
+        return other
+
+    def trial(self, data: Data) -> Metric:
+        return with_data(self.metric, data)
+
+
+def with_data(metric: Any, data: Data) -> Any:
+    """The metric on other data."""
+    other = copy.copy(metric)
+    other.data = data
+    return other
+
+
+def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Any:
+    """The metric at every point of the grid, on every rank: float64, the axes' shape and then the metric's own."""
+    comm, grid = frame.comm, frame.grid
+    with comm.raise_on_all_ranks(any_error=True):
+        if request.device is not None:
+            check_precision(request.precision, request.device)
+        metric = on_device(metric, frame.model, request)
+    evaluator = _evaluator(frame, metric, policy, request)
+    with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
+        if comm.is_root:
+            _try_first_batch(evaluator, grid.size)
+        _check_losses(evaluator)
+    if comm.bcast(evaluator.careful):
+        evaluator.be_careful()
+    writer = MemoryWriter()
+    attempts = Attempts(evaluator, grid, lambda values: values[""], Patience())
+    mine = Strided(np.arange(grid.size), comm.rank, comm.size)
+    progress = Progress(-(-grid.size // comm.size), 0) if request.progress and comm.is_root else None
+    on_points = (lambda points, _: progress.update(progress.done + len(points))) if progress else lambda *_: None
+    with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
+        Campaign(mine, attempts, writer, on_points=on_points).run()
+    if progress:
+        progress.close()
+    values = {i: value for part in comm.allgather(writer.values) for i, value in part.items()}
+    return stack([values[i] for i in range(grid.size)], grid.shape)
+
+
+def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Evaluator:
+    """In the mode that is asked for, as far as model and metric can be computed so; else plain, with a warning."""
+    comm, device = frame.comm, request.device
+    if request.plain or not isinstance(metric, BatchMetric):
+        if not request.plain and comm.is_root:
+            warn(
+                f"{type(metric).__name__} is no sum over batches: it is computed one point at a time, in the plain way"
+            )
+        dtype = torch.float64 if request.precision == "fp64" else None
+        placement = frame.placement(device, dtype, PLAIN)
+        return Evaluator(frame.model, placement, {"": metric}, policy, None, request.precision, request.seed)
+    batches = metric.data.batches
+    sets = Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None)
+    subject = FrameSubject(frame, metric)
+    kind = type(policy) if policy.by_batch else Running
+    builder = EvaluatorBuilder(
+        *(subject, sets, device, kind, request.precision, request.seed, request.speed),
+        is_additive=True,
+        points=-(-frame.grid.size // comm.size),
+    )
+    most = min(comm.allgather(builder.room(comm.local_size)))
+    if request.speed.tune:
+        choice, _ = comm.from_root(lambda: tune(builder, most), any_error=True)
+        builder.speed = dataclasses.replace(request.speed, tune=False, **choice)
+    candidates = builder.candidates()
+    number, why = comm.from_root(builder.first_that_works, any_error=True)
+    if candidates[number] != candidates[0] and comm.is_root:
+        warn(f"computed {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
+    mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
+    evaluator, data = builder.build(mode)
+    evaluator.metrics = {"": with_data(metric, data[""])}
+    evaluator.normalization = policy
+    return evaluator
+
+
+def _held(batches: Any) -> Batches:
+    """Batches that are at hand as such."""
+    return StoredBatches(list(batches), None, None)
+
+
+def on_device(metric: Any, model: ModelWrapper, request: Request, known: dict[int, Data] | None = None) -> Any:
+    """The metric with its data, where that is in memory, on the device once; its loss too."""
+    known = {} if known is None else known
+    if isinstance(metric, MetricPipeline):
+        other = copy.copy(metric)
+        other.metrics = [on_device(one, model, request, known) for one in metric.metrics]
+        return other
+    if not isinstance(metric, DataMetric) or request.device is None:
+        return metric
+    dtype = torch.float64 if request.precision == "fp64" else None
+    data = known.get(id(metric.data))
+    if data is None:
+        data = known[id(metric.data)] = _moved(metric.data, request.device, dtype, request.speed.channels_last)
+    other = with_data(metric, data)
+    criterion = getattr(metric, "criterion", None)
+    if isinstance(metric, Loss) and isinstance(criterion, Criterion):
+        loss = loss_on(criterion.loss_fn, model.root, request.device, dtype)
+        if loss is not criterion.loss_fn:
+            there = Criterion(loss, criterion.given)
+            there.sum, there.tried = criterion.sum, criterion.tried
+            other.criterion, other.loss_fn = there, loss
+    return other
+
+
+def _moved(data: Data, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Data:
+    batches = data.batches
+    if isinstance(batches, (list, tuple)):
+        batches = _held(batches)
+    if not isinstance(batches, Batches) or batches.streamed:
+        return data
+    other = copy.copy(data)
+    other.batches = Sets({"": batches}, None).to(device, dtype, False, channels_last).evaluation[""]
+    return other
+
+
+def warm_up(frame: Frame, data: Any, device: torch.device | None) -> dict[tuple[float, ...], torch.Tensor]:
+    """Batch normalization's statistics at this rank's points, by their coordinates: vectors on the CPU."""
+    if not batchnorm_layers(frame.model):
+        return {}
+    comm, grid = frame.comm, frame.grid
+    with comm.raise_on_all_ranks(any_error=True):
+        evaluator = Evaluator(frame.model, frame.placement(device, None, PLAIN), {}, WarmUp(data))
+        mine = Strided(np.arange(grid.size), comm.rank, comm.size).next(grid.size)
+        with evaluator.attached():
+            return {point: evaluator.statistics(point) for point in (grid.point(int(i)) for i in mine)}
+
+
+def broadcast_found_norms(model: ModelWrapper, data: Any, device: torch.device | None, comm: Comm) -> Norms:
+    """Which statistics are to be re-estimated, as rank 0 finds out on the first batch; warns of what is odd."""
+    found: Norms = comm.from_root(lambda: find_norms(model, data, device), any_error=True)
+    for text in found.notices:
+        warn(text)
+    return found
+
+
+def given(
+    model: ModelWrapper, by_point: Mapping[tuple[float, ...], torch.Tensor], common: torch.Tensor | None
+) -> Normalization:
+    """The policy where statistics are there already."""
+    return Given(by_point, common) if batchnorm_layers(model) else Running()
+
+
+@contextmanager
+def _told_of_modes(evaluator: Evaluator) -> Iterator[None]:
+    """UserError where what fails in eval mode works in train mode."""
+    try:
+        yield
+    except Exception as error:
+        works, model = [], evaluator.model
+        for mode in MODES if model.mode == EVAL and evaluator.execution.exact else ():
+            evaluator.model = evaluator.fast = model.in_mode(mode)
+            with suppress(Exception), evaluator.attached():
+                evaluator([0.0] * evaluator.placement.dimensions)
+                works.append(mode)
+        if works == [TRAIN_WITHOUT_DROPOUT]:
+            raise UserError(only_in_train_mode(error)) from error
+        raise
+
+
+def _try_first_batch(evaluator: Evaluator, points: int) -> None:
+    """One batch of the first point, twice: whether its value depends on the point alone, and is a number."""
+    metric = evaluator.metrics[""]
+    if points > 1 and isinstance(metric, BatchMetric):
+        tried = try_batch(evaluator, metric.data, {metric.name: metric})
+        if line := not_finite(tried):
+            warn(line)
+
+
+def _check_losses(evaluator: Evaluator) -> None:
+    """Warn where a loss is not the mean that it is taken for; a sum is added up from then on."""
+    metric = evaluator.metrics[""]
+    for one in metric.metrics if isinstance(metric, MetricPipeline) else [metric]:
+        criterion = getattr(one, "criterion", getattr(one, "loss_fn", None))
+        if isinstance(criterion, Criterion) and isinstance(one, DataMetric) and not criterion.tried:
+            with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
+                check_loss(evaluator.model, criterion, one.data)
