@@ -17,7 +17,7 @@ from ..data.faults import Patience
 from ..data.sets import Sets
 from ..errors import UserError, warn
 from ..evaluate.build import EvaluatorBuilder
-from ..evaluate.evaluator import Evaluator, stack
+from ..evaluate.evaluator import DTYPES, Evaluator, stack
 from ..evaluate.execution import PLAIN, ExecutionMode
 from ..evaluate.find_norms import find_norms
 from ..evaluate.normalization import Given, Normalization, Running, WarmUp
@@ -54,6 +54,11 @@ class Request:
     speed: SpeedSettings = dataclasses.field(default_factory=SpeedSettings)
     seed: int = 0
     progress: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In which points are computed; None: as the parameters are."""
+        return DTYPES.get(self.precision)
 
     @property
     def plain(self) -> bool:
@@ -98,7 +103,6 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
     with comm.raise_on_all_ranks(any_error=True):
         if request.device is not None:
             check_precision(request.precision, request.device)
-        metric = on_device(metric, frame.model, request)
     evaluator = _evaluator(frame, metric, policy, request)
     with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
         if comm.is_root:
@@ -121,21 +125,35 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
 
 def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Evaluator:
     """In the mode that is asked for, as far as model and metric can be computed so; else plain, with a warning."""
-    comm, device = frame.comm, request.device
-    if request.plain or not isinstance(metric, BatchMetric):
-        if not request.plain and comm.is_root:
-            warn(
-                f"{type(metric).__name__} is no sum over batches: it is computed one point at a time, in the plain way"
-            )
-        dtype = torch.float64 if request.precision == "fp64" else None
-        placement = frame.placement(device, dtype, PLAIN)
-        return Evaluator(frame.model, placement, {"": metric}, policy, None, request.precision, request.seed)
-    batches = metric.data.batches
-    sets = Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None)
-    subject = FrameSubject(frame, metric)
-    kind = type(policy) if policy.by_batch else Running
+    if isinstance(metric, BatchMetric) and not request.plain:
+        return _fast(frame, metric, policy, request)
+    if not request.plain and frame.comm.is_root:
+        what = f"{getattr(metric, 'name', type(metric).__name__)} does not add up over batches"
+        warn(f"{what}: it is computed one point at a time, in the plain way")
+    with frame.comm.raise_on_all_ranks(any_error=True):
+        there = on_device(metric, frame.model, request)
+    placement = frame.placement(request.device, request.dtype, PLAIN)
+    policy = _on_same_data(policy, metric, there)
+    return Evaluator(frame.model, placement, {"": there}, policy, None, request.precision, request.seed)
+
+
+def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalization:
+    """The policy; where its data are the metric's, on these where they are now."""
+    if policy.data is None or policy.data is not getattr(metric, "data", None):
+        return policy
+    return type(policy)(there.data)
+
+
+def _fast(frame: Frame, metric: BatchMetric, policy: Normalization, request: Request) -> Evaluator:
+    """In the first mode that works, the one asked for first; the same on every rank."""
+    comm, batches = frame.comm, metric.data.batches
+    subject = FrameSubject(frame, with_loss(metric, frame.model, request))
     builder = EvaluatorBuilder(
-        *(subject, sets, device, kind, request.precision, request.seed, request.speed),
+        subject,
+        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None),
+        request.device,
+        type(policy) if policy.by_batch else Running,
+        *(request.precision, request.seed, request.speed),
         is_additive=True,
         points=-(-frame.grid.size // comm.size),
     )
@@ -149,8 +167,9 @@ def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: 
         warn(f"computed {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
     mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
     evaluator, data = builder.build(mode)
-    evaluator.metrics = {"": with_data(metric, data[""])}
-    evaluator.normalization = policy
+    there = with_data(subject.metric, data[""])
+    evaluator.metrics = {"": there}
+    evaluator.normalization = _on_same_data(policy, metric, there)
     return evaluator
 
 
@@ -168,29 +187,34 @@ def on_device(metric: Any, model: ModelWrapper, request: Request, known: dict[in
         return other
     if not isinstance(metric, DataMetric) or request.device is None:
         return metric
-    dtype = torch.float64 if request.precision == "fp64" else None
-    data = known.get(id(metric.data))
-    if data is None:
-        data = known[id(metric.data)] = _moved(metric.data, request.device, dtype, request.speed.channels_last)
-    other = with_data(metric, data)
-    criterion = getattr(metric, "criterion", None)
-    if isinstance(metric, Loss) and isinstance(criterion, Criterion):
-        loss = loss_on(criterion.loss_fn, model.root, request.device, dtype)
-        if loss is not criterion.loss_fn:
-            there = Criterion(loss, criterion.given)
-            there.sum, there.tried = criterion.sum, criterion.tried
-            other.criterion, other.loss_fn = there, loss
+    key = id(metric.data)
+    if key not in known:
+        known[key] = _moved(metric.data, request.device, request.dtype)
+    return with_data(with_loss(metric, model, request), known[key])
+
+
+def with_loss(metric: Any, model: ModelWrapper, request: Request) -> Any:
+    """The metric with its loss, where that has numbers of its own, on the device and in the dtype."""
+    if not isinstance(metric, Loss) or request.device is None:
+        return metric
+    criterion = metric.criterion
+    loss = loss_on(criterion.loss_fn, model.root, request.device, request.dtype)
+    if loss is criterion.loss_fn:
+        return metric
+    other, there = copy.copy(metric), Criterion(loss, criterion.given)
+    there.sum, there.tried = criterion.sum, criterion.tried
+    other.criterion, other.loss_fn = there, loss
     return other
 
 
-def _moved(data: Data, device: torch.device, dtype: torch.dtype | None, channels_last: bool) -> Data:
+def _moved(data: Data, device: torch.device, dtype: torch.dtype | None) -> Data:
     batches = data.batches
     if isinstance(batches, (list, tuple)):
         batches = _held(batches)
     if not isinstance(batches, Batches) or batches.streamed:
         return data
     other = copy.copy(data)
-    other.batches = Sets({"": batches}, None).to(device, dtype, False, channels_last).evaluation[""]
+    other.batches = Sets({"": batches}, None).to(device, dtype, False).evaluation[""]
     return other
 
 

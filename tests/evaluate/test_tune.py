@@ -48,10 +48,8 @@ def test_the_choice_is_recorded_and_kept(program, tmp_path):
         assert (file.attrs["tuned"], file.attrs["execution"]) == (text, mode)
         options = {"channels_last": bool, "compile": bool, "block": lambda k: k or None}
         recorded = Settings(**{name: kind(file.attrs[name]) for name, kind in options.items()})
-        assert (
-            f"block: {recorded.for_speed.block or 'null'}\n" in file.attrs["settings"]
-            and "tune: false" in file.attrs["settings"]
-        )
+        block, text = recorded.for_speed.block or "null", file.attrs["settings"]
+        assert f"block: {block}\n" in text and "tune: false" in text
 
 
 @pytest.mark.parametrize("recorded", [(1, 0, 0), (0, 0, 4)])

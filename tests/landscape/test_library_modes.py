@@ -1,0 +1,163 @@
+"""The library's ways to compute: as exact as they are in the program, against closed loops of torch's own."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+from hpc_landscape import LinearLossLandscape, PlanarLossLandscape, UserError, metrics
+
+N, STEPS = 24, 3
+
+
+def images(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, 6, 6, generator=generator), torch.randint(0, 4, (n,), generator=generator)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    layers = (nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4))
+    return nn.Sequential(*layers).eval()
+
+
+def batches(n: int = N, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = images(n)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def line(model: nn.Module | None = None) -> LinearLossLandscape:
+    return LinearLossLandscape(network() if model is None else model, STEPS).random_line(seed=3)
+
+
+def placed(landscape: LinearLossLandscape, coordinate: float, model: nn.Module) -> nn.Module:
+    """The model at a point, in float64."""
+    other = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.add_(landscape.directions[0][name].double(), alpha=coordinate)
+    return other
+
+
+@torch.no_grad()
+def losses(policy: str) -> np.ndarray:
+    """By torch alone, in float64."""
+    model, found = network(), []
+    landscape = line(model)
+    data = [(x.double(), y) for x, y in batches()]
+    for c in landscape.coordinates:
+        here = placed(landscape, c, model)
+        if policy == "warmup":
+            update_bn([x for x, _ in data], here)
+        here.eval()
+        here[1].training = policy == "batch"
+        found.append(sum(float(F.cross_entropy(here(x), y)) * len(x) for x, y in data) / N)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("policy", ["running", "batch", "warmup"])
+def test_batch_normalization_by_its_word(policy):
+    metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
+    np.testing.assert_allclose(line().compute(metric, bn=policy), losses(policy), rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["running", "batch", "warmup"])
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [
+        ({}, 1e-6),
+        ({"block": 2}, 2e-6),
+        ({"channels_last": True}, 1e-5),
+        ({"precision": "fp64"}, 1e-12),
+        ({"precision": "bf16"}, 3e-2),
+        ({"tune": True}, 1e-5),
+    ],
+    ids=str,
+)
+def test_fast_ways_are_as_exact_as_they_say(options: dict[str, Any], rtol: float, policy: str):
+    if options.get("tune") and policy != "warmup":
+        pytest.skip("measuring takes seconds: once")
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
+    found = line(model).compute(metric, "cpu", bn=policy, **options)
+    np.testing.assert_allclose(found, losses(policy), rtol=rtol)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_statistics_that_are_there_already_in_blocks():
+    landscape, metric = line(), metrics.Loss(nn.CrossEntropyLoss(), batches())
+    landscape.warm_up(metric)
+    np.testing.assert_allclose(landscape.compute(metric, "cpu", block=2), losses("warmup"), rtol=2e-6)
+    given = {"1.running_mean": torch.zeros(5), "1.running_var": torch.ones(5)}
+    landscape.stats_initializer(given)
+    plain = landscape.compute(metric)
+    np.testing.assert_allclose(landscape.compute(metric, "cpu", block=2), plain, rtol=2e-6)
+    assert abs(plain - losses("running")).max() < 1e-6 and abs(plain - losses("warmup")).max() > 1e-3
+
+
+def test_class_weights_go_along():
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    metric = metrics.Loss(nn.CrossEntropyLoss(weight=weights), batches())
+    exact = line().compute(metric, "cpu", precision="fp64")
+    np.testing.assert_allclose(line().compute(metric), exact, rtol=1e-6)
+    assert metric.loss_fn.weight.dtype == torch.float32 and metric.data.batches[0][0].dtype == torch.float32
+
+
+def test_a_metric_that_does_not_add_up_is_computed_alone():
+    metric = metrics.GradientNorm(nn.CrossEntropyLoss(), batches())
+    with pytest.warns(UserWarning, match="gradient_norm does not add up over batches"):
+        found = line().compute(metric, "cpu", block=2)
+    np.testing.assert_array_equal(found, line().compute(metric))
+
+
+class ByView(nn.Module):
+    """Takes its images in one order of memory alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.conv(x).view(len(x), -1))
+
+
+def test_what_a_model_cannot_take_falls_back_and_says_so():
+    metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
+    with pytest.warns(UserWarning, match="computed plain, since this model cannot be evaluated as asked for"):
+        found = line(ByView()).compute(metric, "cpu", channels_last=True)
+    np.testing.assert_array_equal(found, line(ByView()).compute(metric))
+
+
+def test_progress(capfd):
+    metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
+    plane = PlanarLossLandscape(network(), STEPS).random_plane(seed=0)
+    quiet = plane.compute(metric)
+    assert capfd.readouterr() == ("", "")
+    np.testing.assert_array_equal(plane.compute(metric, progress=True), quiet)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"bn": "train"}, "bn='train': expected running, batch or warmup"),
+        ({"precision": "fp8"}, "precision='fp8': expected fp32"),
+        ({"precision": "tf32"}, "tf32: only NVIDIA GPUs have it"),
+        ({"tune": True, "block": 2}, "--tune chooses"),
+        ({"block": 0}, "--block 0: must be at least 1"),
+        ({"compile": True, "block": 2}, "--compile --block 2: take one of the two"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense(options: dict[str, Any], what: str):
+    with pytest.raises(UserError, match=re.escape(what)):
+        line().compute(metrics.Loss(nn.CrossEntropyLoss(), batches()), "cpu", **options)
