@@ -232,6 +232,9 @@ class Landscape:
         block: int | None = None,
         tune: bool = False,
         progress: bool = False,
+        file: str | os.PathLike | None = None,
+        overwrite: bool = False,
+        title: str = "",
     ) -> Any:
         """The metric at every point.
 
@@ -244,6 +247,8 @@ class Landscape:
             precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
             channels_last, compile, block, tune: as the program's options of these names.
             progress: whether to show how far it is.
+            file: where to store values as they come, under the metric's name: the same call goes on with it after it
+                was interrupted, on any number of ranks. overwrite: start again. title: for pictures of it.
 
         Returns:
             float64, of the axes' shape and then the metric's own. A tuple whose parts differ in shape gives a tuple of
@@ -257,7 +262,12 @@ class Landscape:
             raise UserError(f"precision='{precision}': expected fp32, tf32, bf16 or fp64")
         speed = SpeedSettings(channels_last, compile, block, tune)
         speed.check()
-        request = library.Request(_device(device), precision, speed, self.seed or 0, progress)
+        attributes = {"title": title, **({} if self.seed is None else {"seed": self.seed})}
+        path = "" if file is None else os.fspath(file)
+        request = library.Request(
+            *(_device(device), precision, speed, self.seed or 0, progress),
+            *(path, overwrite, attributes, self.trajectory),
+        )
         return library.compute(frame, metric, self._policy(metric, bn), request)
 
     def _policy(self, metric: Any, bn: str | None) -> Any:

@@ -37,23 +37,33 @@ from ..ranks.comm import Comm
 from ..ranks.device import check_precision
 from ..schedule.strided import Strided
 from ..settings import SpeedSettings
+from ..store.layout import Trajectory
 from ..store.memory import MemoryWriter
 from .failures import Attempts
 from .frame import Frame
 from .loop import Campaign
+from .storing import compute_stored, name_of
 
 AnyMetric = Metric | Callable[[ModelWrapper], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How it is to be computed. device: None: where each parameter is. progress: whether to show how far it is."""
+    """How it is to be computed. device: None: where each parameter is. progress: whether to show how far it is.
+
+    path: of a file that values are brought to as they come, and that is gone on with; empty: they stay in memory.
+    attributes, trajectory: what else the file is to say.
+    """
 
     device: torch.device | None = None
     precision: str = "fp32"
     speed: SpeedSettings = dataclasses.field(default_factory=SpeedSettings)
     seed: int = 0
     progress: bool = False
+    path: str = ""
+    overwrite: bool = False
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trajectory: Trajectory | None = None
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -110,17 +120,31 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
         _check_losses(evaluator)
     if comm.bcast(evaluator.careful):
         evaluator.be_careful()
-    writer = MemoryWriter()
-    attempts = Attempts(evaluator, grid, lambda values: values[""], Patience())
-    mine = Strided(np.arange(grid.size), comm.rank, comm.size)
-    progress = Progress(-(-grid.size // comm.size), 0) if request.progress and comm.is_root else None
-    on_points = (lambda points, _: progress.update(progress.done + len(points))) if progress else lambda *_: None
-    with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
-        Campaign(mine, attempts, writer, on_points=on_points).run()
-    if progress:
-        progress.close()
+    with _progress(request, grid.size if request.path else -(-grid.size // comm.size), comm) as update:
+        if request.path:
+            evaluator.metrics = {name_of(metric): evaluator.metrics[""]}
+            stored = request.path, request.overwrite, request.attributes, request.trajectory
+            return compute_stored(frame, evaluator, *stored, update)
+        writer = MemoryWriter()
+        attempts = Attempts(evaluator, grid, lambda values: values[""], Patience())
+        mine = Strided(np.arange(grid.size), comm.rank, comm.size)
+        with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
+            Campaign(mine, attempts, writer, on_points=lambda points, _: update(len(points))).run()
     values = {i: value for part in comm.allgather(writer.values) for i, value in part.items()}
     return stack([values[i] for i in range(grid.size)], grid.shape)
+
+
+@contextmanager
+def _progress(request: Request, points: int, comm: Comm) -> Iterator[Callable[[int], None]]:
+    """Call it with how many points more are done."""
+    if not request.progress or not comm.is_root:
+        yield lambda _: None
+        return
+    progress = Progress(points, 0)
+    try:
+        yield lambda count: progress.update(progress.done + count)
+    finally:
+        progress.close()
 
 
 def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Evaluator:

@@ -79,7 +79,7 @@ def choose_metrics(asked: Sequence[str], evaluator: Evaluator, registry: MetricR
 def _quantities(evaluator: Evaluator) -> list[Quantity]:
     """What each metric stores."""
     _check_derivatives(evaluator)
-    quantities = [_quantity(name, metric, evaluator) for name, metric in evaluator.metrics.items()]
+    quantities = [quantity_of(name, metric, evaluator) for name, metric in evaluator.metrics.items()]
     _check_names(quantities)
     return quantities
 
@@ -196,7 +196,7 @@ def _name(term: str, taken: set[str]) -> str:
     return name if name not in taken else _name(f"{name}_", taken)
 
 
-def _quantity(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:
+def quantity_of(name: str, metric: Metric, evaluator: Evaluator) -> Quantity:
     """What the metric stores for a point; where it does not say, its value at the origin tells."""
     shape = metric.shape
     if shape is None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..data.faults import Patience
 from ..data.sets import Sets
 from ..directions.base import Directions
 from ..directions.normalize import cosine
@@ -64,6 +65,11 @@ class Plan:
         """Forget the directions: the file and the device have them."""
         self.directions.vectors.clear()
         self.directions.targets = None
+
+    @property
+    def patience(self) -> Patience:
+        """With a machine that fails."""
+        return self.sets.patience
 
     @property
     def path(self) -> str:

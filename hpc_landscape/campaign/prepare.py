@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -32,20 +33,26 @@ def open_or_create(output: OutputSettings, axes: GridSettings, comm: Comm, stack
 
 
 def _open_or_create(output: OutputSettings, axes: GridSettings, ranks: int, stack: ExitStack) -> layout.Stored | None:
-    path = output.output
+    path, lock = output.output, None if output.dry_run else stack
+    stored = open_file(path, output.overwrite, lock, lambda text: log.info("note         %s", text))
+    check_axes(axes.given, path, ranks, new=stored is None)
+    return stored
+
+
+def open_file(
+    path: str, overwrite: bool, stack: ExitStack | None, notice: Callable[[str], None]
+) -> layout.Stored | None:
+    """What the file holds that is to be gone on with. stack: keeps other runs out, as long as it is open."""
     _check_place(path)
-    if not output.dry_run:
+    if stack is not None:
         folder = os.path.dirname(os.path.abspath(path))
         if not os.access(folder, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
             raise UserError(f"--output {path}: no permission to write there")
-        stack.enter_context(exclusive(path, lambda text: log.info("note         %s", text)))
-    stored = None
-    if os.path.exists(path):
-        stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
-        if output.overwrite and not created_by_this_job(stored):
-            stored = None
-    check_axes(axes.given, path, ranks, new=stored is None)
-    return stored
+        stack.enter_context(exclusive(path, notice))
+    if not os.path.exists(path):
+        return None
+    stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
+    return None if overwrite and not created_by_this_job(stored) else stored
 
 
 def _check_place(path: str) -> None:

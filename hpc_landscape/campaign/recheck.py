@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from ..data.faults import Patience
 from ..errors import UserError, user_traceback
+from ..evaluate.evaluator import Evaluator
+from ..grid import Grid
 from ..metrics import Accuracy
 from ..ranks.comm import Comm
 from ..store import layout
 from ..store.mixed import is_mixed, set_mixed
 from .metrics import store_arrays
-from .plan import Plan
 
 # Relative: what threads, kernels and machines change. Of one accuracy a few samples may change sides.
 NEAR = {"fp64": 1e-5, "fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
@@ -22,7 +25,19 @@ CANCELLED = 1e-7
 SEVERAL = "; "  # between what the ranks have not in common
 
 
-def compute_again(plan: Plan) -> None:
+class Resumed(Protocol):
+    """A file that is gone on with, and what computes its points now."""
+
+    path: str
+    stored: layout.Stored | None
+    environment: Mapping[str, str]
+    evaluator: Evaluator
+    grid: Grid
+    quantities: Sequence[layout.Quantity]
+    patience: Patience
+
+
+def compute_again(plan: Resumed) -> None:
     """UserError where the first point that the file holds has other values now; costs one point, or nothing.
 
     Once a file has been gone on with in another environment, it is known no more which point is of which.
@@ -40,11 +55,11 @@ def compute_again(plan: Plan) -> None:
         set_mixed(path)
 
 
-def _compare(plan: Plan, point: int, alike: bool) -> None:
+def _compare(plan: Resumed, point: int, alike: bool) -> None:
     path, where = plan.path, plan.grid.text_of(point)
     try:
         with plan.evaluator.attached():
-            found = plan.sets.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
+            found = plan.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
         values = store_arrays(found, plan.quantities)
     except UserError:
         raise
@@ -85,15 +100,15 @@ def _largest(values: np.ndarray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool, largest: float) -> bool:
+def _same(plan: Resumed, name: str, there: np.ndarray, now: np.ndarray, alike: bool, largest: float) -> bool:
     """To the bit where everything is alike. largest: of all values: what is far below it may have cancelled out."""
     equal = (there == now) | (np.isnan(there) & np.isnan(now))
     loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else CANCELLED * largest
-    near = np.isclose(now, there, rtol=NEAR[plan.evaluation.precision], atol=loose)
+    near = np.isclose(now, there, rtol=NEAR[plan.evaluator.precision], atol=loose)
     return bool((equal if alike else equal | near).all())
 
 
-def _on_gpu(plan: Plan) -> bool:
+def _on_gpu(plan: Resumed) -> bool:
     """There sums may be added up in another order each time."""
     return plan.evaluator.device.type != "cpu"
 

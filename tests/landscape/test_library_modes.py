@@ -6,6 +6,7 @@ import copy
 import re
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -161,3 +162,59 @@ def test_progress(capfd):
 def test_what_makes_no_sense(options: dict[str, Any], what: str):
     with pytest.raises(UserError, match=re.escape(what)):
         line().compute(metrics.Loss(nn.CrossEntropyLoss(), batches()), "cpu", **options)
+
+
+def counted(calls: list[float]) -> Any:
+    """A metric that notes where it is called."""
+
+    class Noted(metrics.Metric):
+        shape = ()
+
+        def __call__(self, model: Any) -> float:
+            value = float(next(model.parameters()).detach().double().sum())
+            calls.append(value)
+            return value
+
+    return Noted()
+
+
+def test_a_file_is_gone_on_with(tmp_path):
+    calls: list[float] = []
+    plane = PlanarLossLandscape(network(), STEPS).random_plane(seed=0)
+    expected = plane.compute(counted(calls))
+    path = tmp_path / "x.h5"
+    calls.clear()  # what a metric holds is a part of what a run is
+    found = plane.compute(counted(calls), file=path, title="mine")
+    np.testing.assert_array_equal(found, expected)
+    with h5py.File(path, "r+") as file:
+        assert file.attrs["title"] == "mine" and file.attrs["seed"] == 0 and file["done"][()].all()
+        np.testing.assert_array_equal(file["noted"][()], expected)
+        file["done"][1, 1:] = 0
+        file["noted"][1, 1:] = np.nan
+    calls.clear()
+    np.testing.assert_array_equal(plane.compute(counted(calls), file=path), expected)
+    assert len(calls) == 1 + 2  # one that is finished is computed again, to see that it is the same
+    calls.clear()
+    plane.compute(counted(calls), file=path, overwrite=True)
+    assert len(calls) == 9
+
+
+def test_a_file_of_another_run_is_refused(tmp_path):
+    path, metric = tmp_path / "x.h5", metrics.Loss(nn.CrossEntropyLoss(), batches())
+    line().compute(metric, file=path)
+    before = path.read_bytes()
+    other = line(network().requires_grad_(False))
+    with torch.no_grad():
+        next(other.model_wrapper.parameters()).add_(0.5)
+    for landscape, one, what in (
+        (line(), metrics.Loss(nn.CrossEntropyLoss(label_smoothing=0.1), batches()), "metric loss"),
+        (line(), metrics.Loss(nn.CrossEntropyLoss(), batches(size=4)), "data"),
+        (LinearLossLandscape(network(), STEPS).random_line(seed=4), metric, "directions"),
+        (LinearLossLandscape(network(), 4).random_line(seed=3), metric, "grid"),
+        (line(nn.Sequential(*network()[:-1], nn.Linear(80, 4))), metric, "model"),
+    ):
+        with pytest.raises(UserError, match=what):
+            landscape.compute(one, file=path)
+    with pytest.raises(UserError, match="bn"):
+        line().compute(metric, file=path, bn="batch")
+    assert path.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -364,3 +365,26 @@ def test_a_thousand_landscapes_on_one_communicator() -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_is_written_and_gone_on_with_by_all_ranks(comm: Any, folder: str) -> None:
+    """Values are those in memory, in every mode, whoever has computed them; a file goes on on any number of ranks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(20, 4, generator=generator), torch.randint(0, 3, (20,), generator=generator)
+    metric = Loss(nn.CrossEntropyLoss(), list(zip(x.split(5), y.split(5), strict=True)))
+    alone = PlanarLossLandscape(model, 4).random_plane(seed=2).compute(metric, bn="batch")
+    plane = PlanarLossLandscape(model, 4, comm=comm).random_plane(seed=2)
+    np.testing.assert_array_equal(plane.compute(metric, bn="batch"), alone)
+    path = os.path.join(folder, "x.h5")
+    np.testing.assert_array_equal(plane.compute(metric, bn="batch", file=path), alone)
+    if comm.is_root:
+        with h5py.File(path, "r+") as file:
+            file["done"][1:] = 0
+            file["loss"][1:] = np.nan
+    comm.barrier()
+    np.testing.assert_array_equal(plane.compute(metric, bn="batch", file=path), alone)
+    for options in ({"block": 2}, {"precision": "fp64"}):
+        found = plane.compute(metric, "cpu", bn="warmup", **options)
+        np.testing.assert_allclose(found, plane.compute(metric, bn="warmup"), rtol=1e-5)
