@@ -92,10 +92,10 @@ def try_write(file: h5py.File, rank: int) -> str:
     return fault
 
 
-def sees(path: str, created: Any) -> bool:
+def sees(path: str, known: Any) -> bool:
     """Whether this rank finds the same file; a node may learn of a new one a little later."""
     end = time.monotonic() + SEEN
-    while created(path) != created:
+    while created(path) != known:
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
