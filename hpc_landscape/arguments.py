@@ -8,8 +8,9 @@ from typing import Any
 
 from .config import read_yaml
 from .errors import UserError, printable
-from .help import Kinds, help_of_all, help_of_kind
+from .help import help_of_all, help_of_kind
 from .options import Option
+from .registry import Registry
 from .settings import GROUPS, OPTIONS, PROBLEM, Settings
 
 HELP = {"-h", "--help"}
@@ -21,7 +22,9 @@ OTHERS = [
 KNOWN = OPTIONS | {option.name: option for option in OTHERS}
 
 
-def parse(arguments: Sequence[str], prog: str, epilog: str = "", kinds: Sequence[Kinds] = ()) -> tuple[Settings, bool]:
+def parse(
+    arguments: Sequence[str], prog: str, epilog: str = "", kinds: Sequence[Registry] = ()
+) -> tuple[Settings, bool]:
     """The settings that a command line asks for, those of --config files among them.
 
     Args:
@@ -55,7 +58,7 @@ def parse(arguments: Sequence[str], prog: str, epilog: str = "", kinds: Sequence
         raise UserError(printable(str(error))) from None
 
 
-def _help(words: list[str], prog: str, epilog: str, kinds: Sequence[Kinds]) -> str:
+def _help(words: list[str], prog: str, epilog: str, kinds: Sequence[Registry]) -> str:
     """Of the kind that is named after --help, or of everything."""
     after = words[min(words.index(word) for word in HELP & set(words)) + 1 :]
     if after and not after[0].startswith("-"):

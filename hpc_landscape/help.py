@@ -6,29 +6,18 @@ import difflib
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import UserError
 from .options import Option
+from .registry import Option as KindOption
+from .registry import Registry
 
 COLUMN = 24  # where the texts begin
 WIDEST = 120
-Described = tuple[str, str, str, str]  # name, type, default, help
 
 
-class Kinds(Protocol):
-    """A registry, as --help reads it."""
-
-    option: str  # that chooses from it, "--metrics"
-
-    def names(self) -> Iterable[str]:
-        """The kinds that there are."""
-
-    def describe(self, name: str, settings: Mapping[str, Described]) -> tuple[str, Iterable[Described]]:
-        """What a kind does, and its options; those of the program's settings that it goes by are among these."""
-
-
-def help_of_all(groups: Mapping[str, Sequence[Option]], kinds: Sequence[Kinds]) -> str:
+def help_of_all(groups: Mapping[str, Sequence[Option]], kinds: Sequence[Registry]) -> str:
     """The options in their groups, and the kinds that there are.
 
     Args:
@@ -42,7 +31,7 @@ def help_of_all(groups: Mapping[str, Sequence[Option]], kinds: Sequence[Kinds]) 
     return "\n".join(parts)
 
 
-def help_of_kind(name: str, kinds: Sequence[Kinds], settings: Mapping[str, Option]) -> str:
+def help_of_kind(name: str, kinds: Sequence[Registry], settings: Mapping[str, Option]) -> str:
     """What a kind does, and its options; of every kind that has this name.
 
     Args:
@@ -53,7 +42,7 @@ def help_of_kind(name: str, kinds: Sequence[Kinds], settings: Mapping[str, Optio
     Raises:
         UserError: there is no such kind.
     """
-    own = {option.name: (_usage(option), "", "", _text(option)) for option in settings.values()}
+    own = {option.name: KindOption(_usage(option), help=_text(option)) for option in settings.values()}
     parts = []
     for registry in kinds:
         if name in registry.names():

@@ -101,7 +101,7 @@ class _WantsArguments(SystemExit):
 def script_alone(name: str) -> Iterator[None]:
     """A script that reads the command line meanwhile sees its own name alone: what is there is for this program."""
 
-    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise _WantsArguments(message)
 
     words, said = sys.argv, argparse.ArgumentParser.error

@@ -14,7 +14,6 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from .data.sizes import batch_size
 from .directions.base import DirectionKind, Directions, Origin
 from .errors import UserError
 from .grid import Axis
-from .metrics.base import BatchMetric, Metric, Sums, times, weighed
+from .metrics.base import BatchMetric, Metric, Sums, weighed
 from .metrics.without import no_gradients
 from .model import state
 from .model.numbers import can_move, wide
@@ -45,7 +44,7 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update({option.name: getattr(Settings(), option.name) for option in fields(Settings)})
+        vars(self).update(Settings().by_name())
         vars(self).update(changes, directions=kind.name)
         self.normalized = self.normalization or kind.normalization
         self.dimensions = kind.dimensions(self)
@@ -230,7 +229,7 @@ def _check_sums(metric: BatchMetric, wrapper: ModelWrapper) -> None:
     cuts = sorted({1, size // 3, size - 1} - {0})
     pieces = [tuple(part) for part in zip(*(t.tensor_split(cuts) for t in whole), strict=True)]
     values = [_over(metric, wrapper, batches) for batches in ([whole], [p for p in pieces if len(p[0])])]
-    alike = np.allclose(*values, rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
+    alike = np.allclose(values[0], values[1], rtol=ROUNDING, atol=ROUNDING**2, equal_nan=True)
     _say(alike, f"{metric.name} is {values[0]:.9g} over one batch and {values[1]:.9g} over several: it does not add up")
 
 
@@ -239,10 +238,8 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
     with no_gradients():
         for batch in batches:
             Generators().seed(0)
-            for mean, weight in weighed([metric], wrapper, metric.data, batch, batch_size(batch)):
-                sums.totals[0] += times(mean, weight)
-                sums.weights[0] += weight
-        return sums.means()[0]
+            sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
+        return sums.on_device().item()
 
 
 def _is_tensors(batch: Any) -> bool:
@@ -276,6 +273,7 @@ def _digest(data: Any, what: str) -> str:
 
 def _check_loss(problem: Problem, data: Any, what: str) -> None:
     """The loss of the first batch is one number, or several by name or in order."""
+    assert problem.loss is not None, f"there is no loss on {what}"
     read = problem.on(as_batches(data))
     root = problem.root
     modes = [module.training for module in root.modules()]
@@ -303,7 +301,7 @@ def _picklable(thing: Any, text: str) -> None:
 
 
 def _check_attributes(kind: DirectionKind) -> None:
-    known = {option.name for option in fields(Settings)}
+    known = Settings().by_name()
     for option in (*kind.options, *kind.needs, *kind.only):
         _say(option in known, f"{kind.name} says that it uses {option}, and there is no such setting")
     _say(set(kind.only) <= {*kind.options, *kind.needs}, f"{kind.name}: what is its alone is to be in its options, too")

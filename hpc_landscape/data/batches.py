@@ -59,6 +59,9 @@ class Batches:
 class TensorBatches(Batches):
     """Tensors in memory, sliced."""
 
+    size: int
+    batch_size: int
+
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int):
         self.tensors, self.batch_size = tensors, batch_size
         self.size = length(tensors[0])
@@ -171,10 +174,15 @@ class LoaderBatches(ReadBatches):
 
     def quick_hash(self) -> str:
         dataset = self.loader.dataset
-        keys = range(len(dataset)) if self.order is None else self.order
+        keys = range(items_in(dataset)) if self.order is None else self.order
         items = [dataset[keys[i]] for i in spread(len(keys))]
         order = None if self.order is None else np.asarray(self.order)
         return checksum([self.size, order, items, labels(dataset), next(self.hashes(), None)])
+
+
+def items_in(dataset: Any) -> int:
+    """How many items a data set has that is no stream; torch's class itself promises no length."""
+    return len(dataset)
 
 
 def start(loader: DataLoader) -> Iterator[Any]:

@@ -77,4 +77,4 @@ def _feed_tensor(digest: Any, tensor: Tensor) -> None:
         return
     tensor = tensor.cpu().contiguous()
     digest.update(f"tensor {tuple(tensor.shape)} {tensor.dtype};".encode())
-    digest.update(memoryview(tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data)

@@ -76,16 +76,17 @@ def rebuilt(thing: Any, change: Callable[[Any], Any]) -> Any:
     if not old:
         return thing
     new = [change(value) for _, value in old]
+    kind: Callable[..., Any] = type(thing)
     try:
         if isinstance(thing, MutableMapping) or dataclasses.is_dataclass(thing):
             return _filled(copy.copy(thing), [key for key, _ in old], new)
         if isinstance(thing, Mapping):
-            return type(thing)(dict(zip((key for key, _ in old), new, strict=True)))
+            return kind(dict(zip((key for key, _ in old), new, strict=True)))
         if isinstance(thing, list):
             made = copy.copy(thing)
             made[:] = new
             return made
-        made = thing._make(new) if hasattr(thing, "_make") else type(thing)(new)
+        made = thing._make(new) if hasattr(thing, "_make") else kind(new)
         if hasattr(thing, "__dict__"):
             vars(made).update(vars(thing))
         return made

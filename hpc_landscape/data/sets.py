@@ -179,9 +179,10 @@ def prepare_sets(
     warmup = None
     if warmup_data is None and trained_on is not None and count == options.samples:
         warmup = evaluation[trained_on]
-    elif warmup_data is not None or trained_on is not None:
-        data = given[trained_on] if warmup_data is None else warmup_data
-        warmup = prepared(data, count, most if count is None else None, WARMUP)
+    else:
+        data = given[trained_on] if warmup_data is None and trained_on is not None else warmup_data
+        if data is not None:
+            warmup = prepared(data, count, most if count is None else None, WARMUP)
     return Sets(evaluation, warmup, resident=resident, patience=patience)
 
 

@@ -33,7 +33,8 @@ class Random(DirectionKind):
         """Drawn, made orthogonal to those before where asked, and normalized."""
         from .normalize import normalize, orthogonalize
 
-        weights, made = origin.weights, []
+        weights = origin.weights
+        made: list[dict[str, Tensor]] = []
         for direction in random_directions(weights, settings.dimensions, settings.seed, settings.distribution):
             direction = normalize(direction, weights, "none", settings.ignore)
             for earlier in made if settings.orthogonalize else ():

@@ -70,7 +70,7 @@ class Criterion:
         if isinstance(value, Mapping):
             named = {str(key): term for key, term in value.items()}
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
-            named = value._asdict()
+            named = dict(zip(value._fields, value, strict=True))
         elif isinstance(value, (tuple, list)):
             named = {f"{TOTAL}_{i}": term for i, term in enumerate(value)}
         else:

@@ -41,6 +41,7 @@ class MetricRegistry:
             return {name: self.own[name]}
         make, on_sets = self.find(spec)
         if make is LossTerm:
+            assert self.criterion is not None  # there are data, and so a loss
             words = [(on, spec.removeprefix(f"{on}_")) for on in on_sets]
             return {f"{on}_{w}" if on else w: LossTerm(self.criterion, w, self.sets[on]) for on, w in words}
         made = {}

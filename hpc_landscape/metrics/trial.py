@@ -179,7 +179,8 @@ def _judged(
     is_sum = True
     for one, two in splits:
         total = one.weight + two.weight
-        parts = sum(np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two)) / total if total else whole
+        a, b = (np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two))
+        parts = (a + b) / total if total else whole
         scale = np.fmax(abs(whole), np.fmax(abs(one.terms), abs(two.terms)))
         allowed = tolerance * scale + drawn + FLOOR
         is_sum = is_sum and bool((abs(whole - one.terms - two.terms) <= allowed).all())

@@ -170,7 +170,7 @@ class Part:
         """The tensors, but for these names."""
         kept = OrderedDict((key, t) for key, t in self.tensors.items() if key not in set(names))
         if (metadata := getattr(self.tensors, "_metadata", None)) is not None:
-            kept._metadata = metadata
+            vars(kept)["_metadata"] = metadata
         return kept
 
     def same(self, other: Part) -> bool:
@@ -256,7 +256,7 @@ def part(
             for words in [[word for word in unwrapped(key).split(".") if word]]
             if tuple(words[:n]) == prefix
         }
-        tensors._metadata = {key: value for key, value in versions.items() if key is not None}
+        vars(tensors)["_metadata"] = {key: value for key, value in versions.items() if key is not None}
     return Part(where, prefix, tensors, others, names)
 
 

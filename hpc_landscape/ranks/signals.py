@@ -94,8 +94,9 @@ class Signals:
         """Have the main thread look what has failed, not only after a long point; where it cannot, end without it."""
         self._error = error
         self.leave_by(time.monotonic() + PATIENCE)
-        if callable(signal.getsignal(signal.SIGUSR1)):  # a run's
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        main = threading.main_thread().ident
+        if main is not None and callable(signal.getsignal(signal.SIGUSR1)):  # a run's
+            signal.pthread_kill(main, signal.SIGUSR1)
 
     @contextmanager
     def stopping(

@@ -41,7 +41,7 @@ GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
 class Point(NamedTuple):
     """A finished point: its flat index, wall time in seconds, values by metric name, and whether a metric raised."""
 
-    index: int
+    point: int
     wall_time: float
     values: dict[str, np.ndarray]
     failed: bool
@@ -248,7 +248,7 @@ class Writer:
     def _look(self) -> None:
         """Refuse to go on with a file that nobody can find: written on, it would vanish when it is closed."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(os.stat(self.path), self._opened):
+            if self._opened is None or os.path.samestat(os.stat(self.path), self._opened):
                 return
         raise UserError(
             f"--output {self.path}: was removed, renamed or replaced while it was being written. Its points are where "

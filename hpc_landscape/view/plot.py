@@ -25,7 +25,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 KINDS = ("contour", "surface", "heatmap", "line")
 _KINDS_FOR = {1: ("line",), 2: ("contour", "surface", "heatmap"), 3: ("contour", "heatmap")}
 LONGEST = 48  # characters of a name in a legend
-_LOOK = {
+_LOOK: dict[Any, object] = {
     "font.size": 9,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
@@ -296,7 +296,7 @@ def _bar(
 
 def _legend(figure: Any, *panels: Any) -> None:
     """The marks' meaning, once, below the picture."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

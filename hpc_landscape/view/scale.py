@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,14 @@ from ..errors import UserError
 _MANTISSAS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _STEPS = (1, 2, 2.5, 5, 10)
 
+Extend = Literal["neither", "min", "max", "both"]
+_EXTENDS: dict[tuple[bool, bool], Extend] = {
+    (False, False): "neither",
+    (True, False): "min",
+    (False, True): "max",
+    (True, True): "both",
+}
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -21,7 +30,7 @@ class Scale:
 
     log: bool
     levels: np.ndarray
-    extend: str  # neither, min, max or both: where values lie outside
+    extend: Extend  # where values lie outside
 
     def transform(self, values: np.ndarray | float) -> np.ndarray:
         """Values in the space that is drawn: log10 for a log scale, where what is not positive lies below the scale."""
@@ -40,7 +49,7 @@ class Scale:
     @property
     def texts(self) -> list[str]:
         """The levels in as few digits as tell them apart."""
-        return numbers(self.levels)
+        return numbers(self.levels.tolist())
 
 
 def choose(
@@ -54,31 +63,31 @@ def choose(
 
     Raises UserError where the limits or levels contradict each other or a log scale.
     """
-    _check(values, log, levels, vmin, vmax)
+    asked_levels = np.asarray(levels, dtype=np.float64)  # without a dimension: how many
+    _check(values, log, asked_levels, vmin, vmax)
     if log is None:
-        asked = [limit for limit in (vmin, vmax, *(levels if np.ndim(levels) else ())) if limit is not None]
+        asked = [limit for limit in (vmin, vmax, *(asked_levels if asked_levels.ndim else ())) if limit is not None]
         log = _wants_log(values) and all(limit > 0 for limit in asked)
     low, high = _limits(values, log, vmin, vmax)
-    if np.ndim(levels):
-        chosen = np.array(sorted(set(levels)), dtype=np.float64)
+    if asked_levels.ndim:
+        chosen = np.unique(asked_levels)
     else:
-        chosen = _log_levels(low, high, levels) if log else _linear_levels(low, high, levels)
+        chosen = (_log_levels if log else _linear_levels)(low, high, int(asked_levels))
         inside = chosen[(chosen > low) & (chosen < high)]
         first = low if vmin is not None else chosen[0]
         last = high if vmax is not None else chosen[-1]
         chosen = np.array([first, *inside, last])
     below = values.size and values.min() < chosen[0]
     above = values.size and values.max() > chosen[-1]
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[bool(below), bool(above)]
-    return Scale(bool(log), chosen, extend)
+    return Scale(bool(log), chosen, _EXTENDS[bool(below), bool(above)])
 
 
-def _check(values: np.ndarray, log: bool | None, levels: int | Sequence[float], vmin: float | None, vmax: float | None):
+def _check(values: np.ndarray, log: bool | None, levels: np.ndarray, vmin: float | None, vmax: float | None) -> None:
     if vmin is not None and vmax is not None and not vmin < vmax:
         raise UserError(f"vmin {vmin:g} must be less than vmax {vmax:g}")
-    if np.ndim(levels) == 0 and not 2 <= levels <= 200:
-        raise UserError(f"levels {levels}: expected a number of levels from 2 to 200, or a list of levels")
-    if np.ndim(levels) and (len(set(levels)) < 2 or not np.isfinite(levels).all()):
+    if not levels.ndim and not 2 <= levels <= 200:
+        raise UserError(f"levels {int(levels)}: expected a number of levels from 2 to 200, or a list of levels")
+    if levels.ndim and (len(np.unique(levels)) < 2 or not np.isfinite(levels).all()):
         raise UserError("levels: expected at least two different finite numbers")
     if not log:
         return
@@ -86,8 +95,8 @@ def _check(values: np.ndarray, log: bool | None, levels: int | Sequence[float], 
         raise UserError(f"vmin {vmin:g}: a log scale begins above 0")
     if vmax is not None and vmax <= 0:
         raise UserError(f"vmax {vmax:g}: a log scale ends above 0")
-    if np.ndim(levels) and min(levels) <= 0:
-        raise UserError(f"level {min(levels):g}: the levels of a log scale are above 0")
+    if levels.ndim and levels.min() <= 0:
+        raise UserError(f"level {levels.min():g}: the levels of a log scale are above 0")
     if values.size and values.max() <= 0:
         raise UserError("a log scale needs positive values, and there are none; leave the log out")
 
