@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .field import Trajectory
 from .scale import Scale
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorizer import ColorizingArtist
+    from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d import Axes3D
+
+    Drawn: TypeAlias = ScalarMappable | ColorizingArtist  # what a colour bar is of
+
 GAP = "0.87"  # the grey where there is no value
 COLORS = ("#1f4e9c", "#c0392b")  # of lines
+Look = dict[str, Any]  # keywords for matplotlib
 WAYS = ("#e8384f", "#ff8c1a", "#b43fd6", "#1d1d1d", "#ff8fc0", "#8c5a2b")  # of trajectories, over any colour map
 
 
@@ -26,7 +36,7 @@ class Mark:
     style: str  # a key of _STYLES
 
 
-_STYLES = {
+_STYLES: dict[str, Look] = {
     "model": {"marker": "*", "s": 90, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "second": {"marker": "D", "s": 36, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "third": {"marker": "s", "s": 40, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
@@ -43,7 +53,7 @@ def edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def contour(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def contour(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn | None:
     """Filled levels with thin labelled lines; values (len(x), len(y)), NaN at gaps. None where all are gaps."""
     import matplotlib
     from matplotlib.colors import BoundaryNorm
@@ -62,14 +72,14 @@ def contour(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: 
     return filled
 
 
-def heatmap(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def heatmap(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn:
     """One cell a point, nothing between; values (len(x), len(y)), NaN at gaps."""
     z = np.ma.masked_invalid(scale.transform(values).T)
     low, high = scale.ends
     return axes.pcolormesh(edges(x), edges(y), z, vmin=low, vmax=high, cmap=cmap, rasterized=z.size > 10_000)
 
 
-def surface(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def surface(axes: Axes3D, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn:
     """A shaded surface above its contours, in 3-D axes; cut off flat where values leave the scale."""
     import matplotlib
     from matplotlib.cm import ScalarMappable
@@ -104,11 +114,12 @@ def _refined(values: np.ndarray, axis: int = 0, least: int = 60) -> np.ndarray:
     return np.apply_along_axis(lambda row: np.interp(new, old, row), axis, values)
 
 
-def _face_colors(mappable: Any, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def _face_colors(mappable: ScalarMappable, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """The colour of every face between four points, under a light from the left: (len(x) - 1, len(y) - 1, 3)."""
     corners = np.stack([z[:-1, :-1], z[:-1, 1:], z[1:, :-1], z[1:, 1:]])
-    mean = np.ma.masked_invalid(corners).mean(axis=0).filled(mappable.norm.vmin)
-    height = (corners - mappable.norm.vmin) / (mappable.norm.vmax - mappable.norm.vmin)
+    low, high = mappable.get_clim()
+    mean = np.ma.masked_invalid(corners).mean(axis=0).filled(low)
+    height = (corners - low) / (high - low)
     slope_x = (height[2:].sum(0) - height[:2].sum(0)) / 2 / (np.diff(x)[:, None] / np.ptp(x))
     slope_y = (height[1::2].sum(0) - height[::2].sum(0)) / 2 / (np.diff(y) / np.ptp(y))
     cosine = (0.55 * slope_x + 0.35 * slope_y + 0.76) / np.sqrt(1 + slope_x**2 + slope_y**2)
@@ -116,7 +127,7 @@ def _face_colors(mappable: Any, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> 
     return np.clip(mappable.to_rgba(mean)[..., :3] * (0.62 + 0.5 * cosine)[..., None] + 0.04, 0, 1)
 
 
-def line(axes: Any, x: np.ndarray, values: np.ndarray, log: bool, color: str) -> None:
+def line(axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str) -> None:
     """Values along one axis: a gap breaks the line, and a point alone between gaps still shows."""
     axes.plot(x, values, color=color, linewidth=1.4)
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
@@ -127,22 +138,22 @@ def line(axes: Any, x: np.ndarray, values: np.ndarray, log: bool, color: str) ->
         axes.set_yscale("log", nonpositive="mask")
 
 
-def trajectories(axes: Any, ways: list[Trajectory]) -> None:
+def trajectories(axes: Axes, ways: list[Trajectory]) -> None:
     """The checkpoints' ways over the plane, the first and the last of each named; axes have their limits."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.6, foreground="white")]
-    style = {"textcoords": "offset points", "fontsize": 7, "zorder": 6, "path_effects": halo, "parse_math": False}
-    look = {"linewidth": 1.2, "marker": "o", "markersize": 2.8, "path_effects": halo, "zorder": 4}
+    style: Look = {"textcoords": "offset points", "fontsize": 7, "zorder": 6, "path_effects": halo, "parse_math": False}
+    look: Look = {"linewidth": 1.2, "marker": "o", "markersize": 2.8, "path_effects": halo, "zorder": 4}
     for way, color in zip(ways, cycle(WAYS), strict=False):
         axes.plot(way.x, way.y, color=color, label=way.name or None, **look)
         for i in {0, len(way.x) - 1} & set(range(len(way.labels))):
             to_the_right = way.x[i] < np.mean(axes.get_xlim())  # so that it stays inside
-            side = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
+            side: Look = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
             axes.annotate(way.labels[i], (way.x[i], way.y[i]), annotation_clip=True, **side, **style)
 
 
-def marks(axes: Any, points: list[Mark], keep: tuple[int, ...]) -> None:
+def marks(axes: Axes, points: list[Mark], keep: tuple[int, ...]) -> None:
     """Draw the marks at these of their coordinates."""
     for mark in points:
         where = [mark.where[k] for k in keep]
@@ -150,18 +161,21 @@ def marks(axes: Any, points: list[Mark], keep: tuple[int, ...]) -> None:
 
 
 def marks_at_value(axes: Any, points: list[Mark], scale: Scale | None = None) -> None:
-    """Draw the marks at their coordinates and their value, in the space that is drawn; those without a value not."""
+    """Draw the marks at their coordinates and their value, in the space that is drawn; those without a value not.
+
+    axes: with one dimension more than the marks have coordinates.
+    """
     for mark in points:
         if np.isfinite(mark.value):
             height = mark.value if scale is None else float(np.clip(scale.transform(mark.value), *scale.ends))
             axes.scatter(*mark.where, height, label=mark.label, zorder=5, **_STYLES[mark.style])
 
 
-def color_bar(figure: Any, axes: Any, drawn: Any, scale: Scale, label: str, **options: Any) -> None:
+def color_bar(figure: Figure, axes: Axes, drawn: Drawn, scale: Scale, label: str, **options: Any) -> None:
     """The colour bar of what was drawn, filling axes, with its levels as ticks."""
     bar = figure.colorbar(drawn, cax=axes, label=label, **options)
     step = -(-len(scale.levels) // 20)  # no more than 20 ticks
-    bar.set_ticks(scale.transform(scale.levels[::step]), labels=scale.texts[::step])
+    bar.set_ticks(scale.transform(scale.levels[::step]).tolist(), labels=scale.texts[::step])
     bar.ax.tick_params(labelsize=8, width=0.5)
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.5)

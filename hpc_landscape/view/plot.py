@@ -6,7 +6,7 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from .draw import Mark
 from .field import Field, default_metric, read_field, read_trajectories, setting
 from .output import checked, write_whole
 from .scale import Scale, choose, number
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")
 KINDS = ("contour", "surface", "heatmap", "line")
@@ -83,7 +88,7 @@ def plot(
             figure = _plane(path, stored, fields[0], scales[0], kind, cmap)
         _head(figure, stored, fields, title)
         dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        options = {"format": suffix[1:], "dpi": dpi, "metadata": dates.get(suffix)}
+        options: draw.Look = {"format": suffix[1:], "dpi": dpi, "metadata": dates.get(suffix)}
         write_whole(output, lambda name: figure.savefig(name, **options))
     return output
 
@@ -134,13 +139,13 @@ def _fields(path: str, stored: Stored, metric: str | None, kind: str) -> list[Fi
     return [read_field(path, stored, name) for name in names]
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _plane(path: str, stored: Stored, field: Field, scale: Scale, kind: str, cmap: str) -> Any:
+def _plane(path: str, stored: Stored, field: Field, scale: Scale, kind: str, cmap: str) -> Figure:
     x, y = field.coordinates
     figure = _figure(5.6, 5.2)
     axes = figure.add_subplot()
@@ -153,7 +158,9 @@ def _plane(path: str, stored: Stored, field: Field, scale: Scale, kind: str, cma
     return figure
 
 
-def _panel(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, kind: str, cmap: str) -> Any:
+def _panel(
+    axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, kind: str, cmap: str
+) -> draw.Drawn | None:
     """One plane of values, its gaps grey, its axes equal where their ranges are."""
     axes.set_facecolor(draw.GAP)
     by_cells = kind == "heatmap" or min(len(x), len(y)) < 2
@@ -167,7 +174,7 @@ def _panel(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: S
     return drawn
 
 
-def _slices(stored: Stored, field: Field, scale: Scale, kind: str, cmap: str) -> Any:
+def _slices(stored: Stored, field: Field, scale: Scale, kind: str, cmap: str) -> Figure:
     """Three planes through the origin, or through the middle where the origin is outside."""
     middle = [int(np.abs(c).argmin()) if c[0] <= 0 <= c[-1] else len(c) // 2 for c in field.coordinates]
     figure = _figure(11.5, 4.3)
@@ -187,7 +194,7 @@ def _slices(stored: Stored, field: Field, scale: Scale, kind: str, cmap: str) ->
     return figure
 
 
-def _surface(stored: Stored, field: Field, scale: Scale, cmap: str, view: tuple[float, float]) -> Any:
+def _surface(stored: Stored, field: Field, scale: Scale, cmap: str, view: tuple[float, float]) -> Figure:
     x, y = field.coordinates
     figure = _figure(6.6, 5.4)
     axes = figure.add_subplot(projection="3d", computed_zorder=False)
@@ -206,7 +213,9 @@ def _surface(stored: Stored, field: Field, scale: Scale, cmap: str, view: tuple[
     return figure
 
 
-def _line(stored: Stored, fields: list[Field], scales: list[Scale], limits: tuple[float | None, float | None]) -> Any:
+def _line(
+    stored: Stored, fields: list[Field], scales: list[Scale], limits: tuple[float | None, float | None]
+) -> Figure:
     """One metric along the axis that has points, or two with a scale each; limits: of the first."""
     along = (_long_axes(stored) or [0])[0]
     figure = _figure(5.8, 4.0)
@@ -277,13 +286,13 @@ def _scale_label(field: Field, scale: Scale) -> str:
 
 
 def _bar(
-    figure: Any,
-    axes: Any,
-    drawn: list[Any],
+    figure: Figure,
+    axes: Axes,
+    drawn: Sequence[draw.Drawn | None],
     field: Field,
     scale: Scale,
     cmap: str,
-    where: tuple[float, ...] = (1.04, 0, 0.045, 1),
+    where: tuple[float, float, float, float] = (1.04, 0, 0.045, 1),
 ) -> None:
     """A colour bar for what was drawn first; where: its place in units of the axes, beside which it is as high."""
     from matplotlib.cm import ScalarMappable
@@ -294,9 +303,9 @@ def _bar(
     draw.color_bar(figure, axes.inset_axes(where), shown[0], scale, _scale_label(field, scale), **options)
 
 
-def _legend(figure: Any, *panels: Any) -> None:
+def _legend(figure: Figure, *panels: Axes) -> None:
     """The marks' meaning, once, below the picture."""
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -312,10 +321,13 @@ def _legend(figure: Any, *panels: Any) -> None:
             text.set_parse_math(False)
 
 
-def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -> None:
+def _head(figure: Figure, stored: Stored, fields: list[Field], title: str | None) -> None:
     """The title, how the landscape was made, and what is missing in it."""
+    from matplotlib.colors import same_color
+
     gaps = [field.gaps if len(fields) == 1 else f"{field.label}: {field.gaps}" for field in fields if field.gaps]
-    lines = ["; ".join(gaps) + ("; gaps in grey" if figure.axes[0].get_facecolor()[0] < 1 else "")] if gaps else []
+    grey = same_color(figure.axes[0].get_facecolor(), draw.GAP)
+    lines = ["; ".join(gaps) + ("; gaps in grey" if grey else "")] if gaps else []
     given = title is not None
     if title is None:
         problem = setting(stored.attributes, "title") or setting(stored.attributes, "problem")
@@ -325,10 +337,11 @@ def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -
     large = textwrap.wrap(printable(title), int(12 * width), max_lines=4)
     small = [line for text in lines for line in textwrap.wrap(printable(text), int(15 * width), max_lines=4)]
     begin, middle = 0.1, 0.1 + 0.24 * len(large)  # inches from the top; the picture begins below
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (middle + 0.165 * len(small)) / height))
-    style = {"ha": "center", "va": "top", "linespacing": 1.35}
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0, 0, 1, 1 - (middle + 0.165 * len(small)) / height))
+    style: draw.Look = {"ha": "center", "va": "top", "linespacing": 1.35}
     figure.text(0.5, 1 - begin / height, "\n".join(large), fontsize=11, parse_math=given, **style)
-    small_style = {"fontsize": 8, "color": "0.35", "parse_math": False, **style}
+    small_style: draw.Look = {"fontsize": 8, "color": "0.35", "parse_math": False, **style}
     figure.text(0.5, 1 - middle / height, "\n".join(small), **small_style)
 
 
