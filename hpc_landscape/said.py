@@ -125,7 +125,7 @@ class Sturdy:
             self.lost = error
 
 
-def _sturdy(stream: Any) -> Sturdy:
+def _sturdy(stream: object) -> Sturdy:
     return stream if isinstance(stream, Sturdy) else Sturdy(stream)
 
 

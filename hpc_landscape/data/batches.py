@@ -279,7 +279,7 @@ def _undisturbed(drawn: list[Tensor]) -> Iterator[None]:
         torch.set_rng_state(outside)
 
 
-def nbytes(batch: Any) -> int:
+def nbytes(batch: object) -> int:
     """Bytes of all tensors in a batch."""
     return sum(p.numel() * p.element_size() for t in tensors_in(batch) for p in parts(t))
 

@@ -17,7 +17,7 @@ from .nest import contents
 SAMPLED_ITEMS = 8  # items of a large data set that its fingerprint reads
 
 
-def checksum(thing: Any) -> str:
+def checksum(thing: object) -> str:
     """SHA-256 of a thing, nested as it may be."""
     digest = hashlib.sha256()
     _feed(digest, thing, ())

@@ -128,7 +128,7 @@ def makes_its_own(loader: DataLoader) -> bool:
     return any(own) or "__iter__" in vars(loader)
 
 
-def as_it_is(source: Any, batch_size: int | None, wish: Wish) -> StreamBatches:
+def as_it_is(source: object, batch_size: int | None, wish: Wish) -> StreamBatches:
     """Whatever gives batches, as it gives them."""
     wish.in_its_order()
     wish.first_of_stream()
@@ -243,7 +243,7 @@ def named(sampler: Any, total: int) -> tuple[list[Any] | None, str]:
     return rows, "shuffles" if sorted(twice[0], key=str) == sorted(twice[1], key=str) else f"samples by {kind}"
 
 
-def is_shard(sampler: Any) -> bool:
+def is_shard(sampler: object) -> bool:
     """Whether it gives each process of a larger job its own part."""
     if any(hasattr(sampler, name) for name in ("num_replicas", "num_processes")):
         return True
@@ -261,7 +261,7 @@ def _twice(sampler: Any, total: int, read: Callable[[Any], Any]) -> tuple[list[A
     return None if max(len(first), len(second)) >= most else (first, second)
 
 
-def _index(index: Any) -> Any:
+def _index(index: object) -> Any:
     """An index as the data set is given it; whole numbers as Python's."""
     return int(index) if isinstance(index, (int, np.integer, Tensor)) else index
 

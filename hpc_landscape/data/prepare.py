@@ -54,7 +54,7 @@ WHOLE = (
 
 
 def prepare(
-    data: Any,
+    data: object,
     batch_size: int,
     count: int | None,
     seed: int,
@@ -178,7 +178,7 @@ def _unclear(what: str, how: str) -> UserError:
     )
 
 
-def _is_nest(thing: Any) -> bool:
+def _is_nest(thing: object) -> bool:
     return isinstance(thing, (tuple, list, Mapping)) and not isinstance(thing, PackedSequence)
 
 

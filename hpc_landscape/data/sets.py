@@ -149,7 +149,7 @@ class Sets:
 
 def prepare_sets(
     given: Mapping[str, Any],
-    warmup_data: Any,
+    warmup_data: object,
     options: EvaluationSettings,
     seed: int,
     resident: float,
@@ -163,7 +163,7 @@ def prepare_sets(
     ranks: of this node, which read it too; pin: whether it goes to a GPU. UserError where it cannot be read.
     """
 
-    def prepared(data: Any, count: int | None, most: int | None, what: str) -> Batches:
+    def prepared(data: object, count: int | None, most: int | None, what: str) -> Batches:
         with telling(what):
             batches = prepare(
                 data, options.batch_size, count, seed, what, notice, most, options.shuffle_data, pin=pin, ranks=ranks

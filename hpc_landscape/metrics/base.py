@@ -89,7 +89,7 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any) -> list[Any]:
+def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object) -> list[Any]:
     """Each metric's mean over a batch of so many items times its weight, and then the weights.
 
     What several are parts of is computed once.
@@ -113,7 +113,9 @@ def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, bat
     return products + weights
 
 
-def _weighed_anew(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any) -> list[Any]:
+def _weighed_anew(
+    metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object
+) -> list[Any]:
     """The same; the user's code may change the batch that it is given."""
     return weighed(metrics, model, data, fresh(batch), items)
 
@@ -127,7 +129,7 @@ def times(mean: Tensor, weight: Any) -> Tensor:
     return torch.where(weight == 0, 0.0, mean * weight)
 
 
-def _to(device: torch.device, weight: Any) -> Any:
+def _to(device: torch.device, weight: object) -> Any:
     return weight.to(device) if isinstance(weight, Tensor) else weight
 
 

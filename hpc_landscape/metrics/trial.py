@@ -138,9 +138,9 @@ def _two_ways(batch: Any) -> bool:
 
 
 def _try_batch(
-    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, tolerance: float
+    model: ModelWrapper, criterion: Criterion, data: Data, batch: object, size: int, tolerance: float
 ) -> Finding | None:
-    def measured(some: Any, items: int, seed: int = 0) -> Measured:
+    def measured(some: object, items: int, seed: int = 0) -> Measured:
         return _measured(model, criterion, data, some, items, seed)
 
     whole = measured(batch, size)
@@ -206,7 +206,7 @@ def _worse(one: Finding, two: Finding) -> bool:
 
 
 @torch.no_grad()
-def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int) -> Measured:
+def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: object, size: int, seed: int) -> Measured:
     """The loss of a batch of so many samples."""
     _generators(model).seed(seed)
     batch = fresh(batch)  # the user's code may put something else into it

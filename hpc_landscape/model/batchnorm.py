@@ -158,7 +158,7 @@ class _BuffersInPlace:
         self.before: dict[str, Tensor | None] = {}
         self.hooks = [layer.register_forward_pre_hook(self._remember), layer.register_forward_hook(self._copy)]
 
-    def _remember(self, layer: nn.Module, _: Any) -> None:
+    def _remember(self, layer: nn.Module, _: object) -> None:
         self.before = dict(layer._buffers)
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
     layers = batchnorm_layers(model)
     uses = dict.fromkeys(layers, 0)
 
-    def count(layer: nn.Module, _: Any) -> None:
+    def count(layer: nn.Module, _: object) -> None:
         uses[layer] += 1
 
     hooks = [layer.register_forward_pre_hook(count) for layer in layers]

@@ -80,7 +80,7 @@ def _inherit(parent: int, by_main: bool) -> _Heritage:
     return _heritage
 
 
-def _forked(_: Any) -> None:
+def _forked(_: object) -> None:
     """In a child that is one, before it does anything."""
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:

@@ -312,7 +312,7 @@ def _find(group: h5py.Group, name: str) -> Any:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """An attribute as Python's own text or number, or an array of such; text where it is anything else."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):

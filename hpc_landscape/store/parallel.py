@@ -95,7 +95,7 @@ def works(path: str, comm: Comm) -> str:
     return said and f"this file system refuses independent parallel writes ({said})"
 
 
-def _sees(path: str, created: Any) -> bool:
+def _sees(path: str, created: object) -> bool:
     """Whether this rank finds the same file; a node may learn of a new one a little later."""
     end = time.monotonic() + SEEN
     while _created(path) != created:

@@ -119,7 +119,7 @@ def _about(stored: Stored) -> dict[str, Any]:
     return {key: value for key, value in stored.attributes.items() if key not in ("format", "format_version")}
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 

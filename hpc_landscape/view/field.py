@@ -140,7 +140,7 @@ def setting(attributes: Mapping[str, Any], name: str) -> Any:
     return value if isinstance(value, (str, int, float)) else None
 
 
-def _settings(text: Any) -> Mapping[Any, Any]:
+def _settings(text: object) -> Mapping[Any, Any]:
     return _parsed(text) if isinstance(text, str) else {}
 
 
@@ -186,7 +186,7 @@ def read_trajectories(path: str) -> list[Trajectory]:
     return [Trajectory(x[p], y[p], t, name) for p, t, name in zip(parts, texts, _names(texts), strict=True)]
 
 
-def _numbers(thing: Any) -> bool:
+def _numbers(thing: object) -> bool:
     return isinstance(thing, h5py.Dataset) and thing.dtype.kind in "fiu" and thing.ndim == 1
 
 

@@ -217,7 +217,7 @@ def _others(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield from _rows("also", rest)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value on one line, and not all of a long one."""
     if isinstance(value, np.ndarray):
         shown = [number(v, 3) if isinstance(v, float) else str(v) for v in value.reshape(-1)[:8].tolist()]
