@@ -16,7 +16,7 @@ from .choice import Chosen
 from .rest import rest
 from .wrapper import ModelWrapper, wrap_model
 
-Path: TypeAlias = str | os.PathLike[str]
+Path: TypeAlias = str | os.PathLike  # without its parameter, to ask isinstance
 # A model, its state dict, or a file that holds one.
 Point: TypeAlias = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path
 
