@@ -41,7 +41,7 @@ def parse(
     """
     words = list(arguments)
     try:
-        if HELP & set(words):
+        if asks_help(words):
             print(_help(words, prog, epilog, kinds), end="")
             raise SystemExit(0)
         given, files = _split(words)
@@ -58,11 +58,18 @@ def parse(
         raise UserError(printable(str(error))) from None
 
 
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether one of the words of a command line is --help, with or without a kind."""
+    return any(word.partition("=")[0] in HELP for word in words)
+
+
 def _help(words: list[str], prog: str, epilog: str, kinds: Sequence[Registry]) -> str:
     """Of the kind that is named after --help, or of everything."""
-    after = words[min(words.index(word) for word in HELP & set(words)) + 1 :]
-    if after and not after[0].startswith("-"):
-        return help_of_kind(after[0], kinds, OPTIONS)
+    while not asks_help(words[:1]):
+        words = words[1:]
+    kind = words[0].partition("=")[2] or " ".join(words[1:2])
+    if kind and not kind.startswith("-"):
+        return help_of_kind(kind, kinds, OPTIONS)
     usage = f"usage: {prog} [run] [options] | plot FILE | info FILE | export FILE -o OUT\n\n"
     usage += "Compute a loss landscape. With no options: of the built-in digits problem.\n\n"
     return usage + help_of_all({"options": OTHERS} | GROUPS, kinds) + f"\n{epilog}"

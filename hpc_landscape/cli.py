@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .arguments import HELP, parse
+from .arguments import HELP, asks_help, parse
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -25,9 +25,9 @@ from .errors import (
     reason,
     refusal,
 )
-from .kinds import KINDS
+from .kinds import KINDS, VIEWS
 from .ranks.comm import Comm, launched, world
-from .registry import broken_lines
+from .registry import Registry, broken_lines
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
@@ -59,16 +59,15 @@ def _run(words: list[str]) -> int:
     mistake = None
     _limit_spinning()
     try:
-        if HELP & set(words) and launched()[1] > 0:
+        if asks_help(words) and launched()[1] > 0:
             return 0
-        epilog = "\n".join([EPILOG, *(broken_lines() if HELP & set(words) else ())])
-        settings, print_config = parse(words, PROG, epilog, KINDS)
+        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
         if print_config:
             if launched()[1] == 0:
                 print(settings.to_yaml(), end="")
             return _shown()
     except UserError as error:
-        if HELP & set(words):  # which the other processes have left to this one
+        if asks_help(words):  # which the other processes have left to this one
             return _speak(error, 0)
         mistake = error
     except SystemExit:  # after --help
@@ -81,6 +80,11 @@ def _run(words: list[str]) -> int:
     if mistake is not None:
         return _refuse(mistake, comm)
     return _guarded(settings, comm)
+
+
+def _epilog(text: str, registries: Sequence[Registry], words: list[str]) -> str:
+    """What help ends with: kinds that cannot be loaded, too, for which all that packages bring is imported."""
+    return "\n".join([text, *(broken_lines(registries) if HELP & set(words) else ())])
 
 
 def _shown() -> int:
@@ -162,9 +166,9 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
     comm.leave_if_told(min(0.1 + 0.3 * comm.rank, 3))
     with suppress(Exception):  # an error of the user's may not even have a text
         if is_out_of_memory(error):
-            from .job.memory import explain
+            from .ranks.out_of_memory import explain
 
-            notice(refusal(UserError(explain(error, settings, comm.rank, comm.size))))
+            notice(refusal(UserError(explain(error, settings.block, settings.batch_size, comm.rank, comm.size))))
             return USER_ERROR
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")
@@ -181,12 +185,11 @@ def _parallel_h5py() -> bool:
 
 def _view(command: str, words: list[str]) -> int:
     """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
-    if HELP & set(words) and launched()[1] > 0:
+    if asks_help(words) and launched()[1] > 0:
         return 0
     try:
-        COMMANDS[command](
-            _Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=VIEW_EPILOG), words
-        )
+        epilog = _epilog(VIEW_EPILOG, [VIEWS] if command == "plot" else [], words)
+        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=epilog), words)
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
         return USER_ERROR
@@ -203,12 +206,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _plot(parser: _Parser, words: list[str]) -> None:
-    from .view.plot import KINDS, plot
+    from .view.plot import plot
 
     parser.add_argument("file", help="a landscape file")
     parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
     parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
-    parser.add_argument("--kind", choices=KINDS, help="default: line for one axis, contour for two and three")
+    kinds = f"{', '.join(VIEWS.names())}, or {VIEWS.own}; default: line for one axis, contour for two and three"
+    parser.add_argument("--kind", help=kinds)
     parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
     parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")
     parser.add_argument("--vmin", type=float, help="lowest value of the scale")

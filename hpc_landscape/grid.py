@@ -89,6 +89,10 @@ class Grid:
         where = np.unravel_index(index, self.shape)
         return tuple(float(axis[i]) for axis, i in zip(self.coordinates, where, strict=True))
 
+    def text_of(self, index: int) -> str:
+        """A point's coordinates, as a person reads them."""
+        return "(" + ", ".join(f"{c:g}" for c in self.point(index)) + ")"
+
     def nearest(self, coordinates: tuple[float, ...]) -> int:
         """The flat index of the grid point nearest to these coordinates."""
         where = [int(np.abs(axis - c).argmin()) for axis, c in zip(self.coordinates, coordinates, strict=True)]
@@ -101,11 +105,6 @@ class Grid:
 def _short(value: float) -> str:
     """The value as text that is read back to the bit."""
     return text if float(text := f"{value:g}") == value else repr(value)
-
-
-def strided(points: np.ndarray, rank: int, size: int) -> np.ndarray:
-    """The points that rank takes of size ranks: every size-th, so that cheap and dear regions are shared evenly."""
-    return points[rank::size]
 
 
 def counts(steps: Any, dimensions: int) -> tuple[int, ...]:

@@ -47,8 +47,8 @@ def help_of_kind(name: str, kinds: Sequence[Registry], settings: Mapping[str, Op
     for registry in kinds:
         if name in registry.names():
             text, options = registry.describe(name, own)
-            rows = ((option, f"{says} {_brackets(kind, default)}".strip()) for option, kind, default, says in options)
-            parts.append(_section(f"{registry.option} {name}", [("", text), *rows]))
+            rows = ((o.name, f"{o.help} {_brackets(o.type, o.default)}".strip()) for o in options)
+            parts.append(_section(f"{registry.option} {name}", [("", text.replace("``", "")), *rows]))
     if not parts:
         close = difflib.get_close_matches(name, {known for registry in kinds for known in registry.names()}, 1)
         meant = f"; did you mean {close[0]}?" if close else ""

@@ -8,6 +8,7 @@ PROBLEMS = Registry(
     "problem",
     "--problem",
     {"digits": "hpc_landscape.problems.digits:digits"},
+    group="hpc_landscape.problems",
     own="package.module:factory, path/file.py:factory",
 )
 
@@ -21,6 +22,7 @@ DIRECTIONS = Registry(
         "hessian": "hpc_landscape.directions.hessian:Hessian",
         "file": "hpc_landscape.directions.file:File",
     },
+    group="hpc_landscape.directions",
     own="file.py:MyDirections",
 )
 
@@ -38,8 +40,22 @@ METRICS = Registry(
         "hessian_trace": "hpc_landscape.metrics.curvature:HessianTrace",
         "expected_return": "hpc_landscape.metrics.reinforcement:ExpectedReturnMetric",
     },
+    group="hpc_landscape.metrics",
     own="file.py:MyMetric",
     given=("inputs", "target", "data", "loss_fn", "ignore_index", "problem", "env"),
 )
 
-KINDS = (PROBLEMS, DIRECTIONS, METRICS)
+VIEWS = Registry(
+    "kind of picture",
+    "--kind",
+    {
+        "contour": "hpc_landscape.view.contour:Contour",
+        "surface": "hpc_landscape.view.surface:Surface",
+        "heatmap": "hpc_landscape.view.heatmap:Heatmap",
+        "line": "hpc_landscape.view.line:Line",
+    },
+    group="hpc_landscape.views",
+    own="file.py:MyPicture",
+)
+
+KINDS = (PROBLEMS, DIRECTIONS, METRICS, VIEWS)

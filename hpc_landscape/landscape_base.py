@@ -29,7 +29,7 @@ from .evaluate.evaluator import Evaluator, stack
 from .evaluate.find_norms import find_norms
 from .evaluate.normalization import Given, Running
 from .evaluate.trial import not_finite, try_batch
-from .grid import NAMES, Axis, Grid, counts, strided
+from .grid import NAMES, Axis, Grid, counts
 from .metrics import BatchMetric, Criterion, Data, DataMetric, Metric, MetricPipeline
 from .metrics.trial import check_loss
 from .model import state
@@ -43,6 +43,7 @@ from .model.rest import told, unmoved
 from .model.wrapper import ModelWrapper, wrap_model
 from .ranks.comm import Comm, SerialComm, ours_of
 from .ranks.torch_state import LOCK, one_at_a_time
+from .schedule.strided import strided
 from .store import layout
 
 

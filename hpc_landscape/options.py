@@ -20,6 +20,7 @@ MEANINGS = {
     "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
+NOTHING = ("null", "~")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def as_type(value: Any, kind: Any) -> Any:
         return as_type(value, parts[0])
     if origin in (Union, UnionType):
         return _of_any(value, sorted(parts, key=lambda part: part is not NoneType))
-    if kind in (None, NoneType) and value in (None, "null", "~"):
+    if kind in (None, NoneType):
+        if value not in (None, *NOTHING):
+            raise ValueError("not nothing")
         return None
     if kind is Path and isinstance(value, str):
         return Path(value)
@@ -108,7 +111,8 @@ def read_text(text: str) -> Any:
         meant = yaml.load(text, Loader=_loader())
     except Exception:  # of YAML's syntax, or from what makes the values, such as a number of too many digits
         return text
-    return text if isinstance(meant, str) or not text else meant  # as it was typed, quotes and all
+    as_typed = isinstance(meant, str) or (meant is None and text not in NOTHING)  # quotes and all; a comment
+    return text if as_typed else meant
 
 
 @functools.cache

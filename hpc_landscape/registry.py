@@ -15,13 +15,6 @@ from typing import Any, NamedTuple
 from .errors import UserError, printable, user_traceback
 from .objects import find_object, imported
 
-GROUPS = {  # of entry points, with which installed packages bring kinds: by the option that names one
-    "--problem": "hpc_landscape.problems",
-    "--directions": "hpc_landscape.directions",
-    "--metrics": "hpc_landscape.metrics",
-    "--kind": "hpc_landscape.views",
-}
-
 
 class Option(NamedTuple):
     """What a kind can be told. default: its text, "" where it has to be said. type, help: "" where nothing is known."""
@@ -37,21 +30,22 @@ class Registry:
 
     Args:
         what: the word for one, "metric" say.
-        option: the option that names one: a key of GROUPS.
-        built_in: name -> "module:attribute"; a package that brings another of this name does not replace it.
+        option: the option that names one, "--metrics" say.
+        built_in: name -> "module:attribute".
+        group: of the entry points with which installed packages bring more; a built-in name stays what it is.
         own: how one of a user's own files is named; "": it cannot be.
         given: arguments that the program gives by itself: they are no options.
     """
 
-    def __init__(self, what: str, option: str, built_in: Mapping[str, str], own: str = "", given: Iterable[str] = ()):
-        self.what, self.option, self.built_in = what, option, dict(built_in)
+    def __init__(
+        self, what: str, option: str, built_in: Mapping[str, str], group: str, own: str = "", given: Iterable[str] = ()
+    ):
+        self.what, self.option, self.built_in, self.group = what, option, dict(built_in), group
         self.own, self.given = own, frozenset(given)
 
     @functools.cached_property
     def _plugins(self) -> dict[str, metadata.EntryPoint]:
-        found = sorted(
-            metadata.entry_points(group=GROUPS[self.option]), key=lambda point: (point.name, _package(point))
-        )
+        found = sorted(metadata.entry_points(group=self.group), key=lambda point: (point.name, _package(point)))
         return {point.name: point for point in reversed(found) if point.name not in self.built_in}
 
     def names(self) -> list[str]:
@@ -154,7 +148,7 @@ def _package(point: metadata.EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "?"
 
 
-def broken_lines(options: Iterable[str] = GROUPS) -> list[str]:
-    """For each kind of these options that a package brings, and that cannot be imported, a line that says so."""
-    found = [(option, Registry("", option, {}).broken()) for option in options]
+def broken_lines(registries: Iterable[Registry]) -> list[str]:
+    """For each kind that a package brings, and that cannot be imported, a line that says so."""
+    found = [(registry.option, registry.broken()) for registry in registries]
     return [f"{option} {name} cannot be loaded ({why})" for option, broken in found for name, why in broken.items()]

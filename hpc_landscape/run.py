@@ -1,35 +1,49 @@
-"""The batch program: settings -> problem -> directions -> grid -> points -> file -> picture."""
+"""The batch program: settings -> problem -> directions -> grid -> schedule -> points -> file -> picture."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import time
 from contextlib import ExitStack
+from functools import partial
 
-import numpy as np
 import torch
 
+from .campaign.capacity import check_plan
 from .campaign.data import read_data
+from .campaign.directions import (
+    Reader,
+    Ways,
+    broadcast_directions,
+    default_axes,
+    find_trajectory,
+    loss_at_origin,
+    project_trajectory,
+)
+from .campaign.failures import Attempts, Reporter
+from .campaign.identity import made_of
+from .campaign.loop import Campaign
+from .campaign.metrics import check_metrics, choose_metrics, execution_errors, store_arrays
 from .campaign.norms import broadcast_norms
+from .campaign.plan import Plan, chosen, lay_out
+from .campaign.prepare import broadcast_weights, open_or_create
+from .campaign.recheck import compute_again, environment
 from .campaign.share import one_copy
 from .data.data import Data
-from .errors import COMPLETE, Stopped
+from .data.sets import Sets
+from .directions.base import Directions
+from .directions.registry import direction_kind
+from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder
 from .evaluate.evaluator import Evaluator
 from .evaluate.normalization import choose_normalization
 from .evaluate.tune import recorded, tune
-from .grid import strided
-from .job.again import compute_again, environment
-from .job.capacity import check_plan
-from .job.directions import broadcast_directions, locate, make_grid, project_trajectory
-from .job.failures import Failure, Reporter, evaluate, nan_values, watch
-from .job.identity import made_of
-from .job.metrics import check_metrics, choose_metrics, execution_errors
-from .job.plan import Plan, lay_out
-from .job.prepare import broadcast_weights, open_or_create
-from .job.report import Say, announce, dry_run, failed_note, finish, stopped, warn_if_long, without_root
+from .grid import Grid
 from .metrics.registry import MetricRegistry
 from .objects import script_alone
+from .problems.problem import Problem
 from .problems.registry import load_problem
 from .progress import Progress
 from .ranks.comm import Comm
@@ -38,18 +52,34 @@ from .ranks.device import (
     check_precision,
     check_same_device_type,
     choose_device,
+    describe,
     emulated,
     keep_memory,
     name_rank,
     set_threads,
+    shared_gpus,
 )
 from .ranks.orphans import end_children_with_us
 from .ranks.signals import Signals
 from .ranks.torch_state import as_before
+from .report import (
+    announce,
+    dry_run,
+    failed_note,
+    finish,
+    logging_on,
+    measure_point,
+    stopped,
+    warn_if_long,
+    without_root,
+)
+from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
 from .store.store import choose_writer, fall_back
 from .store.writer import Writer
+
+log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, comm: Comm) -> int:
@@ -57,121 +87,167 @@ def run(settings: Settings, comm: Comm) -> int:
 
     Every rank of comm calls it. UserError, on all ranks alike, where the user can mend what is wrong.
     """
-    with ExitStack() as stack, Signals(comm, settings.grace) as signals, as_before():
-        say = Say(comm)
+    grace = settings.for_ranks.grace
+    with ExitStack() as stack, Signals(comm, grace) as signals, as_before(), logging_on(comm):
         start = time.monotonic()
 
         # See what there is to go on with, and keep other runs out
-        stored = open_or_create(settings, comm, stack, say)
+        stored = open_or_create(settings.for_output, settings.for_grid, comm, stack)
 
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
-        with comm.raise_on_all_ranks():
-            writer = choose_writer(settings.writer, comm)
-            device = choose_device(settings.device, comm.local_rank, name_rank(comm))
-            check_precision(settings.precision, device)
-        check_same_device_type(comm, device)
-        settings, trajectory = locate(settings, comm)
-        set_threads(comm)
-        if note := emulated(settings.precision, device):
-            say(note)
-        end_children_with_us()
-        stack.enter_context(script_alone(settings.problem.rpartition(":")[0]))  # data-loading workers import it again
-        if device.type == "cpu":
-            keep_memory()
+        writer, device = _choose_machine(settings, comm)
+        settings, trajectory = _locate(settings, comm)
+        stack.enter_context(script_alone(settings.for_problem.problem.rpartition(":")[0]))  # workers import it again
 
         # Make the problem: model and data on every rank, weights from rank 0
-        with comm.raise_on_all_ranks():
-            problem = load_problem(settings.problem, settings.problem_arguments)
-            problem.wrapper.restrict(settings.include, settings.exclude, settings.trainable)
-            is_additive = check_metrics(settings, problem)
+        problem, sets, is_additive, brought = _make_problem(settings, stored, device, comm)
         threads = torch.get_num_threads()  # the factory may have set it
-        with comm.raise_on_all_ranks():
-            brought = made_of(settings, problem) if comm.is_root else {}  # before anything of it is called, or trained
-        broadcast_weights(settings, problem, stored, comm, say)
-        policy = choose_normalization(settings.bn, problem.wrapper)
-        sets = read_data(
-            problem, settings.for_evaluation, settings.seed, settings.resident, policy.reads_data, comm, say, device
-        )
-        broadcast_norms(problem, sets, policy, settings.precision, settings.seed, device, comm, say)
 
         # Make the directions on rank 0, and broadcast them
-        directions = broadcast_directions(settings, problem, sets, stored, trajectory, device, comm, say)
-        grid = make_grid(settings, problem, directions)
+        reader = Reader(problem, settings.for_problem)
+        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
 
         # Put it all on the device
-        policy = choose_normalization(settings.bn, problem.wrapper, sets.warmup is not None)
-        points = -(-grid.size // comm.size)
-        builder = EvaluatorBuilder(
-            *(problem, sets, directions, device, policy, settings.precision, settings.seed, settings.for_speed),
-            is_additive=is_additive,
-            points=points,
-        )
-        settings, tuned = _tuned(settings, builder, stored, comm, say)
-        evaluator, data = _chosen(builder, comm, say)
-        quantities = choose_metrics(settings, evaluator, MetricRegistry(problem, data, builder.loss), comm, say)
-        there = environment(comm, device)
-        plan = Plan(settings, problem, grid, directions, evaluator, quantities, sets, stored, brought, there, tuned)
-        with comm.raise_on_all_ranks():
-            if comm.is_root and stored is None:
-                plan.trajectory = project_trajectory(settings, problem, trajectory, directions, grid, say)
-                plan.execution_errors = execution_errors(plan, builder)
+        builder = _builder(settings, problem, sets, directions, device)
+        builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
+        settings, tuned = _tuned(settings, builder, stored, comm)
+        evaluator, data = _build(builder, comm)
+        registry = MetricRegistry(problem, data, builder.loss)
+        quantities = choose_metrics(settings.for_evaluation.metric_names, evaluator, registry, comm)
 
         # Lay out the file, or check that the one there is of this very run
+        plan = Plan(
+            *(settings.for_output, settings.for_evaluation, settings.for_directions),
+            *(problem, grid, directions, evaluator, quantities, sets, stored, brought, environment(comm, device)),
+            record=_record(settings, tuned),
+            keeps_model=settings.for_output.save_model or _trains(settings, problem),
+        )
         with comm.raise_on_all_ranks():
             if comm.is_root:
+                if stored is None:
+                    plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
+                    plan.execution_errors = execution_errors(plan, builder)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
-        announce(plan, comm, say, device, threads, writer)
-        unfinished = comm.bcast(plan.unfinished)
-        if settings.dry_run:
-            dry_run(plan, comm, say)
-            return COMPLETE
-        if not len(unfinished):
-            say(f"{settings.output} is complete{failed_note(stored)}; --overwrite starts again")
+        if _nothing_to_do(plan, device, threads, writer, comm):
             return COMPLETE
         plan.release()
-        with comm.raise_on_all_ranks():
-            if comm.is_root:
-                compute_again(plan)
-        writer = fall_back(writer, settings.output, comm, say)
+        comm.from_root(lambda: compute_again(plan))
+        writer = fall_back(writer, plan.path, comm, log.info)
 
         # Evaluate this rank's share
-        mine = strided(unfinished, comm.rank, comm.size)
-        control = Control(comm, signals, settings.grace)
-        stop_code = _evaluate(plan, mine, len(unfinished), writer, control, say)
+        stop_code = _evaluate(plan, writer, Control(comm, signals, grace))
 
         # Say how it went
-        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, say) if comm.is_root else None)
+        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, grace) if comm.is_root else None)
 
 
-def _tuned(
-    settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm, say: Say
-) -> tuple[Settings, str]:
+def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device]:
+    """Who writes, and what this rank computes on."""
+    precision = settings.for_evaluation.precision
+    with comm.raise_on_all_ranks():
+        writer = choose_writer(settings.for_output.writer, comm)
+        device = choose_device(settings.for_ranks.device, comm.local_rank, name_rank(comm))
+        check_precision(precision, device)
+    check_same_device_type(comm, device)
+    set_threads(comm)
+    if note := emulated(precision, device):
+        log.info(note)
+    end_children_with_us()
+    if device.type == "cpu":
+        keep_memory()
+    return writer, device
+
+
+def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
+    """The settings, and the trajectory's checkpoints: some kinds of direction are around its last one."""
+    ways = find_trajectory(settings.for_directions, comm)
+    last = direction_kind(settings.for_directions.directions).from_last_checkpoint
+    if last and settings.for_problem.checkpoint is None:
+        settings = settings.replaced(checkpoint=ways[-1][-1])
+    return settings, ways
+
+
+def _make_problem(
+    settings: Settings, stored: Stored | None, device: torch.device, comm: Comm
+) -> tuple[Problem, Sets, bool, dict[str, str]]:
+    """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0."""
+    options, evaluation, asked = settings.for_problem, settings.for_evaluation, settings.for_directions
+    with comm.raise_on_all_ranks():
+        problem = load_problem(options.problem, options.problem_arguments)
+        problem.wrapper.restrict(asked.include, asked.exclude, asked.trainable)
+        is_additive = check_metrics(evaluation.metric_names, problem)
+    with comm.raise_on_all_ranks():  # before anything of it is called, or trained
+        brought = made_of(options.problem, evaluation.metric_names, problem) if comm.is_root else {}
+    broadcast_weights(options, problem, settings.for_output.output, stored, comm)
+    policy = choose_normalization(evaluation.bn, problem.wrapper)
+    resident = settings.for_speed.resident
+    sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
+    broadcast_norms(problem, sets, policy, evaluation.precision, asked.seed, device, comm)
+    return problem, sets, is_additive, brought
+
+
+def _trains(settings: Settings, problem: Problem) -> bool:
+    """Whether the model has been trained here: no other file holds it."""
+    return problem.train is not None and settings.for_problem.checkpoint is None
+
+
+def _make_directions(
+    settings: Settings,
+    problem: Problem,
+    sets: Sets,
+    reader: Reader,
+    trajectory: Ways,
+    stored: Stored | None,
+    device: torch.device,
+    comm: Comm,
+) -> tuple[Directions, Grid]:
+    """The directions, on every rank; and the grid along them."""
+    asked, evaluation = settings.for_directions, settings.for_evaluation
+    policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
+    loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
+    directions = broadcast_directions(
+        *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
+        *(stored, settings.for_output.output, comm),
+    )
+    return directions, settings.grid(default_axes(asked, problem, directions))
+
+
+def _builder(
+    settings: Settings, problem: Problem, sets: Sets, directions: Directions, device: torch.device
+) -> EvaluatorBuilder:
+    evaluation = settings.for_evaluation
+    policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
+    seed, speed = settings.for_directions.seed, settings.for_speed
+    return EvaluatorBuilder(problem, sets, directions, device, policy, evaluation.precision, seed, speed)
+
+
+def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:
     """The settings in the fastest mode, as rank 0 has measured it or the file records it; and what was measured."""
-    if not settings.tune:
+    if not settings.for_speed.tune:
         return settings, ""
     if stored is not None:
         choice, text = recorded(stored.attributes)
     else:
         most = min(comm.allgather(builder.room(_sharers(builder, comm))))
         choice, text = comm.from_root(lambda: tune(builder, most))
-        say(f"tuned        {text}")
+        log.info("tuned        %s", text)
     settings = settings.replaced(tune=False, **choice)
     builder.speed = settings.for_speed
     return settings, text
 
 
-def _chosen(builder: EvaluatorBuilder, comm: Comm, say: Say) -> tuple[Evaluator, dict[str, Data]]:
+def _build(builder: EvaluatorBuilder, comm: Comm) -> tuple[Evaluator, dict[str, Data]]:
     """The evaluator in the first mode that works, the same on every rank, and the evaluation sets.
 
     There is a note where it is not the mode that was asked for.
     """
     candidates = builder.candidates()
-    chosen, why = comm.from_root(builder.first_that_works)
-    if candidates[chosen] != candidates[0]:
-        say(f"execution    {candidates[chosen]}, since this model cannot be evaluated as asked for: {why}")
+    number, why = comm.from_root(builder.first_that_works)
+    if candidates[number] != candidates[0]:
+        log.info(f"execution    {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
     most = min(comm.allgather(builder.room(_sharers(builder, comm))))
-    mode = dataclasses.replace(candidates[chosen], interleaved=builder.interleaved(most))
+    mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
     here = builder.data(mode)
     if builder.device.type == "cpu":
         here = here.each(lambda batches: one_copy(batches, comm))
@@ -183,37 +259,74 @@ def _sharers(builder: EvaluatorBuilder, comm: Comm) -> int:
     return builder.sets.sharers if builder.device.type == "cuda" else comm.local_size
 
 
-def _evaluate(plan: Plan, points: np.ndarray, unfinished: int, kind: type[Writer], control: Control, say: Say) -> int:
+def _record(settings: Settings, tuned: str) -> dict[str, object]:
+    """What the file says of how it was made, beside what values depend on."""
+    return {
+        "settings": settings.to_yaml(),
+        "command": settings.to_command(),
+        "problem": settings.for_problem.problem,
+        **chosen(settings.for_speed),
+        **({"tuned": tuned} if tuned else {}),
+    }
+
+
+def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[Writer], comm: Comm) -> bool:
+    """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
+    ranks = comm.allgather((os.uname().nodename, describe(device)))
+    shared = max(comm.allgather(shared_gpus(comm, device)))
+    if comm.is_root:
+        announce(plan, ranks, threads, writer)
+    if shared > 1:
+        log.warning("%d ranks share one GPU; start one rank per GPU", shared)
+    if plan.output.dry_run:
+        points = Strided(plan.unfinished, comm.rank, comm.size).next(plan.evaluator.execution.points)
+        tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
+        dry_run(plan, comm.allgather(measure_point(plan, tried, comm.local_size)))
+        return True
+    if not len(plan.unfinished):
+        log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")
+        return True
+    return False
+
+
+def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
-    comm = control.comm
-    progress = Progress(plan.grid.size, plan.grid.size - unfinished) if comm.is_root else None
-    reporter = Reporter(plan.grid)
-    writer = kind(plan.settings.output, comm, lambda n: progress.update(progress.done + n), reporter.hear, control)
-    control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, say, after)
+    comm, points = control.comm, plan.unfinished
+    progress = Progress(plan.grid.size, plan.grid.size - len(points)) if comm.is_root else None
+    reporter, patience = Reporter(plan.grid), plan.sets.patience
+    writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
+    control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
     control.on_silence = lambda: without_root(plan)
-    stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
+
+    # From now on a stop ends a wait, and what the machine has failed at is told by the writer
+    plan.sets.obey(lambda: writer.stop_code)
+    patience.stop, patience.file, patience.tell = lambda: writer.stop_code, plan.path, reporter.broke_off
+    reporter.send = writer.report
+    first = True
+
+    def on_points(evaluated: object, seconds: float) -> None:
+        nonlocal first
+        control.longest = max(control.longest, seconds)
+        if first:
+            first = False
+            warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
+
+    campaign = Campaign(
+        Strided(points, comm.rank, comm.size),
+        Attempts(
+            *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
+            record=plan.evaluation.on_error == "record",
+            check=writer.check,
+        ),
+        writer,
+        plan.nan_values,
+        reporter.found,
+        lambda: control.stops,
+        on_points,
+    )
     try:
-        watch(plan, writer, reporter)
-        with stopping, plan.evaluator.attached(), writer:
-            size = plan.evaluator.execution.points
-            for block in (points[i : i + size] for i in range(0, len(points), size)):
-                if control.stops:
-                    break
-                start = time.perf_counter()
-                try:
-                    found = evaluate(plan, writer, block)
-                except Stopped:  # in a stream that may have no end
-                    break
-                taken = time.perf_counter() - start
-                control.longest = max(control.longest, taken)
-                if block[0] == points[0]:
-                    warn_if_long(plan.settings, taken / len(block), len(block), say)
-                for point, values in zip(block, found, strict=True):
-                    if isinstance(values, Failure):
-                        reporter.found(writer, int(point), values)
-                        writer.put(int(point), taken / len(block), nan_values(plan), failed=True)
-                    else:
-                        writer.put(int(point), taken / len(block), values)
+        with control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience):
+            campaign.run()
     finally:
         if progress is not None:
             progress.close()

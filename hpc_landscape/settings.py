@@ -43,6 +43,18 @@ class GridSettings:
         if self.y == "none" and self.z not in (None, "none"):
             raise UserError("--z needs --y: a volume has three axes")
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The axes that are said, by name."""
+        return {name: text for name in NAMES if (text := getattr(self, name)) not in (None, "none")}
+
+    @property
+    def dimensions(self) -> int:
+        """How many axes are asked for."""
+        if self.y == "none":
+            return 1
+        return 3 if self.z not in (None, "none") else 2
+
 
 @dataclass(frozen=True)
 class ProblemSettings:
@@ -50,7 +62,7 @@ class ProblemSettings:
 
     problem: str = _setting(
         "digits",
-        "digits (built in), package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments",
+        "a kind, as listed below, package.module:factory or path/file.py:factory; --problem.KEY VALUE for arguments",
         "NAME",
     )
     problem_arguments: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +94,7 @@ class DirectionSettings:
 
     directions: str = _setting(
         "random",
-        "random, interpolation (to other models, --to), pca (principal ones of --trajectory), hessian (of largest "
-        "curvature), file, one that a package brings, or file.py:MyDirections",
+        "how the axes are chosen: a kind, as listed below, or file.py:MyDirections",
         "KIND",
     )
     to: str | None = _setting(None, "interpolation: the checkpoints of the other models, one per axis", "FILE,...")
@@ -128,9 +139,7 @@ class EvaluationSettings:
 
     metrics: str | None = _setting(
         None,
-        "comma-separated, arguments in brackets: loss, accuracy, accuracy(k=5), loss_gradient, "
-        "gradient_norm, gradient_predictiveness, loss_perturbations, curvature, hessian_trace, expected_return, "
-        "file.py:MyMetric",
+        "comma-separated, arguments in brackets, accuracy(k=5), say: kinds, as listed below, or file.py:MyMetric",
         "NAME,...",
         "loss,accuracy",
     )
@@ -295,12 +304,13 @@ class Settings:
                 raise UserError(f"--{name} {value}: holds a control character, or is not UTF-8")
         for group in vars(self).values():
             group.check()
-        check_directions(self)
+        check_directions(self.for_directions, self.for_grid.given)
 
     @property
     def dimensions(self) -> int:
         """How many axes there are."""
-        return direction_kind(self.directions).dimensions(self)
+        asked = self.for_directions
+        return direction_kind(asked.directions).dimensions(asked, self.for_grid.dimensions)
 
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""

@@ -14,6 +14,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from .model.numbers import can_move, wide
 from .model.wrapper import ModelWrapper, wrap_model
 from .problems.problem import Problem
 from .ranks.generators import Generators
-from .settings import Settings
+from .settings import OPTIONS, Settings
 
 ROUNDING = 1e-5  # relative, between two ways to add up the same numbers
 STEP = 0.01  # of the weights: how far off the other point is
@@ -44,12 +45,13 @@ class LikeSettings:
     """Settings of which a kind of direction reads what it likes, without being registered."""
 
     def __init__(self, kind: DirectionKind, **changes: Any):
-        vars(self).update(Settings().by_name())
-        vars(self).update(changes, directions=kind.name)
+        settings = Settings(**changes)
+        vars(self).update(settings.by_name(), directions=kind.name)
         self.normalized = self.normalization or kind.normalization
-        self.dimensions = kind.dimensions(self)
+        self.axes = settings.for_grid.given
+        self.count = kind.dimensions(self, settings.for_grid.dimensions)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # tells type checkers that there are others
         raise AttributeError(f"there is no setting {name}")
 
 
@@ -132,7 +134,8 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         moving = {name: p.detach() for name, p in origin.named_parameters() if can_move(p)}
         origin = Origin({name: p.cpu().to(wide(p.dtype), copy=True) for name, p in moving.items()})
     given = LikeSettings(kind, **settings)
-    kind.check(given)
+    origin = replace(origin, count=given.count)
+    kind.check(given, given.axes)
     _say(isinstance(kind.recipe(given), str), f"{kind.name}: its recipe is no text")
     before = checksum(dict(origin.weights))
     with Generators().kept():
@@ -141,8 +144,8 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
         np.random.seed(1)
         again = kind.make(given, origin)
     _say(checksum(dict(origin.weights)) == before, f"{kind.name} changes the weights that it is given")
-    _check_directions(kind, made, origin.weights, given.dimensions)
-    same = checksum([made.vectors, made.ends, made.rest]) == checksum([again.vectors, again.ends, again.rest])
+    _check_directions(kind, made, origin.weights, given.count)
+    same = checksum([made.vectors, made.targets, made.rest]) == checksum([again.vectors, again.targets, again.rest])
     _say(same, f"{kind.name} makes other directions when it is called again: draw from settings.seed alone")
 
 
@@ -239,7 +242,7 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
         for batch in batches:
             Generators().seed(0)
             sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
-        return sums.on_device().item()
+        return float(sums.on_device()[0, 0])
 
 
 def _is_tensors(batch: Any) -> bool:
@@ -273,7 +276,6 @@ def _digest(data: Any, what: str) -> str:
 
 def _check_loss(problem: Problem, data: Any, what: str) -> None:
     """The loss of the first batch is one number, or several by name or in order."""
-    assert problem.loss is not None, f"there is no loss on {what}"
     read = problem.on(as_batches(data))
     root = problem.root
     modes = [module.training for module in root.modules()]
@@ -281,6 +283,7 @@ def _check_loss(problem: Problem, data: Any, what: str) -> None:
     try:
         with torch.no_grad(), Generators().kept():
             batch = next(read.on(problem.wrapper))
+            assert problem.loss is not None  # or the problem had been refused
             found = problem.loss(read.output(problem.wrapper, batch), read.target(batch))
     finally:
         for module, mode in zip(root.modules(), modes, strict=True):
@@ -301,9 +304,8 @@ def _picklable(thing: Any, text: str) -> None:
 
 
 def _check_attributes(kind: DirectionKind) -> None:
-    known = Settings().by_name()
     for option in (*kind.options, *kind.needs, *kind.only):
-        _say(option in known, f"{kind.name} says that it uses {option}, and there is no such setting")
+        _say(option in OPTIONS, f"{kind.name} says that it uses {option}, and there is no such setting")
     _say(set(kind.only) <= {*kind.options, *kind.needs}, f"{kind.name}: what is its alone is to be in its options, too")
     choices = ("filter", "layer", "model", "none")
     _say(kind.normalization in choices, f"{kind.name}: normalization is {kind.normalization!r}")
@@ -317,7 +319,7 @@ def _check_attributes(kind: DirectionKind) -> None:
 def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[str, Tensor], count: int) -> None:
     what = f"{kind.name} with {count} axes"
     wanted = {name: (w.shape, w.dtype, w.device.type) for name, w in weights.items()}
-    for vectors in (made.vectors, made.ends) if made.ends is not None else (made.vectors,):
+    for vectors in (made.vectors, made.targets) if made.targets is not None else (made.vectors,):
         _say(len(vectors) == count, f"{what}: gives {len(vectors)} directions")
         for vector in vectors:
             found = {name: (d.shape, d.dtype, d.device.type) for name, d in vector.items()}
@@ -325,6 +327,8 @@ def _check_directions(kind: DirectionKind, made: Directions, weights: Mapping[st
             _say(all(bool(d.isfinite().all()) for d in vector.values()), f"{what}: values are not finite")
     moves = [any(bool(d.any()) for d in vector.values()) for vector in made.vectors]
     _say(all(moves), f"{what}: a direction is zero everywhere")
-    _say((made.ends is not None) == kind.leads_to_models, f"{what}: ends are for kinds with leads_to_models alone")
+    _say(
+        (made.targets is not None) == kind.leads_to_models, f"{what}: targets are for kinds with leads_to_models alone"
+    )
     for number, axis in enumerate(made.axes or ()):
         Axis.parse(axis, "xyz"[number])

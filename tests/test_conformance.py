@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hpc_landscape import Problem, testing
 from hpc_landscape.directions.base import DirectionKind, Directions, Origin
-from hpc_landscape.directions.registry import DIRECTIONS
+from hpc_landscape.kinds import DIRECTIONS, KINDS, METRICS, PROBLEMS
 from hpc_landscape.metrics import BatchMetric, Criterion, Data, Metric, MetricPipeline
-from hpc_landscape.metrics.registry import METRICS, MetricRegistry
+from hpc_landscape.metrics.registry import MetricRegistry
 from hpc_landscape.model.wrapper import wrap_model
-from hpc_landscape.problems.registry import PROBLEMS
 from hpc_landscape.registry import Option
 
 
@@ -68,7 +67,7 @@ def given_to(kind: str, dimensions: int, folder) -> tuple[Origin, dict]:
         others.append({n: w + torch.randn(w.shape, generator=draw, dtype=w.dtype) for n, w in weights.items()})
     torch.save(others[0], folder / "d.pt")
     loss = contextlib.nullcontext((wrap_model(model), Criterion(F.cross_entropy), Data(*samples())))
-    origin = Origin(weights, lambda path, option: others[int(path)], ["0", "1", "2", "3", "4"], lambda: loss)
+    origin = Origin(weights, 2, lambda path, option: others[int(path)], ["0", "1", "2", "3", "4"], lambda: loss)
     settings = {
         "interpolation": {"to": ",".join("123"[:dimensions])},
         "pca": {"trajectory": "0,1,2,3,4"} | AXES[dimensions],
@@ -91,7 +90,7 @@ def test_random_directions_of_a_model(distribution):
     testing.check_direction(DIRECTIONS.load("random")(), network(), distribution=distribution, seed=3)
 
 
-@pytest.mark.parametrize("registry", [METRICS, PROBLEMS, DIRECTIONS])
+@pytest.mark.parametrize("registry", KINDS)
 def test_names_are_those_of_the_kinds_and_each_has_a_help_text(registry):
     assert registry.names()[: len(registry.built_in)] == list(registry.built_in)
     for name in registry.names():
@@ -286,7 +285,7 @@ class Ones(DirectionKind):
         return Directions(
             [
                 {name: torch.full_like(w, 2.0**-axis) for name, w in origin.weights.items()}
-                for axis in range(settings.dimensions)
+                for axis in range(origin.count)
             ]
         )
 
@@ -298,7 +297,7 @@ def test_a_direction_may_be_simple():
 
 class Drawn(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.rand_like(w) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.rand_like(w) for n, w in origin.weights.items()}] * origin.count)
 
 
 class TooFew(Ones):
@@ -308,12 +307,12 @@ class TooFew(Ones):
 
 class OtherDtype(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.ones(w.shape) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.ones(w.shape) for n, w in origin.weights.items()}] * origin.count)
 
 
 class Nowhere(Ones):
     def make(self, settings, origin):
-        return Directions([{n: torch.zeros_like(w) for n, w in origin.weights.items()}] * settings.dimensions)
+        return Directions([{n: torch.zeros_like(w) for n, w in origin.weights.items()}] * origin.count)
 
 
 class Moving(Ones):

@@ -24,7 +24,7 @@ FLOORS = {
     "grid": 1.0,
     "options": 1.0,
     "help": 1.1,
-    "progress": 1.0,
+    "progress": 0.9,
     "ranks": 1.0,
     "model": 1.1,
     "model_interface": 1.2,  # loss-landscapes' names for it
@@ -38,10 +38,11 @@ FLOORS = {
     "testing": 3,
     "evaluate": 3,
     "view": 3,
+    "schedule": 1.0,
     "campaign": 4.0,
-    "job": 4.1,
+    "report": 4.1,  # tells of a plan
     "landscape_base": 4.1,
-    "run": 4.2,  # the pipeline, whose steps are in job/
+    "run": 4.2,  # the pipeline
     "landscape": 4.2,
     "cli": 5,
     "__main__": 6,

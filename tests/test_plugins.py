@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 
 import h5py
@@ -10,15 +12,15 @@ import numpy as np
 import pytest
 from programs import ROOT, TINY, environment, run_program
 
-from hpc_landscape.directions.registry import DIRECTIONS, kind_in_file
-from hpc_landscape.metrics.registry import METRICS
-from hpc_landscape.problems.registry import PROBLEMS
+from hpc_landscape.directions.registry import kind_in_file
+from hpc_landscape.kinds import KINDS
 
 PLUGIN = '''
 import torch
 from hpc_landscape import Problem
 from hpc_landscape.directions.base import DirectionKind, Directions
 from hpc_landscape.metrics import Metric
+from hpc_landscape.view.base import NO, YES, Picture
 
 
 class Axes(DirectionKind):
@@ -33,7 +35,7 @@ class Axes(DirectionKind):
 
     def make(self, settings, origin):
         vectors = []
-        for axis in range(settings.dimensions):
+        for axis in range(origin.count):
             vector = {name: torch.zeros_like(w) for name, w in origin.weights.items()}
             next(iter(vector.values())).view(-1)[self.offset + axis] = 1
             vectors.append(vector)
@@ -60,6 +62,25 @@ def line(width: int = 3) -> Problem:
         model.weight.copy_(torch.arange(width))
     return Problem(model, torch.nn.MSELoss(), (torch.eye(width), torch.zeros(width, 1)))
 '''
+PICTURE = '''
+
+class Histogram(Picture):
+    """How often which value occurs."""
+
+    def __init__(self, bins: int = 5):
+        self.bins = bins
+
+    def suits(self, shape):
+        return YES if len(shape) == 2 else NO
+
+    def draw(self, shown):
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained")
+        figure.add_subplot().hist(shown.fields[0].finite, bins=self.bins)
+        figure.axes[0].set_xlabel(f"{shown.fields[0].label} in {self.bins} bins")
+        return figure
+'''
 ENTRY_POINTS = """
 [hpc_landscape.directions]
 axes = toy_plugin:Axes
@@ -70,6 +91,9 @@ weight_norm = toy_plugin:WeightNorm
 absent = toy_plugin:Absent
 [hpc_landscape.problems]
 line = toy_plugin:line
+[hpc_landscape.views]
+histogram = toy_plugin:Histogram
+gone = toy_plugin_missing:Gone
 """
 
 
@@ -77,7 +101,7 @@ line = toy_plugin:line
 def site(tmp_path_factory):
     """A folder with the package, as pip would leave it."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "toy_plugin.py").write_text(PLUGIN)
+    (folder / "toy_plugin.py").write_text(PLUGIN + PICTURE)
     info = folder / "toy_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
@@ -87,7 +111,7 @@ def site(tmp_path_factory):
 
 def look_again():
     """As a process that has just begun: what is installed is looked up once in each."""
-    for registry in (DIRECTIONS, METRICS, PROBLEMS):
+    for registry in KINDS:
         vars(registry).pop("_plugins", None)
 
 
@@ -126,6 +150,10 @@ def test_pictures_know_it_and_do_without_it(installed, site, program, tmp_path, 
     options = ("--problem", "line", "--directions", "axes", "--plot", "false")
     assert program(*options).code == 0
     assert program("plot", "landscape.h5", "-o", "with.svg").code == 0
+    assert program("plot", "landscape.h5", "-o", "own.svg", "--kind", "histogram(bins=4)").code == 0
+    assert "loss in 4 bins" in (tmp_path / "own.svg").read_text()
+    broken = program("plot", "landscape.h5", "--kind", "gone")
+    assert broken.code == 2 and "--kind gone, of the package toy-plugin" in broken.err, broken
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     look_again()
     assert program("plot", "landscape.h5", "-o", "without.svg").code == 0
@@ -172,6 +200,11 @@ def test_help_names_what_is_broken(site, tmp_path):
     assert any("--metrics absent" in line and "Absent" in line for line in lines)
 
 
+def test_help_of_plot_names_its_own(installed, program):
+    shown = program("plot", "--help")
+    assert "histogram" in shown.out and "--kind gone cannot be loaded" in " ".join(shown.out.split()), shown
+
+
 def test_a_kind_in_a_file_of_the_users(program, tmp_path):
     (tmp_path / "toy_in_a_file.py").write_text(PLUGIN)
     finished = program(
@@ -195,3 +228,26 @@ def test_a_file_s_kind_is_a_name_and_is_never_run(tmp_path):
     for spec in (f"{tmp_path}/evil.py:Kind", "os:system", "os:system(command='true')", "gone(", "", 3, None):
         kind = kind_in_file(spec)
         assert kind.label(0) == "direction 1"
+
+
+PAGE = ROOT / "docs" / "kinds.md"
+
+
+def test_what_the_page_says_works(tmp_path):
+    """Its files, its commands and its tests, as they stand there."""
+    pytest.importorskip("matplotlib")
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    code = [text for kind, text in blocks if kind == "python"]
+    for text in code:
+        (tmp_path / text.split('"""')[1]).write_text(text)
+    (commands,) = [text for kind, text in blocks if kind == "bash"]
+    env = environment(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    commands += "python -m pytest -q -p no:cacheprovider test_my_kinds.py\n"
+    done = subprocess.run(["bash", "-e"], input=commands, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done
+    assert (tmp_path / "histogram.png").exists()
+    named = re.findall(r'^\w+ = "my_kinds:(\w+)"$', PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    groups = re.findall(r'entry-points\."([\w.]+)"', PAGE.read_text(encoding="utf-8"))
+    assert sorted(groups) == sorted(registry.group for registry in KINDS) and all(
+        f" {name}(" in code[0] for name in named
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .share import kept, one_copy
 if TYPE_CHECKING:
     from ..settings import EvaluationSettings
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
 
 
@@ -32,7 +33,6 @@ def read_data(
     resident: float,
     warms_up: bool,
     comm: Comm,
-    say: Say,
     device: torch.device,
 ) -> Sets:
     """The problem's data, after every rank has been seen to hold the same.
@@ -41,27 +41,27 @@ def read_data(
     device: this rank computes on it.
     """
     sharers, pin = shared_gpus(comm, device), device.type == "cuda"
-    patience = Patience(_once_for_each_kind(say))
+    patience = Patience(_once_for_each_kind())
     with comm.raise_on_all_ranks():
         sets = prepare_sets(
-            problem.sets, problem.warmup_data, options, seed, resident, patience, say, pin, comm.local_size
+            problem.sets, problem.warmup_data, options, seed, resident, patience, log.info, pin, comm.local_size
         )
     sets.sharers = sharers
     comm.check_equal(sets.kinds, f"the ranks hold different data: {SAME}")
     seen = comm.from_root(lambda: sets.look(warms_up))
     for text in sets.take(seen, warms_up):
-        say(text)
+        log.warning("%s", text)
     _agree_on_content(sets, comm)
     return _keep(sets, problem, comm)
 
 
-def _once_for_each_kind(say: Say) -> Callable[[Cause], None]:
+def _once_for_each_kind() -> Callable[[Cause], None]:
     told: set[str] = set()
 
     def tell(fault: Cause) -> None:
         if fault.kind not in told:
             told.add(fault.kind)
-            say(f"note         {fault}: {AGAIN}")
+            log.info("note         %s: %s", fault, AGAIN)
 
     return tell
 

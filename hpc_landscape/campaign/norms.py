@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import torch
 
@@ -14,6 +14,8 @@ from ..evaluate.normalization import Normalization
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 
+log = logging.getLogger(__name__)
+
 
 def broadcast_norms(
     problem: Problem,
@@ -23,7 +25,6 @@ def broadcast_norms(
     seed: int,
     device: torch.device,
     comm: Comm,
-    say: Callable[[str], None],
 ) -> None:
     """Give the problem's wrapper what rank 0 finds on the first batch; where that fails, all are re-estimated."""
     batches = sets.warmup or next(iter(sets.evaluation.values()), None)
@@ -40,10 +41,11 @@ def broadcast_norms(
             except Exception as error:  # whether the model can be evaluated at all is told where its mode is chosen
                 unknown = type(error).__name__
     if unknown and len([*problem.wrapper.parameters()]) < len([*problem.root.parameters()]):
-        say(
-            "warning: whether a part that keeps still has batch normalization could not be told "
-            f"({unknown}): all layers are re-estimated"
+        log.warning(
+            "whether a part that keeps still has batch normalization could not be told (%s): all layers are "
+            "re-estimated",
+            unknown,
         )
     problem.wrapper.norms = comm.bcast(found)
     for text in found.notices if found else ():
-        say(f"warning: {text}")
+        log.warning("%s", text)

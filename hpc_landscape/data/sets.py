@@ -112,7 +112,7 @@ class Sets:
             batches = self._used(warms_up)[what]
             if one.repeated:
                 yield (
-                    f"warning: {what}: each of the loader's {one.repeated} workers gives all of the "
+                    f"{what}: each of the loader's {one.repeated} workers gives all of the "
                     "samples (its data set does not share them out by get_worker_info()): it is read without workers"
                 )
                 if batches.workers:
@@ -120,7 +120,7 @@ class Sets:
             if not one.ended and not batches.bounded:
                 option = "warmup_samples" if what == WARMUP else "samples"
                 yield (
-                    f"warning: {what}: the stream has not ended after {one.batches} batches in {streams.PROBE:g} s; "
+                    f"{what}: the stream has not ended after {one.batches} batches in {streams.PROBE:g} s; "
                     f"where it has no end give --batches N or --{option} N"
                 )
 

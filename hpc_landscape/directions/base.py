@@ -21,19 +21,26 @@ Read = Callable[[str, str], Mapping[str, "Tensor"]]  # (path of a checkpoint, th
 OTHERS = ("second", "third", "fourth")
 
 
+def no_checkpoint(path: str, option: str) -> Mapping[str, Tensor]:
+    """Where nothing was given to read checkpoints with."""
+    raise UserError(f"{option} {path}: no checkpoints can be read here")
+
+
 @dataclass(frozen=True)
 class Origin:
     """The model that directions lead from, and what a kind may ask for.
 
     Attributes:
         weights: the parameters that move, by name, on the CPU; those of 16 bits in float32.
+        count: how many directions are wanted, one for each axis.
         read: reads these parameters from a checkpoint, and, where the kind leads to models, what else goes along.
         trajectory: the paths of its checkpoints, in their order.
         loss: opens (the model at the origin, its loss, the first evaluation set), for gradients and curvature.
     """
 
     weights: Mapping[str, Tensor]
-    read: Read | None = None
+    count: int = 2
+    read: Read = no_checkpoint
     trajectory: Sequence[str] = ()
     loss: Callable[[], AbstractContextManager[tuple[ModelWrapper, Criterion, Data]]] | None = None
 
@@ -42,24 +49,25 @@ class Origin:
 class Directions:
     """What coordinates mean. vectors: a mapping by parameter name for each axis, on the CPU.
 
-    ends: the models that the vectors lead to, where they do. rest: what else they have otherwise, and what of it goes
-    along, by name, for each. stays: names of what does not. axes: a MIN:MAX:N for each axis, where the kind of
+    targets: the models that the vectors lead to, where they do. rest: what else they have otherwise, and what of it
+    goes along, by name, for each. stays: names of what does not. axes: a MIN:MAX:N for each axis, where the kind of
     direction knows better than the problem. notes: what else the file is to say.
     """
 
     vectors: list[dict[str, Tensor]]
-    ends: list[dict[str, Tensor]] | None = None
+    targets: list[dict[str, Tensor]] | None = None
     axes: list[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     rest: list[dict[str, Tensor]] = field(default_factory=list)
     stays: list[str] = field(default_factory=list)
 
     @property
-    def moves(self) -> list[dict[str, Tensor]]:
-        """What a Placement takes: the ends where there are some."""
-        if self.ends is None:
+    def placed(self) -> list[dict[str, Tensor]]:
+        """What a Placement takes: the targets where there are some."""
+        if self.targets is None:
             return self.vectors
-        return [{**end, **rest} for end, rest in zip(self.ends, self.rest or [{}] * len(self.ends), strict=True)]
+        others = self.rest or [{}] * len(self.targets)
+        return [{**target, **rest} for target, rest in zip(self.targets, others, strict=True)]
 
 
 class DirectionKind(abc.ABC):
@@ -107,22 +115,23 @@ class DirectionKind(abc.ABC):
 
     @abc.abstractmethod
     def make(self, settings: Any, origin: Origin) -> Directions:
-        """The directions, one for each of ``settings.dimensions`` axes, on the CPU; on rank 0, with one thread.
+        """The directions, ``origin.count`` of them, on the CPU; on rank 0, with one thread.
 
         Raises:
             UserError: where there are none.
         """
 
-    def check(self, settings: Any) -> None:
-        """Raise UserError where settings do not go together with this kind; nothing has been read yet."""
+    def check(self, settings: Any, axes: Mapping[str, str]) -> None:
+        """Raise UserError where settings do not go together with this kind; nothing has been read yet.
+
+        axes: those that are given, MIN:MAX:N by name.
+        """
         if settings.orthogonalize:
             raise UserError(f"--orthogonalize is for random directions, not for --directions {settings.directions}")
 
-    def dimensions(self, settings: Any) -> int:
-        """How many axes there are."""
-        if settings.y == "none":
-            return 1
-        return 3 if settings.z not in (None, "none") else 2
+    def dimensions(self, settings: Any, asked: int) -> int:
+        """How many axes there are, where so many are asked for."""
+        return asked
 
     # What follows from the attributes
 

@@ -22,5 +22,5 @@ class File(DirectionKind):
         from .normalize import normalize_all
         from .reading import read_directions
 
-        vectors = read_directions(split(settings.direction_files), origin.weights, settings.dimensions)
+        vectors = read_directions(split(settings.direction_files), origin.weights, origin.count)
         return Directions(normalize_all(vectors, origin.weights, settings.normalized, settings.ignore))

@@ -24,7 +24,7 @@ class Hessian(DirectionKind):
             raise UserError("--directions hessian: the problem has no data")
         weights = origin.weights
         with origin.loss() as (model, loss, data):
-            vectors, values = hessian_eigenvectors(model, loss, data, settings.dimensions)
+            vectors, values = hessian_eigenvectors(model, loss, data, origin.count)
         vectors = [{name: d.to(weights[name].dtype) for name, d in vector.items()} for vector in vectors]
         return Directions(
             normalize_all(vectors, weights, settings.normalized, settings.ignore), notes={"hessian_eigenvalues": values}

@@ -25,18 +25,18 @@ class Interpolation(DirectionKind):
     axis_label = "interpolation (0: first model, 1: {other} model)"
     models = ("first model", *(f"{other} model" for other in OTHERS))
 
-    def check(self, settings: Any) -> None:
+    def check(self, settings: Any, axes: Mapping[str, str]) -> None:
         """One model for each axis that is given, to which the way is neither scaled nor turned."""
         models = split(settings.to)
         if len(models) > len(NAMES):
             raise UserError(f"--to {settings.to}: at most {len(NAMES)} models, one per axis")
         for number, name in enumerate(NAMES):
-            if (text := getattr(settings, name)) not in (None, "none") and number >= len(models):
-                raise UserError(f"--{name} {text}: --to leads to one model per axis, and names {number}")
+            if name in axes and number >= len(models):
+                raise UserError(f"--{name} {axes[name]}: --to leads to one model per axis, and names {number}")
         if settings.normalized != "none" or settings.orthogonalize:
             raise UserError("--directions interpolation leads to other models: no --normalization, no --orthogonalize")
 
-    def dimensions(self, settings: Any) -> int:
+    def dimensions(self, settings: Any, asked: int) -> int:
         """An axis for each model."""
         return len(split(settings.to))
 

@@ -30,7 +30,7 @@ class PCA(DirectionKind):
         assert origin.read is not None  # the needed trajectory is given
         points = [partial(origin.read, path, "--trajectory") for path in origin.trajectory]
         with said_of(f"--trajectory {settings.trajectory}"):
-            vectors, ratios = principal_directions(points, origin.weights, settings.dimensions)
+            vectors, ratios = principal_directions(points, origin.weights, origin.count)
         vectors = normalize_all(vectors, origin.weights, settings.normalized, settings.ignore)
         coordinates, _ = project(points, origin.weights, vectors)
         axes = ["{:.6g}:{:.6g}:{}".format(*around(c, MARGIN)) for c in coordinates.T]

@@ -39,7 +39,10 @@ def project(
 
 
 def _project_one(
-    point: Mapping[str, Tensor], origin: Mapping[str, Tensor], directions: list[dict[str, Tensor]], solver: np.ndarray
+    point: Mapping[str, Tensor],
+    origin: Mapping[str, Tensor],
+    directions: Sequence[Mapping[str, Tensor]],
+    solver: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     rest = {name: double(point[name]) - double(start) for name, start in origin.items()}
     coordinates = solver @ np.array([float(dot(direction, rest)) for direction in directions])

@@ -21,7 +21,7 @@ class Random(DirectionKind):
     options = ("seed", "distribution", "normalization", "ignore", "orthogonalize")
     normalization = "filter"
 
-    def check(self, settings: Any) -> None:
+    def check(self, settings: Any, axes: Mapping[str, str]) -> None:
         """What is orthogonal is no longer after each part was scaled by its own factor."""
         if settings.orthogonalize and settings.normalized in ("filter", "layer"):
             raise UserError(
@@ -35,7 +35,7 @@ class Random(DirectionKind):
 
         weights = origin.weights
         made: list[dict[str, Tensor]] = []
-        for direction in random_directions(weights, settings.dimensions, settings.seed, settings.distribution):
+        for direction in random_directions(weights, origin.count, settings.seed, settings.distribution):
             direction = normalize(direction, weights, "none", settings.ignore)
             for earlier in made if settings.orthogonalize else ():
                 direction = orthogonalize(direction, earlier)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
@@ -21,7 +22,7 @@ def direction_kind(spec: str) -> DirectionKind:
     return kind
 
 
-def check_directions(settings: Any) -> None:
+def check_directions(settings: Any, axes: Mapping[str, str]) -> None:
     """UserError where the kind is none, or other settings do not go together with it."""
     kind = direction_kind(settings.directions)
     for option, what in kind.needs.items():
@@ -32,7 +33,7 @@ def check_directions(settings: Any) -> None:
             given = getattr(settings, option)
             if given is not None and option not in (*kind.options, *kind.needs):
                 raise UserError(f"--{option} {given}: goes with --directions {name}")
-    kind.check(settings)
+    kind.check(settings, axes)
 
 
 def make_directions(settings: Any, origin: Origin) -> Directions:
@@ -47,12 +48,12 @@ def make_directions(settings: Any, origin: Origin) -> Directions:
         made = kind.make(settings, origin)
     _check_made(made, kind, settings, origin)
     in_order = [[{name: part[name] for name in origin.weights} for part in parts] for parts in _parts(made)]
-    made.vectors, made.ends = in_order[0], in_order[1] if made.ends is not None else None
+    made.vectors, made.targets = in_order[0], in_order[1] if made.targets is not None else None
     return made
 
 
 def _parts(made: Directions) -> list[list[dict[str, Any]]]:
-    return [made.vectors, *([] if made.ends is None else [made.ends])]
+    return [made.vectors, *([] if made.targets is None else [made.targets])]
 
 
 def _check_made(made: Directions, kind: DirectionKind, settings: Any, origin: Origin) -> None:
@@ -60,14 +61,14 @@ def _check_made(made: Directions, kind: DirectionKind, settings: Any, origin: Or
     wanted = {name: (w.shape, w.dtype, w.device.type) for name, w in origin.weights.items()}
     for parts in _parts(made):
         found = [{name: (d.shape, d.dtype, d.device.type) for name, d in part.items()} for part in parts]
-        if found != [wanted] * settings.dimensions:
+        if found != [wanted] * origin.count:
             raise UserError(
                 f"--directions {settings.directions}: gave {len(found)} directions, or other names, shapes, dtypes or "
-                f"devices than the weights have; {settings.dimensions} are needed, one for each axis, each like them"
+                f"devices than the weights have; {origin.count} are needed, one for each axis, each like them"
             )
-    if (made.ends is not None) != kind.leads_to_models:
+    if (made.targets is not None) != kind.leads_to_models:
         raise UserError(
-            f"--directions {settings.directions}: ends are for kinds with leads_to_models, and for these alone"
+            f"--directions {settings.directions}: targets are for kinds with leads_to_models, and for these alone"
         )
 
 

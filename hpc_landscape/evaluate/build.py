@@ -122,10 +122,10 @@ class EvaluatorBuilder:
                 name: tensors[name]
                 for name in (*directions.vectors[0], *(directions.rest[0] if directions.rest else ()))
             },
-            directions.moves,
+            directions.placed,
             self.device,
             self.dtype,
-            targets=directions.ends is not None,
+            targets=directions.targets is not None,
             compute_dtypes=compute_dtypes(self.problem.root, mode.compute_dtype),
             channels_last=mode.channels_last,
             rows=mode.points,

@@ -40,8 +40,7 @@ class MetricRegistry:
         if name in self.own:
             return {name: self.own[name]}
         make, on_sets = self.find(spec)
-        if make is LossTerm:
-            assert self.criterion is not None  # there are data, and so a loss
+        if make is LossTerm and self.criterion is not None:
             words = [(on, spec.removeprefix(f"{on}_")) for on in on_sets]
             return {f"{on}_{w}" if on else w: LossTerm(self.criterion, w, self.sets[on]) for on, w in words}
         made = {}

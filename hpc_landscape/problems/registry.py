@@ -50,7 +50,7 @@ def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], sp
             if not takes_any:
                 known = ", ".join(f"--problem.{name}" for name in parameters) or "none"
                 raise UserError(f"--problem.{key}: {spec} takes no '{key}'; it takes: {known}")
-            annotation = Any
+            annotation: Any = Any
         else:
             annotation = _annotation(parameters[key])
         try:

@@ -16,12 +16,6 @@ _MANTISSAS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2,
 _STEPS = (1, 2, 2.5, 5, 10)
 
 Extend = Literal["neither", "min", "max", "both"]
-_EXTENDS: dict[tuple[bool, bool], Extend] = {
-    (False, False): "neither",
-    (True, False): "min",
-    (False, True): "max",
-    (True, True): "both",
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,8 @@ def choose(
         chosen = np.array([first, *inside, last])
     below = values.size and values.min() < chosen[0]
     above = values.size and values.max() > chosen[-1]
-    return Scale(bool(log), chosen, _EXTENDS[bool(below), bool(above)])
+    extend: Extend = ("both" if above else "min") if below else ("max" if above else "neither")
+    return Scale(bool(log), chosen, extend)
 
 
 def _check(values: np.ndarray, log: bool | None, levels: np.ndarray, vmin: float | None, vmax: float | None) -> None:

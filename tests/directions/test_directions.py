@@ -266,10 +266,10 @@ def test_orthogonalize():
 @pytest.mark.parametrize("ignore", ["biasbn", "none"])
 def test_orthogonal_recipe(normalization, ignore):
     settings = Settings(z="-1:1:3", orthogonalize=True, normalization=normalization, ignore=ignore)
-    made = make_directions(settings, Origin(weights())).vectors
+    made = make_directions(settings, Origin(weights(), 3)).vectors
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(cosine(made[i], made[j])) < 1e-6  # float32
-    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), Origin(weights())).vectors
+    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), Origin(weights(), 1)).vectors
     assert all(torch.equal(line[0][n], made[0][n]) for n in line[0])
 
 
@@ -299,7 +299,9 @@ def test_recipe_does_not_depend_on_threads(normalization):
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             torch.manual_seed(n)
-            found.append(make_directions(Settings(y="none", normalization=normalization), Origin(big)).vectors[0]["w"])
+            found.append(
+                make_directions(Settings(y="none", normalization=normalization), Origin(big, 1)).vectors[0]["w"]
+            )
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(threads)

@@ -14,15 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpc_landscape.campaign.data import read_data
+from hpc_landscape.campaign.directions import Reader, broadcast_directions
+from hpc_landscape.campaign.metrics import execution_errors
+from hpc_landscape.campaign.plan import Plan
 from hpc_landscape.evaluate import evaluator as evaluator_module
 from hpc_landscape.evaluate.build import EvaluatorBuilder
 from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
 from hpc_landscape.evaluate.normalization import choose_normalization
 from hpc_landscape.grid import Axis, Grid
-from hpc_landscape.job.directions import broadcast_directions
-from hpc_landscape.job.metrics import execution_errors
-from hpc_landscape.job.plan import Plan
 from hpc_landscape.metrics import Accuracy, Data, Loss
 from hpc_landscape.model import state
 from hpc_landscape.model.placement import Placement
@@ -302,15 +302,17 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     real = evaluator_module.matmul
     monkeypatch.setattr(evaluator_module, "matmul", lambda precision: seen.append(precision) or real("fp32"))
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
-    sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, print, cpu)
-    directions = broadcast_directions(settings, problem, sets, None, [], cpu, comm, print)
+    sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, cpu)
+    asked, reader = settings.for_directions, Reader(problem, settings.for_problem)
+    directions = broadcast_directions(asked, 2, problem, reader, [], None, None, "", comm)
     policy = choose_normalization("warmup", problem.wrapper)
     builder = EvaluatorBuilder(problem, sets, directions, cpu, policy, "tf32", 0, settings.for_speed)
     evaluator, data = builder.build(PLAIN)
     evaluator.metrics = {"loss": Loss(problem.loss, data[""])}
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
     seen.clear()
-    errors = execution_errors(Plan(settings, problem, grid, directions, evaluator, [], sets, None), builder)
+    plan = Plan(settings.for_output, settings.for_evaluation, asked, problem, grid, directions, evaluator, [], sets)
+    errors = execution_errors(plan, builder)
     assert (
         errors.differences["loss"].tolist() == [0.0] * 8
         and errors.estimates == {"loss": 0.0}

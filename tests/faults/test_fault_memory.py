@@ -19,10 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from hpc_landscape.data.prepare import prepare
 from hpc_landscape.directions.reading import read_directions
 from hpc_landscape.errors import UserError, is_out_of_memory
-from hpc_landscape.job.memory import explain
 from hpc_landscape.model import archives
 from hpc_landscape.ranks.memory import free_memory
-from hpc_landscape.settings import Settings
+from hpc_landscape.ranks.out_of_memory import explain
 
 ROOM = f"{PROBLEMS / 'room_problem_for_tests.py'}:room"
 JOB = ("--x=-1:1:2", "--y=none", "--plot=false", "--metrics=loss")
@@ -45,7 +44,7 @@ OUT = {
 def test_a_gpu_s_libraries_in_their_words(words: str) -> None:
     error = RuntimeError(words)
     assert is_out_of_memory(error)
-    said = explain(error, Settings(), 1, 4)
+    said = explain(error, None, 512, 1, 4)
     assert said.startswith("out of GPU memory on rank 1 of 4") and "\n" not in said and "--batch_size" in said
 
 

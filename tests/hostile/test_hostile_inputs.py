@@ -17,8 +17,7 @@ import pytest
 import torch
 from programs import PROBLEMS, TINY, Finished, assert_same_landscape, listing, read, run_program
 
-from hpc_landscape.job import capacity as room
-from hpc_landscape.settings import Settings
+from hpc_landscape.campaign import capacity as room
 
 pytestmark = pytest.mark.slow
 
@@ -262,9 +261,9 @@ def test_room_is_measured_against_what_is_free(tmp_path: Path) -> None:
     """The numbers of the rule: bytes of a point, and the ranks of a node."""
     path = str(tmp_path / "a.h5")
     fits = int(min(room.free(path) / room.LEAST, room.free_memory() / (room.INDEX * (2 + room.ON_ROOT))) * 0.9)
-    room.check_axes(Settings(output=path, x=f"-1:1:{fits}"), 2, True)
+    room.check_axes({"x": f"-1:1:{fits}"}, path, 2, True)
     with pytest.raises(Exception, match="lower N"):
-        room.check_axes(Settings(output=path, x=f"-1:1:{2 * fits}"), 2, True)
+        room.check_axes({"x": f"-1:1:{2 * fits}"}, path, 2, True)
     assert 0 < room.free(path) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from hpc_landscape.arguments import parse
 from hpc_landscape.errors import UserError, printable
-from hpc_landscape.grid import MOST, Axis, Grid, strided
+from hpc_landscape.grid import MOST, Axis, Grid
+from hpc_landscape.kinds import DIRECTIONS
 from hpc_landscape.problems.registry import type_arguments
+from hpc_landscape.schedule.strided import strided
 from hpc_landscape.settings import MOST as MOST_WHOLE
 from hpc_landscape.settings import OPTIONS, Settings
 
@@ -147,6 +149,8 @@ def _value(name: str) -> st.SearchStrategy[Any]:
         return st.none() | AXES.filter(_valid)
     if name in ("to", "direction_files"):  # go with some directions alone
         return st.none()
+    if name == "directions":
+        return st.sampled_from(DIRECTIONS.names())
     choices = [c for part in kinds for c in get_args(part) if isinstance(c, str)]
     values = st.sampled_from(choices) if choices else st.nothing()
     values |= st.integers(0 if name == "seed" else 1, MOST_WHOLE) if int in kinds else st.nothing()

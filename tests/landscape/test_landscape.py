@@ -447,7 +447,7 @@ def test_parameters_of_every_kind(ignore):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_models_of_one_dtype(dtype):
     model, (x, y) = network(dtype=dtype), images(dtype=dtype)
-    plane = PlanarLossLandscape(model, 3).random_plane(1, seed=5)
+    plane = PlanarLossLandscape(model, 3).random_plane(3, seed=5)
     kinds = {d.dtype for direction in plane.directions for d in direction.values()}
     assert kinds == {torch.float64 if dtype == torch.float64 else torch.float32}
     found = plane.compute(Loss(lambda output, target: F.cross_entropy(output.double(), target), x, y))

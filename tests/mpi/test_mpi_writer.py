@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.grid import Axis, Grid, strided
+from hpc_landscape.grid import Axis, Grid
+from hpc_landscape.schedule.strided import strided
 from hpc_landscape.store import layout, parallel, writer
 from hpc_landscape.store.gather import GatherStore
 from hpc_landscape.store.layout import Quantity

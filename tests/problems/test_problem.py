@@ -244,6 +244,7 @@ def typed(signature: str, arguments: dict[str, Any], future: bool = False) -> di
         ("int", 5, 5),
         ("bool", True, True),
         ("Union[str, None]", "null", None),
+        ("Union[str, None]", "#5", "#5"),
         ("Union[int, str]", "5", 5),
         ("Union[str, int]", "5", "5"),
         ("Annotated[int, 'metres']", "5", 5),
@@ -283,6 +284,8 @@ def test_annotated(annotation, text, value, future):
         ("", "'5'", "'5'"),
         ("", "[x", "[x"),
         ("", "{a: }", {"a": None}),
+        ("", "#5", "#5"),
+        ("", "~", None),
         ("=None", "-1:1:51", "-1:1:51"),
     ],
 )

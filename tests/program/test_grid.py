@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.grid import Axis, Grid, strided
+from hpc_landscape.grid import Axis, Grid
+from hpc_landscape.schedule.strided import strided
 from hpc_landscape.settings import Settings
 
 

@@ -122,3 +122,5 @@ def test_help_and_settings_are_printed_once(tmp_path: Path) -> None:
     for option, words in (("--help", "exit codes:"), ("--print_config", "batch_size:")):
         finished = run_program(option, folder=tmp_path, ranks=2, limit=LIMIT)
         assert finished.code == 0 and finished.out.count(words) == 1, finished
+    finished = run_program("--help", "nonsense", folder=tmp_path, ranks=2, limit=LIMIT)
+    assert finished.code == 2 and finished.err.count("--help nonsense: there is no kind of this name") == 1, finished

@@ -17,6 +17,7 @@ from programs import ROOT
 from hpc_landscape.arguments import parse
 from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
+from hpc_landscape.registry import Option as KindOption
 from hpc_landscape.settings import GROUPS, OPTIONS, Settings
 
 
@@ -104,6 +105,8 @@ def test_axes():
         (("--checkpoint", "null.pt"), "checkpoint", "null.pt"),
         (("--checkpoint", "null"), "checkpoint", None),
         (("--output", "null"), "output", "null"),
+        (("--checkpoint", "#1.pt"), "checkpoint", "#1.pt"),
+        (("--checkpoint", "{a"), "checkpoint", "{a"),
         (("--checkpoint", "-1.pt"), "checkpoint", "-1.pt"),
         (("--checkpoint=--a.pt",), "checkpoint", "--a.pt"),
         (("--overwrite", "true"), "overwrite", True),
@@ -218,6 +221,7 @@ def test_an_empty_file(tmp_path, text):
         ("--problem", "größe.py:make", "--problem.a", "5", "--problem.b", "null", "--problem.c", "1:30"),
         ("--output", "yes", "--checkpoint", "5", "--save_directions", "false", "--metrics", "loss"),
         ("--output", "a: b # c.h5", "--checkpoint", "'quoted'"),
+        ("--checkpoint", "#1.pt", "--problem.a", "#2"),
         ("--compile",),
         ("--compile", "reduce-overhead"),
     ],
@@ -271,6 +275,7 @@ def test_print_config_round_trip(tmp_path, words):
         (("--resident", "nan"), "--resident nan: expected a number"),
         (("--print_config", "3"), "--print_config 3: expected true or false"),
         (("--help", "hesian"), "--help hesian: there is no kind of this name; see --help"),
+        (("--help=hesian",), "--help hesian: there is no kind of this name; see --help"),
     ],
 )
 def test_mistakes_on_the_command_line(words, said):
@@ -386,7 +391,7 @@ def test_help_tells_of_every_setting_and_says_its_default_once(capsys):
 class Fake:
     """A registry."""
 
-    def __init__(self, option: str, **kinds: tuple[str, list[tuple[str, str, str, str]]]) -> None:
+    def __init__(self, option: str, **kinds: tuple[str, list[KindOption]]) -> None:
         self.option, self.kinds = option, kinds
 
     def names(self) -> list[str]:
@@ -400,7 +405,10 @@ class Fake:
 KINDS = [
     Fake(
         "--metrics",
-        hessian_trace=("The trace of the Hessian.", [("samples", "int", "100", "how many"), ("k", "int", "", "")]),
+        hessian_trace=(
+            "The trace of the Hessian.",
+            [KindOption("samples", "int", "100", "how many"), KindOption("k", "int")],
+        ),
         path=("How long it is.", []),
     ),
     Fake("--directions", interpolation=("To other models.", []), path=("Along a path.", [])),

@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Mapping
 
 from ..errors import UserError
-from ..grid import NAMES, Axis
+from ..grid import Axis
 from ..model import state
 from ..progress import size
 from ..ranks.memory import free_memory
-from ..settings import Settings
 from ..store import layout
 from .plan import Plan
 
@@ -22,16 +21,15 @@ COPIES = 6  # of a point's values: under way, sent, received, written; rank 0 ha
 LEAST = 8 + 8 + 1 + 1  # bytes of a point in the file: a metric, wall_time, done, failed
 
 
-def check_axes(settings: Settings, ranks: int, new: bool) -> None:
-    """UserError where the axes that are given ask for more points than memory, or a new file's disk, can take.
+def check_axes(axes: Mapping[str, str], output: str, ranks: int, new: bool) -> None:
+    """UserError where the axes, MIN:MAX:N by name, ask for more points than memory, or a new file's disk, can take.
 
     ranks: of this node. What axes and metrics the problem adds is not known yet.
     """
-    given = {name: text for name in NAMES if (text := getattr(settings, name)) not in (None, "none")}
-    points = math.prod(Axis.parse(text, name).n for name, text in given.items())
-    what = f"{' '.join(f'--{name} {text}' for name, text in given.items())}: {points:,} points"
+    points = math.prod(Axis.parse(text, name).n for name, text in axes.items())
+    what = f"{' '.join(f'--{name} {text}' for name, text in axes.items())}: {points:,} points"
     _check_memory(points, ranks, what)
-    if new and (needed := points * LEAST) > (there := free(settings.output)):
+    if new and (needed := points * LEAST) > (there := free(output)):
         raise UserError(f"{what} need {size(needed)} or more on the disk, and {size(there)} are free there; lower N")
 
 
@@ -45,7 +43,7 @@ def check_plan(plan: Plan, ranks: int) -> None:
     _check_memory(plan.grid.size, ranks, f"{plan.grid}: {plan.grid.size:,} points")
     _check_values(plan, ranks)
     parts = bytes_of(plan)
-    needed, there = sum(parts.values()), free(plan.settings.output)
+    needed, there = sum(parts.values()), free(plan.path)
     if plan.stored is not None or needed <= there:
         return
     most = max(parts, key=lambda name: parts[name])
@@ -53,7 +51,7 @@ def check_plan(plan: Plan, ranks: int) -> None:
     if any(q.name == most and q.shape for q in plan.quantities):
         remedy += f", or leave {most} out of --metrics"
     raise UserError(
-        f"--output {plan.settings.output}: {plan.grid.size:,} points and what is kept with them need {size(needed)} on "
+        f"--output {plan.path}: {plan.grid.size:,} points and what is kept with them need {size(needed)} on "
         f"the disk ({most} {size(parts[most])}), and {size(there)} are free there; {remedy}"
     )
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import printable
-from ..metrics.registry import METRICS, MetricRegistry
+from ..kinds import METRICS
+from ..metrics.registry import MetricRegistry
 from ..problems.problem import Problem
-from ..settings import Settings
 from ..store.identity import architecture, checksum
-from .stored import METRIC
+from ..store.resume import METRIC
 
 
-def made_of(settings: Settings, problem: Problem) -> dict[str, str]:
+def made_of(spec: str, metric_names: Sequence[str], problem: Problem) -> dict[str, str]:
     """What users bring, but for data and weights: before anything of it has been called."""
     wrapper, registry = problem.wrapper, MetricRegistry(problem, dict.fromkeys(problem.sets))
     known = [*problem.root.modules(), *problem.root.parameters(), *problem.root.buffers(), wrapper]
     called = (problem.forward, type(wrapper), getattr(wrapper, "forward_fn", None))
-    where, colon, name = settings.problem.rpartition(":")
+    where, colon, name = spec.rpartition(":")
     own = {}
-    for spec in settings.metric_names or registry.default:
-        word, _ = METRICS.parse(spec)
-        own[METRIC + word.rpartition(":")[2]] = registry.own.get(word) or registry.find(spec)[0]
+    for asked in metric_names or registry.default:
+        word, _ = METRICS.parse(asked)
+        own[METRIC + word.rpartition(":")[2]] = registry.own.get(word) or registry.find(asked)[0]
     counted = [(k, v) for k, v in sorted(problem.arguments.items()) if k not in problem.neutral]
     arguments = {key: _argument(value, known) for key, value in counted}
     return {

@@ -12,8 +12,7 @@ from ..metrics import Accuracy
 from ..ranks.comm import Comm
 from ..store import layout
 from ..store.mixed import is_mixed, set_mixed
-from .failures import place
-from .metrics import store_array
+from .metrics import store_arrays
 from .plan import Plan
 
 # Relative: what threads, kernels and machines change. Of one accuracy a few samples may change sides.
@@ -28,7 +27,7 @@ def compute_again(plan: Plan) -> None:
 
     Once a file has been gone on with in another environment, it is known no more which point is of which.
     """
-    path, stored = plan.settings.output, plan.stored
+    path, stored = plan.path, plan.stored
     if stored is None:
         return
     there = {name: stored.attributes.get(name) for name in plan.environment}
@@ -42,11 +41,11 @@ def compute_again(plan: Plan) -> None:
 
 
 def _compare(plan: Plan, point: int, alike: bool) -> None:
-    path, where = plan.settings.output, place(plan.grid, point)
+    path, where = plan.path, plan.grid.text_of(point)
     try:
         with plan.evaluator.attached():
             found = plan.sets.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
-        values = {quantity.name: store_array(found[quantity.name], quantity) for quantity in plan.quantities}
+        values = store_arrays(found, plan.quantities)
     except UserError:
         raise
     except Exception as error:
@@ -90,7 +89,7 @@ def _same(plan: Plan, name: str, there: np.ndarray, now: np.ndarray, alike: bool
     """To the bit where everything is alike. largest: of all values: what is far below it may have cancelled out."""
     equal = (there == now) | (np.isnan(there) & np.isnan(now))
     loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else CANCELLED * largest
-    near = np.isclose(now, there, rtol=NEAR[plan.settings.precision], atol=loose)
+    near = np.isclose(now, there, rtol=NEAR[plan.evaluation.precision], atol=loose)
     return bool((equal if alike else equal | near).all())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError, printable
 from ..grid import Grid
 from ..model import state
-from ..store import layout
+from . import layout
 
 # What differs, in words; else an attribute's name says it.
 WORDS = {
@@ -23,6 +24,8 @@ WORDS = {
     "device_kind": "the kind of device",
 }
 METRIC = "sha256_metric_"
+JOB = "SLURM_JOB_ID"
+JOBS_BEFORE = "HPC_LANDSCAPE_JOBS"  # those that submitted this one for themselves, as jobs/*.slurm do
 NOT_THERE = "not recorded"
 
 
@@ -61,3 +64,11 @@ def _words(name: str) -> str:
     if name.startswith(METRIC):
         return f"the code of the metric {name.removeprefix(METRIC)}"
     return WORDS.get(name, name.removeprefix("sha256_").replace("_", " "))
+
+
+def created_by_this_job(stored: layout.Stored) -> bool:
+    """Whether this very job began the file before it came back, by itself or as a new one: --overwrite is done then."""
+    before = os.environ.get(JOBS_BEFORE, "").split()
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        before.append(os.environ.get(JOB, ""))
+    return stored.attributes.get("slurm_job") in before

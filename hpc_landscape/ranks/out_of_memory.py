@@ -6,8 +6,7 @@ import re
 
 from ..errors import is_out_of_shared_memory
 from ..progress import size
-from ..ranks.memory import free_memory, free_shared_memory
-from ..settings import Settings
+from .memory import free_memory, free_shared_memory
 
 UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _AMOUNT = r"([\d.]+) (bytes|B|KiB|MiB|GiB|TiB)"
@@ -17,7 +16,7 @@ _GPU = r"(CUDA|HIP|MPS|XPU)\b.*out of memory|cudaError|\bCU[A-Z]+_|NCCL|hipError
 _FREE = rf"of which {_AMOUNT} is free"
 
 
-def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> str:
+def explain(error: BaseException, block: int | None, batch_size: int, rank: int, ranks: int) -> str:
     """One line: whose memory, what was asked for, what was free, which settings to lower."""
     if is_out_of_shared_memory(error):
         return _explain_shared(rank, ranks)
@@ -28,8 +27,8 @@ def explain(error: BaseException, settings: Settings, rank: int, ranks: int) -> 
     free = _bytes(found) if found else _free_on_gpu() if gpu else free_memory()
     numbers = [f"asked for {size(_bytes(asked))}"] if asked else []
     numbers += [f"{size(free)} free"] if free is not None else []
-    lower = [f"lower --block ({settings.block} now)"] if (settings.block or 1) > 1 else []
-    lower += [f"lower --batch_size ({settings.batch_size} now; a DataLoader has its own)"]
+    lower = [f"lower --block ({block} now)"] if (block or 1) > 1 else []
+    lower += [f"lower --batch_size ({batch_size} now; a DataLoader has its own)"]
     lower += ["start fewer ranks per node"] if ranks > 1 else []
     where = f" on rank {rank} of {ranks}" if ranks > 1 else ""
     return (

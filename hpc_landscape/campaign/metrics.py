@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,32 +15,33 @@ from ..evaluate.evaluator import Evaluator, as_array
 from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
+from ..kinds import METRICS
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
 from ..metrics.criterion import TOTAL
 from ..metrics.curvature import CurvatureMetric
 from ..metrics.gradient import GradientMetric
-from ..metrics.registry import METRICS, MetricRegistry
+from ..metrics.registry import MetricRegistry
 from ..metrics.trial import try_loss
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
-from ..settings import Settings
 from ..store.layout import RESERVED, Quantity
 from .plan import Plan
 
+log = logging.getLogger(__name__)
 TOLERANCES = {"fp64": 1e-8, "tf32": 5e-3}  # of rounding, where a batch is compared with its parts
 
 
-def check_metrics(settings: Settings, problem: Problem) -> bool:
+def check_metrics(asked: Sequence[str], problem: Problem) -> bool:
     """Whether all metrics add up over batches; raises UserError where one is asked for that there is not."""
     registry = MetricRegistry(problem, dict.fromkeys(problem.sets))
-    makers = [registry.find(spec)[0] for spec in settings.metric_names or registry.default]
+    makers = [registry.find(spec)[0] for spec in asked or registry.default]
     return all(isinstance(make, type) and issubclass(make, BatchMetric) for make in makers)
 
 
-def requested(settings: Settings, registry: MetricRegistry) -> dict[str, Metric]:
+def requested(asked: Sequence[str], registry: MetricRegistry) -> dict[str, Metric]:
     """The metrics asked for, by default loss and accuracy, by their names in the file."""
     chosen: dict[str, Metric] = {}
-    for spec in settings.metric_names or registry.default:
+    for spec in asked or registry.default:
         for name, metric in registry.make(spec).items():
             if name in chosen:
                 raise UserError(f"--metrics: two metrics are called {name}; leave out one")
@@ -47,48 +49,42 @@ def requested(settings: Settings, registry: MetricRegistry) -> dict[str, Metric]
     return chosen
 
 
-def choose_metrics(
-    settings: Settings, evaluator: Evaluator, registry: MetricRegistry, comm: Comm, say: Callable[[str], None]
-) -> list[Quantity]:
+def choose_metrics(asked: Sequence[str], evaluator: Evaluator, registry: MetricRegistry, comm: Comm) -> list[Quantity]:
     """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
-    problem, default = registry.problem, not settings.metric_names
+    problem = registry.problem
     with comm.raise_on_all_ranks():
-        chosen = requested(settings, registry)
+        chosen = requested(asked, registry)
         alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
-        if evaluator.execution.stacked > 1 and alone:
-            raise UserError(
-                f"--block {settings.block}: {alone[0]} is computed one point at a time; leave out one of the two"
-            )
-    tried = Trial()
-    with comm.raise_on_all_ranks():
-        if comm.is_root:
-            tried = _try_first_batch(evaluator, registry, chosen, default)
-            tried.careful = evaluator.careful
-    tried = comm.bcast(tried)
+        if (block := evaluator.execution.stacked) > 1 and alone:
+            raise UserError(f"--block {block}: {alone[0]} is computed one point at a time; leave out one of the two")
+    tried = comm.from_root(lambda: _try_first_batch(evaluator, registry, chosen, default=not asked))
     if tried.careful:
         evaluator.be_careful()
     for name in tried.unfit:
-        say(f"{name} is left out: the targets are no class indices")
+        log.info("%s is left out: the targets are no class indices", name)
         del chosen[name]
     for text in tried.notices:
-        say(f"note         {text}")
+        log.info("note         %s", text)
     if tried.sum:
         problem.reduction, registry.criterion.sum = "sum", True
     _add_terms(registry, chosen, tried.terms)
     evaluator.metrics = chosen
-    quantities: list[Quantity] = []
-    with comm.raise_on_all_ranks():
-        if comm.is_root:
-            _check_derivatives(evaluator, say)
-            quantities = [_quantity(name, metric, evaluator) for name, metric in chosen.items()]
-            _check_names(quantities)
+    quantities = comm.from_root(lambda: _quantities(evaluator))
     for metric in chosen.values():
         if isinstance(metric, (CurvatureMetric, GradientMetric)):
             metric.checked = True
-    return comm.bcast(quantities)
+    return quantities
 
 
-def _check_derivatives(evaluator: Evaluator, say: Callable[[str], None]) -> None:
+def _quantities(evaluator: Evaluator) -> list[Quantity]:
+    """What each metric stores."""
+    _check_derivatives(evaluator)
+    quantities = [_quantity(name, metric, evaluator) for name, metric in evaluator.metrics.items()]
+    _check_names(quantities)
+    return quantities
+
+
+def _check_derivatives(evaluator: Evaluator) -> None:
     """UserError where a metric needs second derivatives that the loss has not; seen once, at the origin.
 
     A gradient that is not the loss's slope is said.
@@ -98,7 +94,7 @@ def _check_derivatives(evaluator: Evaluator, say: Callable[[str], None]) -> None
             with evaluator.at_origin():
                 found = metric.check(evaluator.model)
             if found:
-                say(f"warning: {found}")
+                log.warning("%s", found)
 
 
 @dataclass
@@ -148,6 +144,7 @@ def _try_first_batch(evaluator: Evaluator, registry: MetricRegistry, chosen: dic
                     )
                 tried.unfit.append(name)
     _try_parts(evaluator, registry, tried)
+    tried.careful = evaluator.careful
     return tried
 
 
@@ -252,15 +249,19 @@ def store_array(value: Any, quantity: Quantity) -> Any:
     return array
 
 
+def store_arrays(values: Mapping[str, Any], quantities: Sequence[Quantity]) -> dict[str, Any]:
+    """A point's values as the file takes them."""
+    return {quantity.name: store_array(values[quantity.name], quantity) for quantity in quantities}
+
+
 def execution_errors(plan: Plan, builder: EvaluatorBuilder) -> ExecutionErrors:
-    """How far the form in use is from the plain one in float32; nothing where it is as exact."""
-    settings, evaluator = plan.settings, plan.evaluator
-    exact = evaluator.execution.exact and settings.precision != "tf32"
-    if exact or settings.dry_run:
+    """How far the mode in use is from the plain one in float32; nothing where it is as exact."""
+    evaluator = plan.evaluator
+    if plan.output.dry_run or (evaluator.execution.exact and evaluator.precision != "tf32"):
         return ExecutionErrors()
     plain, data = builder.build(PLAIN)
-    if settings.precision == "tf32":
+    if evaluator.precision == "tf32":
         plain.precision = "fp32"
-    made = requested(settings, MetricRegistry(plan.problem, data, builder.loss))
+    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, builder.loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
-    return errors_of_mode(evaluator, plain, plan.grid, settings.seed)
+    return errors_of_mode(evaluator, plain, plan.grid, builder.seed)

@@ -27,40 +27,52 @@ from ..model import state
 from ..model.modes import EVAL
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
-from ..settings import Settings
+from ..settings import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
-from .stored import check_same
+from ..store.resume import JOB, check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
-JOB = "SLURM_JOB_ID"
-JOBS_BEFORE = "HPC_LANDSCAPE_JOBS"  # those that submitted this one for themselves, as jobs/*.slurm do
 
 
 @dataclass
 class Plan:
-    """What will be computed: the parts of one run, and what its file says of them."""
+    """The parts of one run, and what its file says of them.
 
-    settings: Settings
+    output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
+    environment: in which values are the same to the bit. record: what else the file says of how it was made.
+    keeps_model: whether the file holds it.
+    """
+
+    output: OutputSettings
+    evaluation: EvaluationSettings
+    directions_asked: DirectionSettings
     problem: Problem
     grid: Grid
     directions: Directions
     evaluator: Evaluator
     quantities: list[layout.Quantity]
     sets: Sets
-    stored: layout.Stored | None
-    made_of: dict[str, str] = field(default_factory=dict)  # checksums of what users bring
-    environment: dict[str, str] = field(default_factory=dict)  # in which values are the same to the bit
-    tuned: str = ""  # what was measured to choose the form
+    stored: layout.Stored | None = None
+    made_of: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    keeps_model: bool = False
     trajectory: layout.Trajectory | None = None
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
         self.directions.vectors.clear()
-        self.directions.ends = None
+        self.directions.targets = None
+
+    @property
+    def path(self) -> str:
+        """Of the file."""
+        return self.output.output
 
     @property
     def unfinished(self) -> np.ndarray:
+        """The points that there are to do, as flat indices."""
         if self.stored is None:
             return np.arange(self.grid.size)
         return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
@@ -68,37 +80,38 @@ class Plan:
     @property
     def retries(self) -> bool:
         """Whether points are computed again that have failed: of a file that can mark them."""
-        return self.settings.retry_failed and self.stored is not None and self.stored.failed is not None
+        return self.output.retry_failed and self.stored is not None and self.stored.failed is not None
 
     def finished(self, done: np.ndarray, failed: np.ndarray | None) -> np.ndarray:
         """Of the points' flags in the file, those that this run has nothing to do for."""
         return done & ~failed if self.retries and failed is not None else done
 
+    def nan_values(self) -> dict[str, np.ndarray]:
+        """The values of a point that has none."""
+        return {quantity.name: np.full(quantity.shape, np.nan) for quantity in self.quantities}
+
     @property
     def keeps_directions(self) -> bool:
-        wanted = self.settings.save_directions
+        wanted = self.output.save_directions
         return wanted if wanted is not None else self.direction_bytes <= KEEP_DIRECTIONS
-
-    @property
-    def keeps_model(self) -> bool:
-        return self.settings.save_model or self.trained_here
-
-    @property
-    def trained_here(self) -> bool:
-        return self.problem.train is not None and self.settings.checkpoint is None
 
     @property
     def direction_bytes(self) -> int:
         return sum(state.nbytes(direction) for direction in self.directions.vectors)
 
     @property
+    def recipe(self) -> str:
+        """How the directions were made, but for the seed."""
+        return direction_kind(self.directions_asked.directions).recipe(self.directions_asked)
+
+    @property
     def compute_dtype(self) -> str:
         """In what the model computes."""
-        return describe_dtype(self.problem.root, self.evaluator.execution, DTYPES.get(self.settings.precision))
+        return describe_dtype(self.problem.root, self.evaluator.execution, DTYPES.get(self.evaluator.precision))
 
     def identity(self) -> dict[str, Any]:
         """What the values depend on: a run goes on with a file only where all of it is equal."""
-        settings, loss = self.settings, self.problem.loss
+        loss, evaluator = self.problem.loss, self.evaluator
         vectors = enumerate(self.directions.vectors)
         directions = {f"{i}/{name}": d for i, vector in vectors for name, d in vector.items()}
         directions |= {f"{i}/{name}": t for i, other in enumerate(self.directions.rest) for name, t in other.items()}
@@ -110,54 +123,48 @@ class Plan:
             "sha256_model": state.sha256(state.state(self.problem.root)),
             **self.sets.hashes,
             "sha256_directions": state.sha256(directions),
-            "direction_recipe": direction_kind(settings.directions).recipe(settings),
-            "seed": settings.seed,
+            "direction_recipe": self.recipe,
+            "seed": self.directions_asked.seed,
             "metrics": ",".join(q.name for q in self.quantities),
-            "metric_arguments": ",".join(spec for spec in settings.metric_names if "(" in spec) or "none",
+            "metric_arguments": ",".join(spec for spec in self.evaluation.metric_names if "(" in spec) or "none",
             "loss_function": (repr(loss) if isinstance(loss, torch.nn.Module) else getattr(loss, "__qualname__", "?"))
             + ", a sum" * (loss is not None and Criterion(loss, self.problem.reduction).sum),
-            "bn": self.evaluator.normalization.name,
+            "bn": evaluator.normalization.name,
             "bn_kept": ",".join(norms.others if norms else ()) or "none",
             "mode": "none" if wrapper.mode == EVAL else wrapper.mode,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
-            "precision": settings.precision,
-            "execution": str(self.evaluator.execution),
-            "device_kind": self.evaluator.device.type,
+            "precision": self.evaluation.precision,
+            "execution": str(evaluator.execution),
+            "device_kind": evaluator.device.type,
             **self.made_of,
         }
 
 
 def lay_out(plan: Plan, comm: Comm) -> None:
     """A new file; or, where there is one to go on with, UserError that names what differs."""
-    identity, settings = plan.identity(), plan.settings
+    identity, path = plan.identity(), plan.path
     if plan.stored is not None:
-        check_same(plan.stored, identity, plan.grid, settings.output)
-        if settings.on_error == "record" and plan.stored.failed is None:
+        check_same(plan.stored, identity, plan.grid, path)
+        if plan.evaluation.on_error == "record" and plan.stored.failed is None:
             raise UserError(
-                f"--on_error record: {settings.output} was made by an older version, and has no place to record errors"
+                f"--on_error record: {path} was made by an older version, and has no place to record errors"
             )
-    if plan.stored is not None or settings.dry_run:
+    if plan.stored is not None or plan.output.dry_run:
         return
+    asked = plan.directions_asked
     attributes = {
         **identity,
         **plan.environment,
         **_provenance(comm),
-        "settings": settings.to_yaml(),
-        "command": settings.to_command(),
-        "problem": settings.problem,
         "title": plan.problem.name,
         "parameters": sum(t.numel() for t in state.parameters(plan.problem.root).values()),
-        "directions": settings.directions,
-        "normalization": settings.normalized,
-        **({"trainable": 1} if settings.trainable else {}),
+        "directions": asked.directions,
+        "normalization": asked.normalized,
+        **({"trainable": 1} if asked.trainable else {}),
         "compute_dtype": plan.compute_dtype,
         **({"interpolated": ",".join(plan.directions.rest[0])} if any(plan.directions.rest) else {}),
         **plan.directions.notes,
-        **{
-            name: 0 if not (value := getattr(settings, name)) else 1 if isinstance(value, str) else int(value)
-            for name in CHOICES
-        },
-        **({"tuned": plan.tuned} if plan.tuned else {}),
+        **plan.record,
         **plan.execution_errors.attributes(),
     }
     vectors = plan.directions.vectors
@@ -166,7 +173,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     arrays = [state.arrays(vector) for vector in vectors] if plan.keeps_directions else []
     try:
         layout.create(
-            settings.output,
+            path,
             plan.grid,
             plan.quantities,
             attributes,
@@ -175,7 +182,13 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             plan.trajectory,
         )
     except OSError as error:
-        raise UserError(f"--output {settings.output}: cannot be written: {reason(error)}") from None
+        raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None
+
+
+def chosen(speed: Any) -> dict[str, int]:
+    """The settings that the execution mode was chosen by, as a file keeps them."""
+    values = {name: getattr(speed, name) or 0 for name in CHOICES}
+    return {name: 1 if isinstance(value, str) else int(value) for name, value in values.items()}
 
 
 def _provenance(comm: Comm) -> dict[str, Any]:
@@ -189,11 +202,3 @@ def _provenance(comm: Comm) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **({"slurm_job": os.environ[JOB]} if JOB in os.environ else {}),
     }
-
-
-def created_by_this_job(stored: layout.Stored) -> bool:
-    """Whether this very job began the file before it came back, by itself or as a new one: --overwrite is done then."""
-    before = os.environ.get(JOBS_BEFORE, "").split()
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        before.append(os.environ.get(JOB, ""))
-    return stored.attributes.get("slurm_job") in before

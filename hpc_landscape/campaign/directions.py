@@ -1,0 +1,158 @@
+"""The directions, on every rank; and what is projected onto them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.sets import Sets
+from ..directions.base import Directions, Origin
+from ..directions.projection import project
+from ..directions.registry import direction_kind, make_directions
+from ..evaluate.build import EvaluatorBuilder
+from ..evaluate.execution import PLAIN
+from ..evaluate.normalization import Normalization
+from ..grid import NAMES, Grid
+from ..metrics import Criterion, Data
+from ..metrics.trial import treat_as_sum, try_loss
+from ..model.checkpoint import find_paths, labels, read_parameters
+from ..model.choice import Chosen
+from ..model.numbers import wide
+from ..model.rest import rest
+from ..model.wrapper import ModelWrapper
+from ..problems.problem import Problem
+from ..ranks.comm import Comm
+from ..settings import DirectionSettings, ProblemSettings, SpeedSettings
+from ..store import layout
+from ..store.layout import Trajectory
+from ..store.resume import fill_from
+from .share import broadcast_rest, broadcast_tensors
+
+log = logging.getLogger(__name__)
+Ways = list[list[str]]  # the checkpoints of each path of a trajectory
+Loss = Callable[[], AbstractContextManager[tuple[ModelWrapper, Criterion, Data]]]
+
+
+def find_trajectory(asked: DirectionSettings, comm: Comm) -> Ways:
+    """The checkpoints of each path of the trajectory, as rank 0 finds them."""
+    if asked.trajectory is None:
+        return []
+    return comm.from_root(lambda: find_paths(asked.trajectory, "--trajectory"))
+
+
+def moving(problem: Problem) -> dict[str, Tensor]:
+    """The parameters that move, by name, on the CPU, as directions are computed with: those of 16 bits in 32."""
+    return {name: p.data.cpu().to(wide(p.dtype)) for name, p in problem.wrapper.named_moving()}
+
+
+class Reader:
+    """Reads other checkpoints of the problem's model; says once what is odd in one."""
+
+    def __init__(self, problem: Problem, options: ProblemSettings):
+        self.problem, self.options = problem, options
+        self.told: set[str] = set()
+
+    def read(self, names: list[str], path: str, option: str) -> Mapping[str, Tensor]:
+        """Tensors of these names. option: that names the file."""
+        options = self.options
+        key, trusted = options.checkpoint_key, options.weights_only
+        return read_parameters(path, self.problem.root, names, trusted, option, key, self._tell)
+
+    def _tell(self, path: str, chosen: Chosen) -> None:
+        if chosen.notes and str(chosen) not in self.told:
+            self.told.add(str(chosen))
+            log.info("weights      %s%s", path, chosen)
+
+
+def broadcast_directions(
+    asked: DirectionSettings,
+    count: int,
+    problem: Problem,
+    reader: Reader,
+    trajectory: Ways,
+    loss: Loss | None,
+    stored: layout.Stored | None,
+    path: str,
+    comm: Comm,
+) -> Directions:
+    """Rank 0's directions, made or read from the file that is gone on with, for every rank.
+
+    count: how many. loss: for kinds that need gradients or curvature. path: of the file.
+    """
+    weights, kind = moving(problem), direction_kind(asked.directions)
+    blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(count)]
+    made = Directions(blank, blank if kind.leads_to_models else None)
+    with comm.raise_on_all_ranks():
+        if comm.is_root and stored is not None and stored.has_directions and not kind.leads_to_models:
+            made = _stored(asked, path, stored, blank)
+        elif comm.is_root:
+            own = rest(problem.wrapper) if kind.leads_to_models else {}
+            names = [*weights, *(name for name in own if name in problem.root.state_dict())]
+            read = partial(reader.read, names)
+            made = make_directions(asked, Origin(weights, count, read, sum(trajectory, []), loss))
+    vectors = made.vectors if made.targets is None else made.targets
+    broadcast_tensors((d for vector in vectors for d in vector.values()), comm)
+    made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
+    made.axes = comm.bcast(made.axes)
+    return made
+
+
+@contextmanager
+def loss_at_origin(
+    problem: Problem,
+    sets: Sets,
+    device: torch.device,
+    normalization: type[Normalization],
+    precision: str,
+    seed: int,
+) -> Iterator[tuple[ModelWrapper, Criterion, Data]]:
+    """The model, its loss and the first evaluation set, on the device; the parameters that move are at the origin."""
+    still = Directions([moving(problem)])
+    builder = EvaluatorBuilder(problem, sets, still, device, normalization, precision, seed, SpeedSettings())
+    evaluator, data = builder.build(PLAIN)
+    evaluator.careful = True  # nothing is known yet of what the loss writes into
+    criterion, first = Criterion(builder.loss, problem.reduction), next(iter(data.values()))
+    with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
+        if (found := try_loss(problem.wrapper, criterion, first)) is not None:
+            treat_as_sum(criterion, found)
+    with evaluator.at_origin():
+        yield problem.wrapper, criterion, first
+
+
+def _stored(asked: DirectionSettings, path: str, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
+    """The directions that the file holds."""
+    for axis, vector in zip(NAMES, vectors, strict=False):
+        fill_from(path, f"directions/{axis}", vector, "directions of another model")
+    fits = direction_kind(asked.directions).fits_axes
+    return Directions(vectors, axes=[str(axis) for axis in stored.grid.axes] if fits else None)
+
+
+def default_axes(asked: DirectionSettings, problem: Problem, directions: Directions) -> list[str]:
+    """What axes are where nothing is said: as the directions or their kind ask for, else as the problem does."""
+    return directions.axes or [direction_kind(asked.directions).axis or problem.axis] * len(NAMES)
+
+
+def project_trajectory(
+    reader: Reader, problem: Problem, ways: Ways, directions: Directions, grid: Grid
+) -> Trajectory | None:
+    """The checkpoints' places in the plane, least squares; None without any."""
+    if not ways:
+        return None
+    weights = moving(problem)
+    paths = sum(ways, [])
+    points: list[Any] = [partial(reader.read, list(weights), path, "--trajectory") for path in paths]
+    coordinates, distances = project(points, weights, directions.vectors)
+    ends = zip(coordinates.T, grid.coordinates, strict=True)
+    inside = np.all([(axis[0] <= c) & (c <= axis[-1]) for c, axis in ends], axis=0)
+    outside = f"; {(~inside).sum()} of them outside the grid" if not inside.all() else ""
+    several = f" on {len(ways)} paths" if len(ways) > 1 else ""
+    log.info(f"trajectory   {len(paths)} checkpoints{several}, at most {distances.max():.3g} from the plane{outside}")
+    numbers = np.repeat(np.arange(len(ways)), list(map(len, ways))) if len(ways) > 1 else None
+    return Trajectory(coordinates, distances, labels(paths), numbers)

@@ -1,0 +1,146 @@
+"""Points at which something raises: the point's own fault, the data's, or the machine's; and what is said of it.
+
+With --on_error record a run goes on beyond a point's own; what the machine has failed at is done again, and where it
+fails for good, or data cannot be read, the run ends, since other points would be no better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..data.batches import raised_in_reading
+from ..data.faults import AGAIN, Cause, Patience, cause, said, sticks
+from ..errors import UserError, is_out_of_memory, user_traceback
+from ..evaluate.evaluator import Evaluator
+from ..grid import Grid
+from ..said import notice
+
+MOST_KINDS = 3  # of errors that a rank tells of, and that are printed
+
+
+class Failure(NamedTuple):
+    """What was raised at a point. kind: its type and where it was raised; text: with the traceback."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Attempts:
+    """Evaluates points, again where the machine has failed.
+
+    convert: makes of a point's values what the writer takes. record: whether a point's own fault is found as a Failure,
+    and not raised. patience: with the machine. check: raises what went wrong in writing.
+    """
+
+    evaluator: Evaluator
+    grid: Grid
+    convert: Callable[[dict[str, Any]], Any]
+    patience: Patience
+    record: bool = False
+    check: Callable[[], None] = lambda: None
+
+    def evaluate(self, points: np.ndarray) -> list[Any]:
+        """Each point's values as the writer takes them, or the Failure that it is.
+
+        GivenUp where it is no point's own fault, and does not pass.
+        """
+        try:
+            return list(self.patience.call(lambda: self._tried(points)))
+        except Exception as error:
+            self.check()
+            if not self.record or is_out_of_memory(error):
+                raise
+            if len(points) == 1:
+                return [_failure(error)]
+        return [one for point in points for one in self.evaluate(np.array([point]))]
+
+    def _tried(self, points: np.ndarray) -> list[Any]:
+        try:
+            found = self.evaluator.evaluate([self.grid.point(int(point)) for point in points])
+            return [self.convert(values) for values in found]
+        except Exception as error:
+            self.check()  # it is no metric's error that the writer has failed
+            self._check_own(error)
+            raise
+
+    def _check_own(self, error: Exception) -> None:
+        """GivenUp where neither this nor another point can be evaluated: the GPU is gone, the data cannot be read."""
+        if is_out_of_memory(error) or isinstance(error, UserError):
+            return
+        if sticks(error) or not _works(self.evaluator.device):
+            what = f"the device computes nothing in this process any more ({said(error)})"
+        elif raised_in_reading(error) and cause(error, reading=True) is None:
+            what = (
+                f"reading the problem's data raised {user_traceback(error)}\nThis is no fault of a point, nor recorded"
+            )
+        else:
+            return
+        raise self.patience.given_up(what) from None
+
+
+def _works(device: torch.device) -> bool:
+    """Whether another point can be evaluated: after some errors a GPU computes nothing in this process any more."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            return False
+    return True
+
+
+def _failure(error: Exception) -> Failure:
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last else ""
+    return Failure(f"{type(error).__name__} {where}", user_traceback(error))
+
+
+class Reporter:
+    """Says on rank 0 what was raised first, once for each of a few kinds: never the same a thousand times.
+
+    What the machine has failed at is counted apart. send: brings what a rank has found to rank 0.
+    """
+
+    def __init__(self, grid: Grid):
+        self.grid, self.sent, self.printed = grid, set[str](), set[str]()
+        self.sent_of_machine, self.printed_of_machine = set[str](), set[str]()
+        self.send: Callable[[Any], None] = lambda what: self.receive(0, what)
+
+    def found(self, point: int, failure: Failure) -> None:
+        """On the rank that has found it."""
+        if failure.kind not in self.sent and len(self.sent) < MOST_KINDS:
+            self.sent.add(failure.kind)
+            self.send((point, failure))
+
+    def broke_off(self, fault: Cause) -> None:
+        """On the rank whose machine has failed; it tries again."""
+        if fault.kind not in self.sent_of_machine:
+            self.sent_of_machine.add(fault.kind)
+            self.send(fault)
+
+    def receive(self, rank: int, what: Any) -> None:
+        """On rank 0."""
+        if isinstance(what, Cause):
+            self._receive_of_machine(rank, what)
+            return
+        point, failure = what
+        if failure.kind in self.printed or len(self.printed) >= MOST_KINDS:
+            return
+        self.printed.add(failure.kind)
+        notice(
+            f"an error at {self.grid.text_of(point)} on rank {rank}; its values are NaN, and the run goes on "
+            f"(--on_error record). Others of this kind are not shown. {failure.text}"
+        )
+
+    def _receive_of_machine(self, rank: int, fault: Cause) -> None:
+        if fault.kind in self.printed_of_machine:
+            return
+        self.printed_of_machine.add(fault.kind)
+        notice(f"{fault} on rank {rank}: {AGAIN}")

@@ -1,0 +1,96 @@
+"""What there is to go on with, and the model's weights: on every rank what rank 0 has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+
+import torch
+
+from ..errors import UserError
+from ..model import state
+from ..model.checkpoint import load_checkpoint
+from ..problems.problem import Problem
+from ..progress import duration
+from ..ranks.comm import Comm
+from ..ranks.device import one_thread
+from ..settings import GridSettings, OutputSettings, ProblemSettings
+from ..store import layout
+from ..store.lock import exclusive
+from ..store.resume import created_by_this_job, fill_from
+from .capacity import check_axes
+from .share import broadcast_tensors
+
+log = logging.getLogger(__name__)
+
+
+def open_or_create(output: OutputSettings, axes: GridSettings, comm: Comm, stack: ExitStack) -> layout.Stored | None:
+    """What the output holds, on every rank; None where a new file is to be made. Rank 0 locks it."""
+    return comm.from_root(lambda: _open_or_create(output, axes, comm.local_size, stack))
+
+
+def _open_or_create(output: OutputSettings, axes: GridSettings, ranks: int, stack: ExitStack) -> layout.Stored | None:
+    path = output.output
+    _check_place(path)
+    if not output.dry_run:
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.access(folder, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
+            raise UserError(f"--output {path}: no permission to write there")
+        stack.enter_context(exclusive(path, lambda text: log.info("note         %s", text)))
+    stored = None
+    if os.path.exists(path):
+        stored = layout.read(path)  # with --overwrite too: what is not ours, or damaged, is never written to
+        if output.overwrite and not created_by_this_job(stored):
+            stored = None
+    check_axes(axes.given, path, ranks, new=stored is None)
+    return stored
+
+
+def _check_place(path: str) -> None:
+    """UserError where there can be no file of this name."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"--output {path}: there is no directory {folder}")
+    if os.path.isdir(path):
+        raise UserError(f"--output {path}: is a directory; give a file name")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"--output {path}: is no regular file; choose another")
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise UserError(f"--output {path}: is a link into {folder}, and there is no such directory") from None
+    except OSError as error:  # a link that leads back to itself, a name too long
+        raise UserError(f"--output {path}: {error.strerror}") from None
+
+
+def broadcast_weights(
+    options: ProblemSettings, problem: Problem, path: str, stored: layout.Stored | None, comm: Comm
+) -> None:
+    """Rank 0's weights, trained, loaded or as built, for every rank. path: of the file that is gone on with."""
+    root = problem.root
+    with comm.raise_on_all_ranks():
+        if comm.is_root and options.checkpoint is not None:
+            chosen = load_checkpoint(options.checkpoint, root, options.weights_only, options.checkpoint_key)
+            log.info("weights      %s%s", options.checkpoint, chosen)
+        elif comm.is_root and problem.train is not None:
+            _train(problem, path, stored)
+    comm.check_equal(
+        state.shapes(root), "the problem's factory makes another model on another rank: it must make the same on all"
+    )
+    broadcast_tensors(state.state(root).values(), comm)
+
+
+def _train(problem: Problem, path: str, stored: layout.Stored | None) -> None:
+    if stored is not None and stored.has_model:
+        fill_from(path, "model", state.state(problem.root), "another model")
+        log.info("weights      as trained before, from %s", path)
+        return
+    start = time.monotonic()
+    with one_thread(), torch.enable_grad():
+        problem.train(problem.model)
+    score = f": {problem.score(problem.model)}" if problem.score else ""
+    log.info("weights      trained in %s%s", duration(time.monotonic() - start), score)

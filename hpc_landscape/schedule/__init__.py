@@ -1,0 +1,1 @@
+"""Who evaluates which point next."""

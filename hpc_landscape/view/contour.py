@@ -1,0 +1,42 @@
+"""Contour pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .base import BEST, Picture, Shown
+from .plane import draw_planes, suits_planes
+from .scale import Scale
+
+
+class Contour(Picture):
+    """Filled contours with labelled lines; of a volume three slices."""
+
+    def suits(self, shape: tuple[int, ...]) -> int:
+        """Planes and volumes, best of all."""
+        return suits_planes(shape, BEST)
+
+    def draw(self, shown: Shown) -> Any:
+        """Levels; cells where the plane is a line."""
+        return draw_planes(shown, contour)
+
+
+def contour(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+    """Filled levels with thin labelled lines; values (len(x), len(y)), NaN at gaps. None where all are gaps."""
+    import matplotlib
+    from matplotlib.colors import BoundaryNorm
+    from matplotlib.patheffects import withStroke
+
+    levels = scale.transform(scale.levels)
+    z = np.ma.masked_invalid(scale.transform(values).T)  # matplotlib's rows run along y
+    if z.count() == 0:
+        return None
+    norm = BoundaryNorm(levels, matplotlib.colormaps[cmap].N, extend=scale.extend)
+    filled = axes.contourf(x, y, z, levels=levels, cmap=cmap, norm=norm, extend=scale.extend)
+    lines = axes.contour(x, y, z, levels=levels, colors="black", linewidths=0.4, alpha=0.6, negative_linestyles="solid")
+    texts = dict(zip(levels, scale.texts, strict=True))
+    for label in axes.clabel(lines, levels=levels[1::2], fmt=texts, fontsize=6.5, inline_spacing=2):
+        label.set(alpha=1, path_effects=[withStroke(linewidth=1.5, foreground="white", alpha=0.8)])
+    return filled

@@ -1,0 +1,20 @@
+"""Heatmaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import YES, Picture, Shown
+from .plane import cells, draw_planes, suits_planes
+
+
+class Heatmap(Picture):
+    """One coloured cell for each point, nothing between; of a volume three slices."""
+
+    def suits(self, shape: tuple[int, ...]) -> int:
+        """Any plane or volume."""
+        return suits_planes(shape, YES)
+
+    def draw(self, shown: Shown) -> Any:
+        """Cells."""
+        return draw_planes(shown, cells)

@@ -1,0 +1,92 @@
+"""Planes of values, and slices of a volume: what contours and heatmaps have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import draw
+from .base import NO, YES, Shown, long_axes
+from .field import read_trajectories
+from .frame import add_bar, add_legend, axis_label, make_figure, marks_of
+from .scale import Scale, number
+
+Paint = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, Scale, str], Any]
+
+
+def suits_planes(shape: tuple[int, ...], usual: int) -> int:
+    """Planes and volumes, as well as usual; a plane that is a line can be a strip of cells."""
+    if len(shape) == 2 and len(long_axes(shape)) < 2:
+        return YES
+    return usual if len(shape) in (2, 3) else NO
+
+
+def draw_planes(shown: Shown, paint: Paint) -> Any:
+    """The plane, or three slices of a volume, each painted; by cells where it has no lines to be drawn between."""
+    return _slices(shown, paint) if len(shown.stored.grid.axes) == 3 else _plane(shown, paint)
+
+
+def _plane(shown: Shown, paint: Paint) -> Any:
+    field, scale = shown.fields[0], shown.scales[0]
+    x, y = field.coordinates
+    figure = make_figure(5.6, 5.2)
+    axes = figure.add_subplot()
+    drawn = _panel(axes, x, y, field.values, scale, paint, shown.cmap)
+    axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
+    add_bar(figure, axes, [drawn], field, scale, shown.cmap)
+    draw.trajectories(axes, read_trajectories(shown.path))
+    draw.marks(axes, marks_of(shown.stored, field), (0, 1))
+    add_legend(figure, axes)
+    return figure
+
+
+def _slices(shown: Shown, paint: Paint) -> Any:
+    """Three planes through the origin, or through the middle where the origin is outside."""
+    field, scale = shown.fields[0], shown.scales[0]
+    middle = [int(np.abs(c).argmin()) if c[0] <= 0 <= c[-1] else len(c) // 2 for c in field.coordinates]
+    figure = make_figure(11.5, 4.3)
+    panels = figure.subplots(1, 3)
+    drawn = []
+    at = [field.coordinates[k][middle[k]] for k in range(3)]
+    for axes, (across, up, through) in zip(panels, ((0, 1, 2), (0, 2, 1), (1, 2, 0)), strict=True):
+        values = np.take(field.values, middle[through], axis=through)
+        x, y = field.coordinates[across], field.coordinates[up]
+        drawn.append(_panel(axes, x, y, values, scale, paint, shown.cmap))
+        axes.set(xlabel=axis_label(shown.stored, across), ylabel=axis_label(shown.stored, up))
+        axes.set_title(f"direction {through + 1} = {number(at[through])}", fontsize=8)
+        inside = [m for m in marks_of(shown.stored, field) if np.isclose(m.where[through], at[through])]
+        draw.marks(axes, inside, (across, up))
+    add_bar(figure, panels[-1], drawn, field, scale, shown.cmap)
+    add_legend(figure, *panels)
+    return figure
+
+
+def _panel(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, paint: Paint, cmap: str) -> Any:
+    """One plane of values, its gaps grey, its axes equal where their ranges are."""
+    axes.set_facecolor(draw.GAP)
+    paint = paint if min(len(x), len(y)) > 1 else cells
+    drawn = paint(axes, x, y, values, scale, cmap)
+    x_ends, y_ends = (edges(x), edges(y)) if paint is cells else (x, y)
+    axes.set(xlim=x_ends[[0, -1]], ylim=y_ends[[0, -1]])
+    axes.locator_params(nbins=5)
+    ranges = np.ptp(x), np.ptp(y)
+    if ranges[0] and np.isclose(*ranges, rtol=0.01):
+        axes.set_aspect("equal")
+    return drawn
+
+
+def edges(centres: np.ndarray) -> np.ndarray:
+    """The borders of the cells around these coordinates."""
+    if len(centres) == 1:
+        return centres[0] + np.array([-0.5, 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def cells(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+    """One cell a point, nothing between; values (len(x), len(y)), NaN at gaps."""
+    z = np.ma.masked_invalid(scale.transform(values).T)
+    low, high = scale.ends
+    return axes.pcolormesh(edges(x), edges(y), z, vmin=low, vmax=high, cmap=cmap, rasterized=z.size > 10_000)
