@@ -153,6 +153,7 @@ def overhead(turns: int) -> dict[str, Any]:
 
 def store(_: int) -> dict[str, Any]:
     """A million points of a value that costs nothing, through the writer into the file."""
+    from hpc_landscape.campaign.writing import writing
     from hpc_landscape.grid import Axis, Grid
     from hpc_landscape.ranks.comm import SerialComm
     from hpc_landscape.store import layout
@@ -163,7 +164,7 @@ def store(_: int) -> dict[str, Any]:
         path = os.path.join(folder, "a.h5")
         layout.create(path, grid, [layout.Quantity("loss")], {})
         start = time.perf_counter()
-        with GatherStore(path, SerialComm()) as writer:
+        with writing(GatherStore(path, SerialComm())) as writer:
             for point in range(grid.size):
                 writer.put(point, 0.0, {"loss": value})
             put = time.perf_counter() - start

@@ -74,7 +74,7 @@ def _run(words: list[str]) -> int:
         return _shown()
     hurry()
     try:
-        comm = world(need_mpi=settings is not None and settings.writer == "parallel" and _parallel_h5py())
+        comm = world(need_mpi=settings is not None and settings.for_output.writer == "parallel" and _parallel_h5py())
     except UserError as error:  # every process is alone: the launcher's numbers are all there is
         return _speak(mistake or error, launched()[1])
     if mistake is not None:
@@ -168,7 +168,8 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
         if is_out_of_memory(error):
             from .ranks.out_of_memory import explain
 
-            notice(refusal(UserError(explain(error, settings.block, settings.batch_size, comm.rank, comm.size))))
+            sizes = settings.for_speed.block, settings.for_evaluation.batch_size
+            notice(refusal(UserError(explain(error, *sizes, comm.rank, comm.size))))
             return USER_ERROR
         if (given := given_up(error)) is not None:
             notice(f"failed{where}: {given}")

@@ -31,6 +31,7 @@ from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
 from .campaign.share import one_copy
+from .campaign.writing import fall_back, writing
 from .data.data import Data
 from .data.sets import Sets
 from .directions.base import Directions
@@ -76,7 +77,7 @@ from .report import (
 from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
-from .store.store import choose_writer, fall_back
+from .store.store import choose_writer
 from .store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -325,7 +326,8 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
         on_points,
     )
     try:
-        with control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience):
+        stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
+        with stopping, writing(writer):
             campaign.run()
     finally:
         if progress is not None:

@@ -282,13 +282,6 @@ class Settings:
         if values:
             raise TypeError(f"there is no setting {', '.join(values)}")
 
-    # The bridge: settings.seed for settings.for_directions.seed. To go when every room is given its own group.
-    def __getattr__(self, name: str) -> Any:
-        for group in vars(self).values():
-            if hasattr(group, name):
-                return getattr(group, name)
-        raise AttributeError(f"there is no setting {name}")
-
     def replaced(self, **changes: Any) -> Settings:
         """These settings but for some."""
         return Settings(**self.by_name() | changes)

@@ -163,6 +163,27 @@ def test_only_comm_imports_mpi4py():
     assert not [m for m in modules() if any(n.startswith("mpi4py") for n in imports(m, everywhere=False))]
 
 
+COLLECTIVE = {"allgather", "node_allgather", "bcast", "bcast_array", "barrier", "raise_on_all_ranks", "from_root"}
+TOGETHER = {"run", "campaign", "ranks"}  # where all ranks come by
+
+
+def collectives(module: str) -> list[str]:
+    """The calls in a module for which all ranks have to come."""
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    known = {*COLLECTIVE, "check_equal"}
+    return [
+        f"{call.attr}, line {call.lineno}" for call in calls if isinstance(call, ast.Attribute) and call.attr in known
+    ]
+
+
+def test_leaves_call_no_collectives():
+    """A leaf may be called under conditions that hold on one rank or node alone."""
+    assert collectives("campaign.data") and collectives("ranks.shared")  # the reader of calls works
+    found = {m: calls for m in modules() if part(m) not in TOGETHER and (calls := collectives(m))}
+    assert found.keys() == {"landscape_base"}, found
+
+
 @pytest.mark.parametrize("module", [m for m in modules() if part(m) == "view"])
 def test_view_needs_neither_torch_nor_mpi(module):
     direct = {n.split(".")[0] for n in imports(module, everywhere=True)}

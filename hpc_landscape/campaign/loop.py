@@ -15,14 +15,10 @@ from .failures import Attempts, Failure
 
 
 class PointWriter(Protocol):
-    """Takes finished points, in a ``with``."""
+    """Takes finished points."""
 
     def put(self, point: int, wall_time: float, values: Any, failed: bool = False) -> None:
         """Take one."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *_: Any) -> Any: ...
 
 
 @dataclass
@@ -42,9 +38,9 @@ class Campaign:
     on_points: Callable[[np.ndarray, float], None] = lambda points, seconds: None
 
     def run(self) -> None:
-        """Evaluate until there are no more points, or a stop."""
+        """Evaluate until there are no more points, or a stop. Use while the writer is open."""
         evaluator = self.attempts.evaluator
-        with evaluator.attached(), self.writer:
+        with evaluator.attached():
             while not self.stops() and len(points := self.schedule.next(evaluator.execution.points)):
                 start = time.perf_counter()
                 try:

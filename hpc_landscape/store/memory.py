@@ -8,23 +8,9 @@ from typing import Any
 class MemoryWriter:
     """Takes what the other writers take, values of any kind; ``values`` holds them by the point's flat index."""
 
-    stop_code = 0
-
     def __init__(self) -> None:
         self.values: dict[int, Any] = {}
 
     def put(self, point: int, wall_time: float, values: Any, failed: bool = False) -> None:
         """Take a finished point."""
         self.values[point] = values
-
-    def report(self, what: Any) -> None:
-        """There is nobody to be told: errors are raised."""
-
-    def check(self) -> None:
-        """Nothing goes wrong in writing."""
-
-    def __enter__(self) -> MemoryWriter:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass

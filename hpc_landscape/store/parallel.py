@@ -69,42 +69,39 @@ def require(comm: Comm) -> None:
         )
 
 
-def works(path: str, comm: Comm) -> str:
+def try_open(path: str, comm: Comm) -> h5py.File | str:
+    """The file, opened by all ranks; why it cannot be, where the file system (ROMIO's of NFS) refuses to do so."""
+    try:
+        return _open_together(path, comm)
+    except OSError as error:
+        return reason(error)
+
+
+def try_write(file: h5py.File, rank: int) -> str:
     """Why independent writes cannot be had here; empty where they can.
 
-    Some nodes may not see the file; some file systems (ROMIO's of NFS) refuse to open or to write it in this way. Every
-    rank rewrites a value as it is; nothing of the file changes.
+    A value is written as it is: nothing of the file changes. All ranks close it.
     """
-    created = comm.bcast(_created(path) if comm.is_root else None)
-    if not all(comm.allgather(_sees(path, created))):
-        return "not every rank sees the file"
-    fault = None
+    fault = ""
     try:
-        file = _open_together(path, comm)  # all can, or none
+        where = np.array([rank % file[DONE].size])
+        write(file[DONE], file[DONE].shape, where, file[DONE][()].reshape(-1)[where])
     except OSError as error:
         fault = reason(error)
-    if not any(faults := comm.allgather(fault)):
-        try:
-            where = np.array([comm.rank % file[DONE].size])
-            write(file[DONE], file[DONE].shape, where, file[DONE][()].reshape(-1)[where])
-        except OSError as error:
-            fault = reason(error)
-        file.close()
-        faults = comm.allgather(fault)
-    said = next(filter(None, faults), "")
-    return said and f"this file system refuses independent parallel writes ({said})"
+    file.close()
+    return fault
 
 
-def _sees(path: str, created: object) -> bool:
+def sees(path: str, known: object) -> bool:
     """Whether this rank finds the same file; a node may learn of a new one a little later."""
     end = time.monotonic() + SEEN
-    while _created(path) != created:
+    while created(path) != known:
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
     return True
 
 
-def _created(path: str) -> Any:
+def created(path: str) -> Any:
     with suppress(OSError), h5py.File(path, "r", locking=False) as file:
         return file.attrs.get("created", "")

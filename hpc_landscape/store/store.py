@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..ranks.comm import Comm
 from . import parallel
 from .gather import GatherStore
@@ -20,11 +18,3 @@ def choose_writer(wanted: str, comm: Comm) -> type[Writer]:
         parallel.require(comm)
     use_parallel = wanted == "parallel" or (wanted == "auto" and comm.size > 1 and parallel.available())
     return ParallelStore if use_parallel else GatherStore
-
-
-def fall_back(writer: type[Writer], path: str, comm: Comm, notice: Callable[[str], None]) -> type[Writer]:
-    """The writer, or the gathering one where this file system takes no independent writes."""
-    if writer is ParallelStore and (fault := parallel.works(path, comm)):
-        notice(f"{fault}: rank 0 writes instead (--writer gather)")
-        return GatherStore
-    return writer

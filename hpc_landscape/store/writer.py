@@ -39,7 +39,7 @@ GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
 
 
 class Writer:
-    """Takes finished points from the main thread: ``with writer: writer.put(...)``.
+    """Takes finished points from the main thread: ``with writing(writer): writer.put(...)``.
 
     Called on rank 0, from the thread: on_progress(n) when n points more have been written, over all ranks;
     on_report(rank, what) with what a rank has reported. control says how the computation ends.
@@ -102,25 +102,29 @@ class Writer:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Writer:
-        created = None
-        with self.comm.raise_on_all_ranks(), self._told():
-            created = self._open()
-        self._created = self.comm.bcast(created)
-        self._thread.start()
-        return self
+    # How it is opened and closed: by all ranks together, see campaign/writing.py
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write what is left. Without an error, wait for all ranks, and close the file together."""
-        self._failed = kind is not None
-        self._closing = True
+    def open(self) -> Any:
+        """Open the file; gives, on rank 0, what it is known by. UserError where it cannot be opened."""
+        with self._told():
+            return self._open()
+
+    def start(self, created: Any) -> None:
+        """Begin to write. created: what rank 0 knows the file by."""
+        self._created = created
+        self._thread.start()
+
+    def stop(self, failed: bool) -> None:
+        """Write what is left. Unless the computation has failed, wait for all ranks, and raise what went wrong."""
+        self._failed, self._closing = failed, True
         self._wake.set()
-        self._thread.join(GIVE_UP if self._failed else None)
-        if self._failed:
-            return
-        self.check()
-        self.control.stop_code = max(self.comm.allgather(self.control.stops))
-        with self.comm.raise_on_all_ranks(), self._told():
+        self._thread.join(GIVE_UP if failed else None)
+        if not failed:
+            self.check()
+
+    def close(self) -> None:
+        """Close the file, after all ranks have stopped."""
+        with self._told():
             self._close()
 
     @contextmanager

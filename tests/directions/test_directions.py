@@ -265,11 +265,13 @@ def test_orthogonalize():
 @pytest.mark.parametrize("normalization", ["model", "none"])
 @pytest.mark.parametrize("ignore", ["biasbn", "none"])
 def test_orthogonal_recipe(normalization, ignore):
-    settings = Settings(z="-1:1:3", orthogonalize=True, normalization=normalization, ignore=ignore)
+    settings = Settings(z="-1:1:3", orthogonalize=True, normalization=normalization, ignore=ignore).for_directions
     made = make_directions(settings, Origin(weights(), 3)).vectors
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(cosine(made[i], made[j])) < 1e-6  # float32
-    line = make_directions(Settings(y="none", normalization=normalization, ignore=ignore), Origin(weights(), 1)).vectors
+    line = make_directions(
+        Settings(y="none", normalization=normalization, ignore=ignore).for_directions, Origin(weights(), 1)
+    ).vectors
     assert all(torch.equal(line[0][n], made[0][n]) for n in line[0])
 
 
@@ -283,7 +285,7 @@ def test_orthogonal_filters_are_refused(normalization):
 
 
 def test_recipe_is_draw_then_norm():
-    made = make_directions(Settings(seed=4), Origin(weights())).vectors
+    made = make_directions(Settings(seed=4).for_directions, Origin(weights())).vectors
     for which, direction in enumerate(made):
         values = golden(4, which, "normal")
         for name, w in weights().items():
@@ -300,7 +302,9 @@ def test_recipe_does_not_depend_on_threads(normalization):
             torch.set_num_threads(n)
             torch.manual_seed(n)
             found.append(
-                make_directions(Settings(y="none", normalization=normalization), Origin(big, 1)).vectors[0]["w"]
+                make_directions(Settings(y="none", normalization=normalization).for_directions, Origin(big, 1)).vectors[
+                    0
+                ]["w"]
             )
             assert torch.get_num_threads() == n
     finally:

@@ -238,6 +238,7 @@ def test_what_is_said(words, said):
 ANY_AXES = st.builds(Axis, st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(1, 300))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # linspace, between the largest numbers
 @thorough
 @given(ANY_AXES.filter(lambda axis: _valid(str(axis))))
 @example(Axis(1e307, 2e307, 3))

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hpc_landscape.campaign.writing import fall_back, writing
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.schedule.strided import strided
@@ -20,7 +21,7 @@ from hpc_landscape.store.gather import GatherStore
 from hpc_landscape.store.layout import Quantity
 from hpc_landscape.store.parallel import ParallelStore
 from hpc_landscape.store.raw import RawFile
-from hpc_landscape.store.store import choose_writer, fall_back
+from hpc_landscape.store.store import choose_writer
 
 pytestmark = pytest.mark.mpi_stack
 
@@ -76,7 +77,7 @@ def test_round_trip(comm: Any, new: Any, kind: Any, shape: tuple[int, ...]) -> N
     _skip_serial(kind, comm)
     path, grid = new(shape)
     counted = []
-    with kind(path, comm, counted.append) as store:
+    with writing(kind(path, comm, counted.append)) as store:
         for point in strided(np.arange(grid.size), comm.rank, comm.size):
             store.put(int(point), point / 8, _values(point))
     assert store.stop_code == 0
@@ -90,7 +91,7 @@ def test_goes_on_with_what_is_there(comm: Any, new: Any, kind: Any) -> None:
     path, grid = new((3, 5))
     rounds = [np.arange(0, 15, 4), np.zeros(0, int), np.setdiff1d(np.arange(15), np.arange(0, 15, 4))]
     for points in rounds:
-        with kind(path, comm) as store:
+        with writing(kind(path, comm)) as store:
             for point in strided(points, comm.rank, comm.size):
                 store.put(int(point), point / 8, _values(point))
         if len(points) == 4:
@@ -104,7 +105,7 @@ def test_points_reach_the_file_while_rank_0_computes(comm: Any, new: Any, kind: 
     """Rank 0's main thread waits until it sees the other ranks' points in the file: in vain, if they waited for it."""
     _skip_serial(kind, comm)
     path, grid = new((3, 5))
-    with kind(path, comm) as store:
+    with writing(kind(path, comm)) as store:
         points = strided(np.arange(grid.size), comm.rank, comm.size)
         if comm.is_root:
             end = time.monotonic() + 60
@@ -128,7 +129,7 @@ def test_a_stop_code_spreads_to_all(comm: Any, new: Any, kind: Any, culprit: int
     if culprit >= comm.size:
         pytest.skip("there is no such rank")
     path, _ = new((3, 5))
-    with kind(path, comm) as store:
+    with writing(kind(path, comm)) as store:
         store.put(comm.rank, comm.rank / 8, _values(comm.rank))
         if comm.rank == culprit % comm.size:
             store.control.stop_code = 75
@@ -140,7 +141,7 @@ def test_a_stop_code_spreads_to_all(comm: Any, new: Any, kind: Any, culprit: int
     _check(path, np.arange(comm.size))
     comm.barrier()
     assert comm.received() == []  # nothing left over for the next writer to mistake for its own
-    with kind(path, comm) as store:
+    with writing(kind(path, comm)) as store:
         time.sleep(0.1)
     assert store.stop_code == 0
 
@@ -152,7 +153,7 @@ def test_stop_codes_of_several_ranks_at_once(comm: Any, new: Any, kind: Any) -> 
     path, _ = new((3, 5))
     store = kind(path, comm)
     late = threading.Timer(0.02, lambda: setattr(store.control, "stop_code", store.stop_code or 75))
-    with store:
+    with writing(store):
         if comm.is_root:
             store.control.stop_code = 130
         late.start()
@@ -176,7 +177,7 @@ def test_what_fails_in_the_thread_is_raised_in_the_main_one(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(*((RawFile, "write") if kind is GatherStore else (parallel, "write")), full)
-    with pytest.raises(UserError, match="cannot be written: No space left"), kind(path, comm) as store:
+    with pytest.raises(UserError, match="cannot be written: No space left"), writing(kind(path, comm)) as store:
         store.put(0, 0.0, _values(0))
         end = time.monotonic() + 60
         while time.monotonic() < end:
@@ -191,7 +192,7 @@ def test_an_error_in_the_main_thread_keeps_what_was_put(comm: Any, new: Any, kin
     if comm.size > 1:
         pytest.skip("a failing rank ends the job: see test_program_errors.py")
     path, _ = new((3, 5))
-    with pytest.raises(ArithmeticError), kind(path, comm) as store:
+    with pytest.raises(ArithmeticError), writing(kind(path, comm)) as store:
         store.put(4, 4 / 8, _values(4))
         raise ArithmeticError
     _check(path, np.array([4]))
@@ -216,7 +217,7 @@ def test_what_is_under_way_is_bounded(comm: Any, new: Any, kind: Any, monkeypatc
 
     monkeypatch.setattr(where, name, slow)
     mine = strided(np.arange(grid.size), comm.rank, comm.size)
-    with kind(path, comm) as store:
+    with writing(kind(path, comm)) as store:
         for number, point in enumerate(mine):
             store.put(int(point), point / 8, _values(point))
             with h5py.File(path, "r", locking=False) as file:
@@ -231,7 +232,7 @@ def test_syncs_now_and_then(comm: Any, new: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(writer, "SYNC_EVERY", 0.05)
     monkeypatch.setattr(writer, "WRITE_EVERY", 0.01)
     monkeypatch.setattr(writer, "sync", synced.append)
-    with GatherStore(path, comm) as store:
+    with writing(GatherStore(path, comm)) as store:
         if comm.is_root:
             store.put(0, 0.0, _values(0))
             end = time.monotonic() + 60

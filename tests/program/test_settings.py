@@ -66,12 +66,13 @@ def test_defaults():
         "metrics": None,
         "save_directions": None,
     }
-    assert {name: getattr(found, name) for name in expected} == expected
+    values = found.by_name()
+    assert {name: values[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("words", [("--x", "-1:1:51"), ("--x=-1:1:51",), ("--x", "0:1:5", "--x", "-1:1:51")])
 def test_a_value_that_begins_with_a_minus(words):
-    assert settings(*words).x == "-1:1:51"
+    assert settings(*words).for_grid.x == "-1:1:51"
 
 
 def test_axes():
@@ -124,20 +125,24 @@ def test_axes():
     ],
 )
 def test_values(words, name, value):
-    found = getattr(settings(*words), name)
+    found = settings(*words).by_name()[name]
     assert found == value and type(found) is type(value)
 
 
 def test_metric_names():
-    assert settings("--metrics", "loss, accuracy").metric_names == ["loss", "accuracy"]
-    assert settings().metric_names == []
+    assert settings("--metrics", "loss, accuracy").for_evaluation.metric_names == ["loss", "accuracy"]
+    assert settings().for_evaluation.metric_names == []
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_problem_arguments(order):
     pairs = [("--problem", "mine.py:make"), ("--problem.width", "5"), ("--problem.name", "-x"), ("--problem.a=b=c",)]
     found = settings(*[word for pair in pairs[::order] for word in pair])
-    assert found.problem == "mine.py:make" and found.problem_arguments == {"width": "5", "name": "-x", "a": "b=c"}
+    assert found.for_problem.problem == "mine.py:make" and found.for_problem.problem_arguments == {
+        "width": "5",
+        "name": "-x",
+        "a": "b=c",
+    }
 
 
 # YAML
@@ -188,24 +193,31 @@ def test_yaml_and_the_command_line_agree(tmp_path):
 def test_the_sexagesimal_trap(tmp_path, axis, quote):
     """YAML 1.1 reads 1:2:30 as 3750."""
     assert yaml.safe_load("x: 1:2:30") == {"x": 3750}
-    assert from_yaml(tmp_path, f"x: {quote}{axis}{quote}").x == axis
-    assert from_yaml(tmp_path, f"problem.span: {axis}").problem_arguments == {"span": axis}
+    assert from_yaml(tmp_path, f"x: {quote}{axis}{quote}").for_grid.x == axis
+    assert from_yaml(tmp_path, f"problem.span: {axis}").for_problem.problem_arguments == {"span": axis}
 
 
 def test_the_command_line_wins(tmp_path):
     text = "x: -1:1:5\nseed: 3\nproblem.a: 1\nproblem.b: 2\n"
     found = from_yaml(tmp_path, text, "--seed", "4", "--problem.b", "5")
-    assert (found.x, found.seed, found.problem_arguments) == ("-1:1:5", 4, {"a": "1", "b": "5"})
+    assert (found.for_grid.x, found.for_directions.seed, found.for_problem.problem_arguments) == (
+        "-1:1:5",
+        4,
+        {"a": "1", "b": "5"},
+    )
     (tmp_path / "d.yaml").write_text("seed: 9\n")
     found = from_yaml(tmp_path, text, "--config", str(tmp_path / "d.yaml"))
-    assert (found.x, found.seed) == ("-1:1:5", 9)
+    assert (found.for_grid.x, found.for_directions.seed) == ("-1:1:5", 9)
     found = settings("--seed", "4", f"--config={tmp_path / 'c.yaml'}")  # wherever the file is named
-    assert found.seed == 4
+    assert found.for_directions.seed == 4
 
 
 def test_problem_as_a_mapping(tmp_path):
     found = from_yaml(tmp_path, "problem:\n  name: mine.py:make\n  width: 5\n  layers: [1, 2]\n")
-    assert found.problem == "mine.py:make" and found.problem_arguments == {"width": "5", "layers": ["1", "2"]}
+    assert found.for_problem.problem == "mine.py:make" and found.for_problem.problem_arguments == {
+        "width": "5",
+        "layers": ["1", "2"],
+    }
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "---\n"])
@@ -335,8 +347,6 @@ def test_the_groups():
 def test_a_setting_that_there_is_not():
     with pytest.raises(TypeError, match="there is no setting sede"):
         Settings(seed=3, sede=4)
-    with pytest.raises(AttributeError, match="there is no setting sede"):
-        Settings().sede  # noqa: B018
     assert copy.deepcopy(Settings(seed=3)) == pickle.loads(pickle.dumps(Settings(seed=3))) == Settings(seed=3)
 
 

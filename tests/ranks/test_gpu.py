@@ -40,7 +40,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def directions(problem):
-    return make_directions(Settings(), Origin(state.parameters(problem.model))).vectors
+    return make_directions(Settings().for_directions, Origin(state.parameters(problem.model))).vectors
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("fp64", 1e-9), ("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 1e-1)])
