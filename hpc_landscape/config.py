@@ -32,7 +32,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content or {}
 
 
-def _items(content: Any, found: int = 0) -> int:
+def _items(content: object, found: int = 0) -> int:
     """How many values there are, aliases followed; counts no further than just beyond MOST_ITEMS."""
     found += 1
     if isinstance(content, (list, dict)) and found <= MOST_ITEMS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import re
 import sys
@@ -123,7 +124,7 @@ def few(names: Sequence[str], shown: int = 3) -> str:
 
 def warn(text: str) -> None:
     """A warning of the first line that is not ours: the user's own."""
-    level, frame = 1, sys._getframe()
+    level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(OURS):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

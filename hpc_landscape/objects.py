@@ -101,11 +101,11 @@ class _WantsArguments(SystemExit):
 def script_alone(name: str) -> Iterator[None]:
     """A script that reads the command line meanwhile sees its own name alone: what is there is for this program."""
 
-    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise _WantsArguments(message)
 
     words, said = sys.argv, argparse.ArgumentParser.error
-    sys.argv, argparse.ArgumentParser.error = [name], error  # type: ignore[assignment, method-assign]
+    sys.argv, argparse.ArgumentParser.error = [name], error  # type: ignore[method-assign]
     try:
         yield
     finally:

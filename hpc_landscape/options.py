@@ -136,7 +136,7 @@ def _named(name: str) -> Any:
     return found
 
 
-def _of_any(value: Any, kinds: Sequence[Any]) -> Any:
+def _of_any(value: object, kinds: Sequence[Any]) -> Any:
     for kind in kinds:
         try:
             return as_type(value, kind)
@@ -165,10 +165,10 @@ def _of_items(values: Any, origin: Any, parts: Sequence[Any]) -> Any:
     raise ValueError(f"not of type {origin}")
 
 
-def _parts(kind: Any) -> Sequence[Any]:
+def _parts(kind: object) -> Sequence[Any]:
     """The types of which a union is, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _literals(kind: Any) -> list[str]:
+def _literals(kind: object) -> list[str]:
     return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []

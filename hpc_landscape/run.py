@@ -39,7 +39,7 @@ from .directions.registry import direction_kind
 from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
-from .evaluate.normalization import choose_normalization
+from .evaluate.normalization import POLICIES, choose_normalization
 from .evaluate.tune import recorded, tune
 from .grid import Grid
 from .metrics.registry import MetricRegistry
@@ -185,7 +185,7 @@ def _make_problem(
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
     sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
-    broadcast_norms(problem, sets, policy, evaluation.precision, asked.seed, device, comm)
+    broadcast_norms(problem, sets, POLICIES[evaluation.bn], evaluation.precision, asked.seed, device, comm)
     return problem, sets, is_additive, brought
 
 

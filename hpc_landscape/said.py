@@ -125,7 +125,7 @@ class Sturdy:
             self.lost = error
 
 
-def _sturdy(stream: Any) -> Sturdy:
+def _sturdy(stream: object) -> Sturdy:
     return stream if isinstance(stream, Sturdy) else Sturdy(stream)
 
 
@@ -160,8 +160,8 @@ def sturdy() -> Iterator[None]:
     """Meanwhile sys.stdout and sys.stderr never raise. In the end they are as before, and nothing waits in them."""
     before = sys.stdout, sys.stderr
     survive()
-    _first.update(stdout=sys.stdout, stderr=sys.stderr)
-    ours = sys.stdout, sys.stderr
+    ours = _sturdy(sys.stdout), _sturdy(sys.stderr)
+    _first.update(stdout=ours[0], stderr=ours[1])
     try:
         yield
     finally:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,14 +116,14 @@ class Landscape:
             raise UserError(f"random='{random}': expected normal or uniform")
         if seed is not None and seed < 0:
             raise UserError(f"seed={seed}: must not be negative")
-        drawn = np.random.SeedSequence().entropy % 2**63 if seed is None else index(seed)
-        self.seed = self.comm.bcast(drawn)
+        drawn = secrets.randbits(63) if seed is None else index(seed)
+        self.seed = number = self.comm.bcast(drawn)
 
         def make() -> Made:
             weights, how = weights_of(self.model_wrapper), checked(normalization)
             vectors = [
                 as_long(normalize(d, weights, how, ignore), weights)
-                for d in random_directions(weights, self.dimensions, self.seed, random)
+                for d in random_directions(weights, self.dimensions, number, random)
             ]
             return Made("random", vectors, self._sides(distance, centered), notes={"normalization": how})
 
@@ -145,8 +146,8 @@ class Landscape:
     def _interpolation(self, ends: Sequence[Point], low: float, high: float, key: str | None = None) -> Any:
         def make() -> Made:
             model, weights = self.model_wrapper, weights_of(self.model_wrapper)
-            models = [read_other(end, model, weights, key)() for end in ends]
-            models = [{name: t.to(weights[name].dtype) for name, t in other.items()} for other in models]
+            read = [read_other(end, model, weights, key)() for end in ends]
+            models = [{name: t.to(weights[name].dtype) for name, t in other.items()} for other in read]
             others = [read_rest(end, model, key) for end in ends]
             vectors = differences(weights, models)
             return Made("interpolation", vectors, [(low, high)] * self.dimensions, models, others)
@@ -228,7 +229,7 @@ class Landscape:
         bn: str | None = None,
         precision: str = "fp32",
         channels_last: bool = False,
-        compile: bool | str = False,
+        compile: bool | Literal["reduce-overhead"] = False,
         block: int | None = None,
         tune: bool = False,
         progress: bool = False,

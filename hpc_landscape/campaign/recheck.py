@@ -28,13 +28,23 @@ SEVERAL = "; "  # between what the ranks have not in common
 class Resumed(Protocol):
     """A file that is gone on with, and what computes its points now."""
 
-    path: str
     stored: layout.Stored | None
-    environment: Mapping[str, str]
     evaluator: Evaluator
-    grid: Grid
-    quantities: Sequence[layout.Quantity]
-    patience: Patience
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+    @property
+    def quantities(self) -> Sequence[layout.Quantity]: ...
+
+    @property
+    def patience(self) -> Patience: ...
 
 
 def compute_again(plan: Resumed) -> None:

@@ -38,7 +38,7 @@ class Batches:
         """How many batches there are."""
         return sum(1 for _ in self)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
+    def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> Batches:
         """The same batches on a device, floating-point tensors in the dtype (None: as they are), images in order."""
         raise NotImplementedError
 
@@ -59,6 +59,9 @@ class Batches:
 class TensorBatches(Batches):
     """Tensors in memory, sliced."""
 
+    size: int
+    batch_size: int
+
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int):
         self.tensors, self.batch_size = tensors, batch_size
         self.size = length(tensors[0])
@@ -69,7 +72,7 @@ class TensorBatches(Batches):
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return iter(self._batches)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> TensorBatches:
+    def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> TensorBatches:
         return TensorBatches(move(self.tensors, device, dtype, channels_last), self.batch_size)
 
     def quick_hash(self) -> str:
@@ -93,7 +96,7 @@ class StoredBatches(Batches):
     def count(self) -> int:
         return len(self.batches)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> StoredBatches:
+    def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> StoredBatches:
         moved = [move(batch, device, dtype, channels_last) for batch in self.batches]
         return StoredBatches(moved, self.size, self.batch_size)
 
@@ -124,7 +127,7 @@ class ReadBatches(Batches):
         for batch in as_made(self.read, self.drawn, self.patience):
             yield move(batch, *self.where)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False) -> ReadBatches:
+    def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> ReadBatches:
         there = copy.copy(self)  # the same loader, and its workers
         there.where = (device, dtype, channels_last)
         return there
@@ -171,10 +174,15 @@ class LoaderBatches(ReadBatches):
 
     def quick_hash(self) -> str:
         dataset = self.loader.dataset
-        keys = range(len(dataset)) if self.order is None else self.order
+        keys = range(items_in(dataset)) if self.order is None else self.order
         items = [dataset[keys[i]] for i in spread(len(keys))]
         order = None if self.order is None else np.asarray(self.order)
         return checksum([self.size, order, items, labels(dataset), next(self.hashes(), None)])
+
+
+def items_in(dataset: Any) -> int:
+    """How many items a data set has that is no stream; torch's class itself promises no length."""
+    return len(dataset)
 
 
 def start(loader: DataLoader) -> Iterator[Any]:
@@ -271,7 +279,7 @@ def _undisturbed(drawn: list[Tensor]) -> Iterator[None]:
         torch.set_rng_state(outside)
 
 
-def nbytes(batch: Any) -> int:
+def nbytes(batch: object) -> int:
     """Bytes of all tensors in a batch."""
     return sum(p.numel() * p.element_size() for t in tensors_in(batch) for p in parts(t))
 

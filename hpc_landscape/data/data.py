@@ -79,7 +79,7 @@ class Data:
             ) from error
 
     @staticmethod
-    def _check_pair(batch: Any) -> None:
+    def _check_pair(batch: object) -> None:
         """Raise UserError where a batch is not (input, target): nobody guesses what else it is."""
         if not isinstance(batch, (tuple, list)):
             raise UserError(
@@ -136,12 +136,12 @@ class Data:
         return next(first, None) is None
 
 
-def _of_kind(value: Any) -> str:
+def _of_kind(value: object) -> str:
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
     return f"a {type(value).__name__}{shape}"
 
 
-def is_empty(items: Any) -> bool:
+def is_empty(items: object) -> bool:
     """Whether a batch of so many items need not be computed."""
     return items is not None and not isinstance(items, Tensor) and not items
 
@@ -161,7 +161,7 @@ def _plain(batch: Any) -> bool:
     return type(batch) in (tuple, list) and all(isinstance(t, Tensor) for t in batch)
 
 
-def samples(batch: Any) -> int:
+def samples(batch: object) -> int:
     """How many samples a batch holds, all of its parts agreeing; UserError where they do not."""
     size = batch_size(batch)
     if size is None:

@@ -168,7 +168,7 @@ def told_by_reading() -> None:
     PyTorch's handler of SIGCHLD raises it wherever this process is: between two points, say, or in a model.
     """
     theirs = signal.getsignal(signal.SIGCHLD)
-    if not getattr(theirs, "__module__", "").startswith("torch."):
+    if not callable(theirs) or not getattr(theirs, "__module__", "").startswith("torch."):
         return
 
     def quietly(number: int, frame: Any) -> None:

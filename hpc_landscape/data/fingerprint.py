@@ -17,7 +17,7 @@ from .nest import contents
 SAMPLED_ITEMS = 8  # items of a large data set that its fingerprint reads
 
 
-def checksum(thing: Any) -> str:
+def checksum(thing: object) -> str:
     """SHA-256 of a thing, nested as it may be."""
     digest = hashlib.sha256()
     _feed(digest, thing, ())
@@ -77,4 +77,4 @@ def _feed_tensor(digest: Any, tensor: Tensor) -> None:
         return
     tensor = tensor.cpu().contiguous()
     digest.update(f"tensor {tuple(tensor.shape)} {tensor.dtype};".encode())
-    digest.update(memoryview(tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from ..errors import UserError
 from ..model.parts import length, take_rows
-from .batches import Batches, LoaderBatches, TensorBatches, slices
+from .batches import Batches, LoaderBatches, TensorBatches, items_in, slices
 from .streams import First, StreamBatches
 from .workers import that_fit
 
@@ -128,7 +128,7 @@ def makes_its_own(loader: DataLoader) -> bool:
     return any(own) or "__iter__" in vars(loader)
 
 
-def as_it_is(source: Any, batch_size: int | None, wish: Wish) -> StreamBatches:
+def as_it_is(source: object, batch_size: int | None, wish: Wish) -> StreamBatches:
     """Whatever gives batches, as it gives them."""
     wish.in_its_order()
     wish.first_of_stream()
@@ -158,7 +158,7 @@ def from_loader(loader: DataLoader, wish: Wish) -> Batches:
         return _from_ready(loader, wish, options)
     if type(loader.batch_sampler) is not BatchSampler:
         return _from_batch_sampler(loader, wish, options)
-    rows, fault = named(loader.batch_sampler.sampler, len(dataset))
+    rows, fault = named(loader.batch_sampler.sampler, items_in(dataset))
     faults = [fault] * bool(fault) + ["drops its last batch"] * bool(loader.batch_sampler.drop_last)
     if faults:
         part = "" if rows is None else f": the {len(rows)} samples that it names"
@@ -173,36 +173,35 @@ def _from_stream(loader: DataLoader, wish: Wish, options: Mapping[str, Any]) -> 
     wish.first_of_stream()
     if loader.drop_last:
         wish.say("the loader drops its last batch; it is read in full")
-    dataset, samples = loader.dataset, wish.samples
+    samples = wish.samples
     if samples is not None and loader.num_workers == 0 and loader.batch_size is not None:
-        dataset = First(dataset, samples)  # whatever a batch of them is made to
-        source = DataLoader(dataset, batch_size=loader.batch_size, **options)
-        found = StreamBatches(source, loader.batch_size, -(-samples // loader.batch_size))
-        found.most = min(found.most, wish.batches or found.most)
-        return found
-    again = DataLoader(dataset, batch_size=loader.batch_size, **options)
+        beginning = First(cast(IterableDataset[Any], loader.dataset), samples)  # whatever a batch of them is made to
+        source = DataLoader(beginning, batch_size=loader.batch_size, **options)
+        most = -(-samples // loader.batch_size)
+        return StreamBatches(source, loader.batch_size, min(most, wish.batches or most))
+    again = DataLoader(loader.dataset, batch_size=loader.batch_size, **options)
     return StreamBatches(again, loader.batch_size, wish.batches, samples)
 
 
 def _from_ready(loader: DataLoader, wish: Wish, options: Mapping[str, Any]) -> Batches:
     """The data set gives whole batches."""
     wish.in_its_order()
-    rows, fault = named(loader.sampler, len(loader.dataset))
+    rows, fault = named(loader.sampler, items_in(loader.dataset))
     if fault:
         part = "" if rows is None else f": the {len(rows)} batches that it names"
         wish.say(f"the loader {fault}; it is read in sequence and in full{part}")
-    order = range(len(loader.dataset)) if rows is None else rows
+    order: Sequence[Any] = range(items_in(loader.dataset)) if rows is None else rows
     if wish.samples is not None:
         again = DataLoader(loader.dataset, batch_size=None, sampler=order, **options)
         return as_it_is(again, None, wish)
     if wish.batches is not None:
-        rows = order = order[: wish.batches]
+        order = rows = list(order[: wish.batches])
     return LoaderBatches(DataLoader(loader.dataset, batch_size=None, sampler=order, **options), None, None, rows)
 
 
 def _from_batch_sampler(loader: DataLoader, wish: Wish, options: Mapping[str, Any]) -> Batches:
     """A batch sampler of the user's: its batches, where they are always the same; else the samples that it names."""
-    dataset, total = loader.dataset, len(loader.dataset)
+    dataset, total = loader.dataset, items_in(loader.dataset)
     twice = None if is_shard(loader.batch_sampler) else _twice(loader.batch_sampler, total, list)
     if twice is not None and twice[0] == twice[1] and wish.samples is None and not wish.shuffle:
         order = twice[0][: wish.batches]
@@ -210,11 +209,12 @@ def _from_batch_sampler(loader: DataLoader, wish: Wish, options: Mapping[str, An
         return LoaderBatches(DataLoader(dataset, batch_sampler=order, **options), len(flat), None, flat)
     rows = None
     if twice is not None:
-        rows = _subset(*([i for batch in reading for i in batch] for reading in twice), total)
+        one, two = ([i for batch in reading for i in batch] for reading in twice)
+        rows = _subset(one, two, total)
     which = "data" if rows is None else f"{len(rows)} samples that it names"
-    order = "in an order drawn from the seed" if wish.shuffle else "in sequence"
+    way = "in an order drawn from the seed" if wish.shuffle else "in sequence"
     wish.say(
-        f"the loader's batch sampler is not used; the {which} {'is' if rows is None else 'are'} read {order}, "
+        f"the loader's batch sampler is not used; the {which} {'is' if rows is None else 'are'} read {way}, "
         f"{wish.batch_size} at a time"
     )
     return from_dataset(dataset, wish, options, rows)
@@ -243,7 +243,7 @@ def named(sampler: Any, total: int) -> tuple[list[Any] | None, str]:
     return rows, "shuffles" if sorted(twice[0], key=str) == sorted(twice[1], key=str) else f"samples by {kind}"
 
 
-def is_shard(sampler: Any) -> bool:
+def is_shard(sampler: object) -> bool:
     """Whether it gives each process of a larger job its own part."""
     if any(hasattr(sampler, name) for name in ("num_replicas", "num_processes")):
         return True
@@ -261,7 +261,7 @@ def _twice(sampler: Any, total: int, read: Callable[[Any], Any]) -> tuple[list[A
     return None if max(len(first), len(second)) >= most else (first, second)
 
 
-def _index(index: Any) -> Any:
+def _index(index: object) -> Any:
     """An index as the data set is given it; whole numbers as Python's."""
     return int(index) if isinstance(index, (int, np.integer, Tensor)) else index
 
@@ -280,8 +280,10 @@ def reads_all_in_order(loader: DataLoader) -> bool:
     batches = loader.batch_sampler
     if batches is None:
         return isinstance(loader.sampler, SequentialSampler)
-    in_order = type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
-    return in_order and not batches.drop_last and len(loader.dataset) % batches.batch_size != 1
+    if not isinstance(batches, BatchSampler) or type(batches) is not BatchSampler:
+        return False
+    in_order = isinstance(batches.sampler, SequentialSampler) and not batches.drop_last
+    return in_order and items_in(loader.dataset) % batches.batch_size != 1
 
 
 def rows_of(tensors: Sequence[Tensor]) -> set[int | None]:

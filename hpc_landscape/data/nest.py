@@ -18,7 +18,9 @@ from ..model.parts import is_plain
 Change = Callable[[Tensor], Tensor]
 
 
-def move(batch: Any, device: torch.device | None, dtype: torch.dtype | None = None, channels_last: bool = False) -> Any:
+def move(
+    batch: object, device: torch.device | None, dtype: torch.dtype | None = None, channels_last: bool = False
+) -> Any:
     """A batch, of whatever nesting, on the device, its floating-point tensors in the dtype, images in that order."""
 
     ahead = device is not None and device.type != "cpu"  # what comes to the host is read there without a wait
@@ -58,34 +60,35 @@ def each_tensor(thing: Any, change: Change, device: torch.device | None = None) 
     return rebuilt(thing, lambda value: each_tensor(value, change, device))
 
 
-def _moves(thing: Any) -> bool:
+def _moves(thing: object) -> bool:
     """Whether it is an object that knows how to move itself."""
     return not isinstance(thing, (type, Tensor)) and callable(getattr(thing, "to", None))
 
 
-def _copied(thing: Any) -> Any:
+def _copied(thing: object) -> Any:
     try:
         return copy.copy(thing)
     except Exception:
         return thing
 
 
-def rebuilt(thing: Any, change: Callable[[Any], Any]) -> Any:
+def rebuilt(thing: object, change: Callable[[Any], Any]) -> Any:
     """A container of a type of its own, each part changed; UserError where it lets nobody make another."""
     old = list(_parts(thing))
     if not old:
         return thing
     new = [change(value) for _, value in old]
+    kind: Callable[..., Any] = type(thing)
     try:
         if isinstance(thing, MutableMapping) or dataclasses.is_dataclass(thing):
             return _filled(copy.copy(thing), [key for key, _ in old], new)
         if isinstance(thing, Mapping):
-            return type(thing)(dict(zip((key for key, _ in old), new, strict=True)))
+            return kind(dict(zip((key for key, _ in old), new, strict=True)))
         if isinstance(thing, list):
             made = copy.copy(thing)
             made[:] = new
             return made
-        made = thing._make(new) if hasattr(thing, "_make") else type(thing)(new)
+        made = thing._make(new) if hasattr(thing, "_make") else kind(new)
         if hasattr(thing, "__dict__"):
             vars(made).update(vars(thing))
         return made
@@ -98,7 +101,7 @@ def rebuilt(thing: Any, change: Callable[[Any], Any]) -> Any:
         ) from None
 
 
-def _filled(made: Any, keys: list[Any], values: list[Any]) -> Any:
+def _filled(made: object, keys: list[Any], values: list[Any]) -> Any:
     for key, value in zip(keys, values, strict=True):
         if isinstance(made, MutableMapping):
             made[key] = value
@@ -107,7 +110,7 @@ def _filled(made: Any, keys: list[Any], values: list[Any]) -> Any:
     return made
 
 
-def _parts(thing: Any) -> Iterator[tuple[Any, Any]]:
+def _parts(thing: object) -> Iterator[tuple[Any, Any]]:
     """(key, part) of what each_tensor looks into."""
     if isinstance(thing, Mapping):
         yield from thing.items()
@@ -117,7 +120,7 @@ def _parts(thing: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((f.name, getattr(thing, f.name)) for f in dataclasses.fields(thing) if hasattr(thing, f.name))
 
 
-def contents(thing: Any) -> list[tuple[str, Any]] | None:
+def contents(thing: object) -> list[tuple[str, Any]] | None:
     """(name, part) of everything in a thing: as a nest, or the attributes of what moves by itself; else None."""
     if isinstance(thing, PackedSequence):
         return [(name, part) for name, part in thing._asdict().items()]
@@ -135,7 +138,7 @@ def _slots(kind: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def tensors_in(thing: Any, seen: tuple[int, ...] = ()) -> Iterator[Tensor]:
+def tensors_in(thing: object, seen: tuple[int, ...] = ()) -> Iterator[Tensor]:
     """Every tensor in a batch, those of what moves by itself too."""
     if isinstance(thing, Tensor):
         yield thing

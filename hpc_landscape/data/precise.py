@@ -15,7 +15,7 @@ from ..errors import warn
 from ..model.numbers import HALVES
 
 
-def full_precision(thing: Any) -> Any:
+def full_precision(thing: object) -> Any:
     """The same nest with what is of 16 bits in 32, each part of the type that it had; a single number stays.
 
     A number that is the loss already was rounded when it was computed: ``precise`` says so.
@@ -40,7 +40,7 @@ def full_precision(thing: Any) -> Any:
     return thing
 
 
-def _is_record(thing: Any) -> bool:
+def _is_record(thing: object) -> bool:
     """Whether an object does nothing but hold values."""
     return (is_dataclass(thing) and not isinstance(thing, type)) or isinstance(thing, SimpleNamespace)
 

@@ -54,7 +54,7 @@ WHOLE = (
 
 
 def prepare(
-    data: Any,
+    data: object,
     batch_size: int,
     count: int | None,
     seed: int,
@@ -143,8 +143,8 @@ def _from_list(batches: list[Any], wish: Wish) -> StoredBatches:
     of = f", the first of {sizes[0]} samples" if sizes[0] else ""
     wish.say(f"a list of {len(batches)} batches{of}; where its items are samples, give DataLoader(list, batch_size=N)")
     taken = list(first(batches, wish.batches, wish.samples))
-    sizes = [size_of(batch) for batch in taken]
-    return StoredBatches(taken, None if None in sizes else sum(sizes), None)
+    told = [size for batch in taken if (size := size_of(batch)) is not None]
+    return StoredBatches(taken, sum(told) if len(told) == len(taken) else None, None)
 
 
 def holds_batches(items: tuple[Any, ...] | list[Any], what: str) -> bool:
@@ -178,7 +178,7 @@ def _unclear(what: str, how: str) -> UserError:
     )
 
 
-def _is_nest(thing: Any) -> bool:
+def _is_nest(thing: object) -> bool:
     return isinstance(thing, (tuple, list, Mapping)) and not isinstance(thing, PackedSequence)
 
 

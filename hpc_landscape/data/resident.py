@@ -28,7 +28,10 @@ class MovedBatches(Batches):
 
     def __init__(self, batches: Batches, *where: Any):
         self.batches, self.where = batches, where
-        self.size, self.batch_size, self.count = batches.size, batches.batch_size, batches.count
+        self.size, self.batch_size = batches.size, batches.batch_size
+
+    def count(self) -> int:
+        return self.batches.count()
 
     def __iter__(self) -> Iterator[Any]:
         return (move(batch, *self.where) for batch in self.batches)
@@ -51,9 +54,10 @@ def read_part(loader: DataLoader, first: int, step: int, patience: Patience | No
             "worker_init_fn": loader.worker_init_fn,
             "multiprocessing_context": loader.multiprocessing_context,
         }
-        ready = loader.batch_sampler is None  # the data set gives whole batches
-        order = list(loader.sampler if ready else loader.batch_sampler)[first::step]
-        how = {"batch_size": None, "sampler": order} if ready else {"batch_sampler": order}
+        if loader.batch_sampler is None:  # the data set gives whole batches
+            how: dict[str, Any] = {"batch_size": None, "sampler": list(loader.sampler)[first::step]}
+        else:
+            how = {"batch_sampler": list(loader.batch_sampler)[first::step]}
         part = DataLoader(loader.dataset, **how, **options)
     try:
         yield from zip(range(first, len(loader), step), as_made(lambda: start(part), [], patience), strict=True)

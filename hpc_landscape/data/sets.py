@@ -151,7 +151,7 @@ class Sets:
 
 def prepare_sets(
     given: Mapping[str, Any],
-    warmup_data: Any,
+    warmup_data: object,
     options: EvaluationSettings,
     seed: int,
     resident: float,
@@ -165,7 +165,7 @@ def prepare_sets(
     ranks: of this node, which read it too; pin: whether it goes to a GPU. UserError where it cannot be read.
     """
 
-    def prepared(data: Any, count: int | None, most: int | None, what: str) -> Batches:
+    def prepared(data: object, count: int | None, most: int | None, what: str) -> Batches:
         with telling(what):
             batches = prepare(
                 data, options.batch_size, count, seed, what, notice, most, options.shuffle_data, pin=pin, ranks=ranks
@@ -181,9 +181,10 @@ def prepare_sets(
     warmup = None
     if warmup_data is None and trained_on is not None and count == options.samples:
         warmup = evaluation[trained_on]
-    elif warmup_data is not None or trained_on is not None:
-        data = given[trained_on] if warmup_data is None else warmup_data
-        warmup = prepared(data, count, most if count is None else None, WARMUP)
+    else:
+        data = given[trained_on] if warmup_data is None and trained_on is not None else warmup_data
+        if data is not None:
+            warmup = prepared(data, count, most if count is None else None, WARMUP)
     return Sets(evaluation, warmup, resident=resident, patience=patience)
 
 

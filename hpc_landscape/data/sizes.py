@@ -39,7 +39,7 @@ def _records(thing: Any) -> bool:
     return type(thing) in (tuple, list) and bool(thing) and all(isinstance(part, Mapping) for part in thing)
 
 
-def _readings(thing: Any, top: bool = False) -> set[int] | None:
+def _readings(thing: object, top: bool = False) -> set[int] | None:
     """The numbers of samples that it may be read as; None where it says nothing, as a text or a number does."""
     if isinstance(thing, Tensor):
         return {thing.size(0)} if thing.ndim else set()
@@ -65,7 +65,7 @@ def _common(parts: Sequence[Any]) -> set[int] | None:
     return set.intersection(*said) if said else None
 
 
-def _own(thing: Any) -> int | None:
+def _own(thing: object) -> int | None:
     """What a batch of graphs, or a dict of tensors of its own kind, says of itself."""
     for name in ("num_graphs", "batch_size"):
         own = getattr(thing, name, None)

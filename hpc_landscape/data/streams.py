@@ -115,13 +115,13 @@ def first(batches: Iterable[Any], most: int | None, samples: int | None) -> Iter
             return
 
 
-def size_of(batch: Any) -> int | None:
+def size_of(batch: object) -> int | None:
     """How many samples a batch holds, where all its tensors agree."""
     lengths = {length(t) if t.dim() else None for t in tensors_in(batch)}
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _cut(batch: Any, size: int, count: int) -> Any:
+def _cut(batch: object, size: int, count: int) -> Any:
     """A batch's first samples; UserError where not everything in it could be cut."""
     cut = each_tensor(batch, lambda t: take_rows(t, slice(count)))
     if size_of(cut) != count:
@@ -186,5 +186,5 @@ def _workers_repeat(batches: StreamBatches, seconds: float) -> bool:
     return len(of_each) == 1
 
 
-def _as_it_is(sample: Any) -> Any:
+def _as_it_is(sample: object) -> Any:
     return sample

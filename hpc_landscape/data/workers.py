@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import UserError
 from ..progress import size
 from ..ranks.memory import SHARED, free_shared_memory
-from .batches import as_made, nbytes, start
+from .batches import as_made, items_in, nbytes, start
 
 AMPLE = 2**31  # bytes: with more room no batch is looked at beforehand, which takes the start of a worker
 PART = 0.5  # of the room, for the batches of one loader
@@ -76,7 +76,7 @@ def _batch_bytes(loader: DataLoader, options: Mapping[str, Any], batch_size: int
         elif loader.batch_sampler is None:
             probe = DataLoader(dataset, batch_size=None, sampler=range(1), collate_fn=collate, **taken)
         else:
-            first = list(range(min(batch_size, len(dataset))))
+            first = list(range(min(batch_size, items_in(dataset))))
             probe = DataLoader(dataset, batch_sampler=[first], collate_fn=collate, **taken)
         return next(as_made(lambda: start(probe), []), 0)
     except Exception:  # it will be told where it is read

@@ -42,6 +42,7 @@ class Interpolation(DirectionKind):
 
     def make(self, settings: Any, origin: Origin) -> Directions:
         """The differences to the models, and the models themselves, whose ends are bitwise theirs."""
+        assert origin.read is not None  # the needed models are given
         weights = origin.weights
         models = [dict(origin.read(path, "--to")) for path in split(settings.to)]
         ends = [{name: model[name].to(w.dtype) for name, w in weights.items()} for model in models]

@@ -27,6 +27,7 @@ class PCA(DirectionKind):
         from .normalize import normalize_all
         from .projection import around, project
 
+        assert origin.read is not None  # the needed trajectory is given
         points = [partial(origin.read, path, "--trajectory") for path in origin.trajectory]
         with said_of(f"--trajectory {settings.trajectory}"):
             vectors, ratios = principal_directions(points, origin.weights, origin.count)

@@ -28,13 +28,13 @@ def project(
     once, one at a time; names that the origin has not are left out, names that a direction has not do not move there.
     Values that are not finite give coordinates that are not.
     """
-    directions = [{name: d for name, d in direction.items() if name in origin} for direction in directions]
-    k = len(directions)
-    products = np.array([[float(dot(a, _same_names(b, a))) for b in directions] for a in directions]).reshape(k, k)
+    spanning = [{name: d for name, d in direction.items() if name in origin} for direction in directions]
+    k = len(spanning)
+    products = np.array([[float(dot(a, _same_names(b, a))) for b in spanning] for a in spanning]).reshape(k, k)
     solver = _solver(products)
     coordinates, distances = np.empty((len(points), k)), np.empty(len(points))
     for i, point in enumerate(points):
-        coordinates[i], distances[i] = _project_one(point(), origin, directions, solver)
+        coordinates[i], distances[i] = _project_one(point(), origin, spanning, solver)
     return coordinates, distances
 
 

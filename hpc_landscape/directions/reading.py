@@ -82,7 +82,8 @@ def _bytes(path: str, group: str) -> int:
 def _read_npz(path: str, where: str) -> dict[str, Tensor]:
     check_archive(path, where)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: of an archive that is cut short NumPy leaves its own open.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
     except Exception as error:  # a damaged archive may raise anything
         said = " ".join(str(error).split("\n")[0].split())

@@ -72,7 +72,7 @@ def _check_made(made: Directions, kind: DirectionKind, settings: Any, origin: Or
         )
 
 
-def kind_in_file(spec: Any) -> DirectionKind:
+def kind_in_file(spec: object) -> DirectionKind:
     """The kind that a stored file names; without a name, random. Only what is installed is made: a file is data."""
     if not isinstance(spec, str):
         return direction_kind("random")

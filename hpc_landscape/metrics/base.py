@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: Any, items: Any) -> list[Any]:
+def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object) -> list[Any]:
     """Each metric's mean over a batch of so many items times its weight, and then the weights.
 
     What several are parts of is computed once.
@@ -112,6 +113,13 @@ def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, bat
     return products + weights
 
 
+def _weighed_anew(
+    metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object
+) -> list[Any]:
+    """The same; the user's code may change the batch that it is given."""
+    return weighed(metrics, model, data, fresh(batch), items)
+
+
 def times(mean: Tensor, weight: Any) -> Tensor:
     """A batch's mean times its weight, in float64; nothing, where it weighs nothing: its mean may be NaN then."""
     mean = (mean.cpu() if mean.device.type == "mps" else mean).double()
@@ -121,7 +129,7 @@ def times(mean: Tensor, weight: Any) -> Tensor:
     return torch.where(weight == 0, 0.0, mean * weight)
 
 
-def _to(device: torch.device, weight: Any) -> Any:
+def _to(device: torch.device, weight: object) -> Any:
     return weight.to(device) if isinstance(weight, Tensor) else weight
 
 
@@ -172,7 +180,7 @@ def total(
     """
     sums: list[Sums] = []
     for batch, items in data.counted(model):
-        found = each(lambda batch=batch, items=items: weighed(metrics, model, data, fresh(batch), items))
+        found = each(partial(_weighed_anew, metrics, model, data, batch, items))
         sums = sums or [Sums(metrics) for _ in found]
         for one, more in zip(sums, found, strict=True):
             one.add(more)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Count = Callable[[Any, Any, Any], Any]
 
 
-def count_of(loss: Any) -> Callable[[Any, Any], Any] | None:
+def count_of(loss: object) -> Callable[[Any, Any], Any] | None:
     """How a loss counts, by (output, target); None where the table has none, or the ``forward`` is its own."""
     for kind, count in COUNTS.items():
         if isinstance(loss, kind) and type(loss).forward is kind.forward:
@@ -26,7 +26,7 @@ def count_of(loss: Any) -> Callable[[Any, Any], Any] | None:
     return None
 
 
-def as_module(loss: Any) -> Any:
+def as_module(loss: object) -> Any:
     """A function of torch.nn.functional, also with some of its options set by ``partial``, as the module it is."""
     function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     try:
@@ -35,13 +35,13 @@ def as_module(loss: Any) -> Any:
         return loss
 
 
-def ignored(loss: Any) -> int | None:
+def ignored(loss: object) -> int | None:
     """The class index of targets that the loss leaves out."""
     index = getattr(loss, "ignore_index", None)
     return index if isinstance(index, int) else None
 
 
-def _elements(loss: Any, output: Tensor, target: Tensor) -> int:
+def _elements(loss: object, output: Tensor, target: Tensor) -> int:
     """All of them, after broadcasting."""
     return math.prod(torch.broadcast_shapes(output.shape, target.shape))
 
@@ -63,7 +63,7 @@ def _classes(loss: nn.CrossEntropyLoss | nn.NLLLoss, output: Tensor, target: Ten
     return (loss.weight[(target * counts).long()] * counts).sum()  # an ignored index may be none of a class
 
 
-def _samples(loss: Any, output: Tensor, target: Tensor) -> int:
+def _samples(loss: object, output: Tensor, target: Tensor) -> int:
     """Those over whose classes a first mean was taken."""
     return output.numel() // output.shape[-1] if output.ndim else 1
 

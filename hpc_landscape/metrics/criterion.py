@@ -70,7 +70,7 @@ class Criterion:
         if isinstance(value, Mapping):
             named = {str(key): term for key, term in value.items()}
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
-            named = value._asdict()
+            named = dict(zip(value._fields, value, strict=True))
         elif isinstance(value, (tuple, list)):
             named = {f"{TOTAL}_{i}": term for i, term in enumerate(value)}
         else:
@@ -118,7 +118,7 @@ def number(value: Any, name: str = "") -> Tensor:
         ) from None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
@@ -179,7 +179,7 @@ def without_data(loss_fn: Any) -> Callable[[Any, Any], Any]:
     return lambda model, batch: loss_fn(model) if with_model else loss_fn()
 
 
-def data_of(loss_fn: Any, inputs: Any, target: Any = None) -> Any:
+def data_of(loss_fn: object, inputs: object, target: object = None) -> Any:
     """What a metric of this loss is computed on: what is given, or the one batch of a loss that takes none."""
     if isinstance(loss_fn, Criterion):
         loss_fn = loss_fn.loss_fn

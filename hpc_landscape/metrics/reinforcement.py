@@ -52,7 +52,7 @@ class ExpectedReturnMetric(Metric):
         device = next(iter(devices)) if len(devices) == 1 else None
         dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
 
-        def act(observation: Any) -> Any:
+        def act(observation: object) -> Any:
             return model_wrapper.forward(_tensor(observation, device, dtype))
 
         with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
@@ -78,7 +78,7 @@ class ExpectedReturnMetric(Metric):
         return total
 
 
-def _make(env: Any) -> Any:
+def _make(env: object) -> Any:
     """The environment; UserError where there is none."""
     try:
         import gymnasium
@@ -95,7 +95,7 @@ def _make(env: Any) -> Any:
     return made
 
 
-def _expect(result: Any, count: int, method: str) -> tuple[Any, ...]:
+def _expect(result: object, count: int, method: str) -> tuple[Any, ...]:
     if isinstance(result, tuple) and len(result) == count:
         return result
     came = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
@@ -105,7 +105,7 @@ def _expect(result: Any, count: int, method: str) -> tuple[Any, ...]:
     )
 
 
-def _tensor(observation: Any, device: torch.device | None, dtype: torch.dtype) -> Any:
+def _tensor(observation: object, device: torch.device | None, dtype: torch.dtype) -> Any:
     """An observation as tensors."""
     if isinstance(observation, Mapping):
         return {key: _tensor(value, device, dtype) for key, value in observation.items()}
@@ -160,5 +160,5 @@ def _array(output: Any) -> np.ndarray | None:
     return array if array.dtype.kind in "fiub" else None
 
 
-def _line(text: Any) -> str:
+def _line(text: object) -> str:
     return " ".join(str(text).split())

@@ -35,12 +35,12 @@ class Loss(BatchMetric):
         super().__init__(data_of(self.criterion, inputs), target)
         self.loss_fn = loss_fn
 
-    @property
-    def whole(self) -> Callable[[Any, Any], dict[str, Tensor]]:
+    @property  # what the criterion says, which may find out more
+    def whole(self) -> Callable[[Any, Any], dict[str, Tensor]]:  # type: ignore[override]
         return self.criterion.terms
 
     @property
-    def sums(self) -> bool:
+    def sums(self) -> bool:  # type: ignore[override]
         return self.criterion.sum
 
     def batch_mean(self, output: Any, target: Any) -> Tensor:

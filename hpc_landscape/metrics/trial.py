@@ -138,9 +138,9 @@ def _two_ways(batch: Any) -> bool:
 
 
 def _try_batch(
-    model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, tolerance: float
+    model: ModelWrapper, criterion: Criterion, data: Data, batch: object, size: int, tolerance: float
 ) -> Finding | None:
-    def measured(some: Any, items: int, seed: int = 0) -> Measured:
+    def measured(some: object, items: int, seed: int = 0) -> Measured:
         return _measured(model, criterion, data, some, items, seed)
 
     whole = measured(batch, size)
@@ -179,7 +179,8 @@ def _judged(
     is_sum = True
     for one, two in splits:
         total = one.weight + two.weight
-        parts = sum(np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two)) / total if total else whole
+        a, b = (np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two))
+        parts = (a + b) / total if total else whole
         scale = np.fmax(abs(whole), np.fmax(abs(one.terms), abs(two.terms)))
         allowed = tolerance * scale + drawn + FLOOR
         is_sum = is_sum and bool((abs(whole - one.terms - two.terms) <= allowed).all())
@@ -205,7 +206,7 @@ def _worse(one: Finding, two: Finding) -> bool:
 
 
 @torch.no_grad()
-def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: Any, size: int, seed: int) -> Measured:
+def _measured(model: ModelWrapper, criterion: Criterion, data: Data, batch: object, size: int, seed: int) -> Measured:
     """The loss of a batch of so many samples."""
     _generators(model).seed(seed)
     batch = fresh(batch)  # the user's code may put something else into it

@@ -6,9 +6,9 @@ and (unbiased) variance, weighted by batch size. With equal batches that is ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,12 +143,12 @@ def _momentum_kept(layers: list[nn.Module]) -> Iterator[None]:
 def reset(layers: list[nn.Module]) -> None:
     """What ``reset_running_stats`` does to each, in a few calls for all: there may be a hundred, at every point."""
     if layers:
-        variances = [layer.running_var for layer in layers]
-        torch._foreach_zero_([layer.running_mean for layer in layers] + variances)
+        means, variances = running_means(layers), running_variances(layers)
+        torch._foreach_zero_(means + variances)
         torch._foreach_add_(variances, 1.0)
         for layer in layers:
-            if getattr(layer, "num_batches_tracked", None) is not None:
-                layer.num_batches_tracked.zero_()
+            if (count := getattr(layer, "num_batches_tracked", None)) is not None:
+                count.zero_()
 
 
 class _BuffersInPlace:
@@ -158,14 +158,16 @@ class _BuffersInPlace:
         self.before: dict[str, Tensor | None] = {}
         self.hooks = [layer.register_forward_pre_hook(self._remember), layer.register_forward_hook(self._copy)]
 
-    def _remember(self, layer: nn.Module, _: Any) -> None:
+    def _remember(self, layer: nn.Module, _: object) -> None:
         self.before = dict(layer._buffers)
 
     @torch.no_grad()
     def _copy(self, layer: nn.Module, *_: Any) -> None:
         for name, buffer in self.before.items():
-            if buffer is not None and layer._buffers.get(name) is not buffer:
-                buffer.copy_(layer._buffers[name])
+            now = layer._buffers.get(name)
+            if buffer is not None and now is not buffer:
+                assert now is not None, f"a layer has taken its {name} away"
+                buffer.copy_(now)
                 layer._buffers[name] = buffer
 
     def remove(self) -> None:
@@ -178,7 +180,7 @@ def used_once(model: nn.Module | ModelWrapper, run: Callable[[], Any]) -> bool:
     layers = batchnorm_layers(model)
     uses = dict.fromkeys(layers, 0)
 
-    def count(layer: nn.Module, _: Any) -> None:
+    def count(layer: nn.Module, _: object) -> None:
         uses[layer] += 1
 
     hooks = [layer.register_forward_pre_hook(count) for layer in layers]
@@ -205,7 +207,18 @@ def batch_statistics(layers: list[nn.Module]) -> Iterator[None]:
 
 def statistics(model: nn.Module | ModelWrapper) -> list[Tensor]:
     """All running means and variances: the buffers themselves."""
-    return [b for layer in batchnorm_layers(model) for b in (layer.running_mean, layer.running_var)]
+    layers = batchnorm_layers(model)
+    return [b for pair in zip(running_means(layers), running_variances(layers), strict=True) for b in pair]
+
+
+def running_means(layers: Iterable[nn.Module]) -> list[Tensor]:
+    """Each layer's."""
+    return [cast(Tensor, layer.running_mean) for layer in layers]
+
+
+def running_variances(layers: Iterable[nn.Module]) -> list[Tensor]:
+    """Each layer's."""
+    return [cast(Tensor, layer.running_var) for layer in layers]
 
 
 def read_statistics(model: nn.Module | ModelWrapper) -> Tensor:

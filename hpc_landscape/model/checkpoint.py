@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ def read_parameters(
     return found
 
 
-def _precise(loaded: Tensor, given: Any) -> Tensor:
+def _precise(loaded: Tensor, given: object) -> Tensor:
     """A copy of what was loaded, or what it was rounded from."""
     if isinstance(given, Tensor) and given.shape == loaded.shape and torch.equal(given.to(loaded), loaded):
         return given

@@ -38,7 +38,7 @@ class Chosen:
         return "; ".join(["".join(part), *self.notes])
 
 
-def choose(content: Any, model: nn.Module, where: str, key: str | None = None) -> Chosen:
+def choose(content: object, model: nn.Module, where: str, key: str | None = None) -> Chosen:
     """The part of a file's content that fits the model; UserError where there is none, or more than one.
 
     where: what the error begins with, an option and a path. key: which part, where there are several.
@@ -147,14 +147,14 @@ def _listed(some: Sequence[Part]) -> str:
     return first_few(list(dict.fromkeys(part.name for part in some)), SHOWN)
 
 
-def _outermost(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+def _outermost(content: object) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """What a model's own load_state_dict may want as it is: the file's content, or what is in it."""
     if isinstance(content, Mapping):
         yield ".", content
         yield from ((str(key), value) for key, value in content.items() if isinstance(value, Mapping))
 
 
-def _keys(content: Any) -> str:
+def _keys(content: object) -> str:
     return first_few(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
 
 

@@ -37,9 +37,10 @@ class Kept:
     def restore(self) -> None:
         """Make the model what it was."""
         for module, parameters, buffers in self.modules:
-            for there, then in ((module._parameters, parameters), (module._buffers, buffers)):
-                there.clear()
-                there.update(then)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
         for tensor, value in self.values:
             tensor.copy_(value)
         for module, state in self.extra:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,8 +16,9 @@ from .choice import Chosen
 from .rest import rest
 from .wrapper import ModelWrapper, wrap_model
 
-Path = str | os.PathLike
-Point = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path  # a model, its state dict, or a file that holds one
+Path: TypeAlias = str | os.PathLike  # without its parameter, to ask isinstance
+# A model, its state dict, or a file that holds one.
+Point: TypeAlias = nn.Module | ModelWrapper | Mapping[str, Tensor] | Path
 
 
 def read_other(

@@ -155,7 +155,7 @@ class Placement:
             reached = [other for c, other in zip(coordinates, others, strict=True) if c >= 1]
             self._rows[row][name].copy_(reached[0] if reached else own)
         for name in self._buffers if self._attachment is not None else ():
-            self._attachment.give(name, self._rows[row][name], row)
+            self._held.give(name, self._rows[row][name], row)
 
     @contextmanager
     def attached(
@@ -186,18 +186,23 @@ class Placement:
     def select(self, row: int) -> None:
         """Put the attached model at the point of this row."""
         views = self._rows[row]
-        for name, p in self._attachment.parameters:
+        for name, p in self._held.parameters:
             if name in views:
                 p.data = views[name]
-        self._attachment.select(row)
+        self._held.select(row)
 
     def restore(self, full: bool) -> None:
         """Undo what was left behind at the point before; full: whatever a metric may have done."""
-        self._attachment.restore(full)
+        self._held.restore(full)
 
     def left_behind(self) -> bool:
         """Whether more is left behind than is undone without ``full``."""
-        return self._attachment.left_behind()
+        return self._held.left_behind()
+
+    @property
+    def _held(self) -> Attachment:
+        assert self._attachment is not None, "no model is attached"
+        return self._attachment
 
     def _move(self, tensor: Tensor, name: str) -> Tensor:
         tensor = self.fixed.get(name, tensor)

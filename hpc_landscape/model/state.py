@@ -33,7 +33,7 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         digest.update(f"{name} {shape_of(tensor)} {tensor.dtype};".encode())
         for part in parts(tensor):
-            digest.update(memoryview(as_bytes(part)))
+            digest.update(as_bytes(part).data)
     return digest.hexdigest()
 
 

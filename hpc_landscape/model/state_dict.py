@@ -170,7 +170,7 @@ class Part:
         """The tensors, but for these names."""
         kept = OrderedDict((key, t) for key, t in self.tensors.items() if key not in set(names))
         if (metadata := getattr(self.tensors, "_metadata", None)) is not None:
-            kept._metadata = metadata
+            vars(kept)["_metadata"] = metadata
         return kept
 
     def same(self, other: Part) -> bool:
@@ -181,16 +181,16 @@ class Part:
         )
 
 
-def same_shape(value: Any, wanted: Any) -> bool:
+def same_shape(value: object, wanted: object) -> bool:
     """Whether the value has the shape that is wanted; what is no tensor in the model may be anything."""
     return not isinstance(wanted, Tensor) or (isinstance(value, Tensor) and value.shape == wanted.shape)
 
 
-def _shape(value: Any) -> Any:
+def _shape(value: object) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: object, b: object) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.layout != torch.strided or a.is_meta or b.is_meta:
         return a is b
     return a.layout == b.layout and a.shape == b.shape and bool(torch.equal(a, b))
@@ -201,7 +201,7 @@ def pure(mapping: Mapping[Any, Any]) -> bool:
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items())
 
 
-def mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+def mappings(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """Every mapping of names to tensors in a file's content, with the keys that lead to it; the outer ones first."""
     level: list[tuple[tuple[str, ...], Any]] = [((), content)]
     seen: set[int] = set()
@@ -220,7 +220,7 @@ def mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
         level = inner
 
 
-def parts(content: Any, names: Names) -> list[Part]:
+def parts(content: object, names: Names) -> list[Part]:
     """What in a file's content may be the model's, the likeliest first of each mapping."""
     return [
         part(mapping, where, prefix, names, split)
@@ -256,7 +256,7 @@ def part(
             for words in [[word for word in unwrapped(key).split(".") if word]]
             if tuple(words[:n]) == prefix
         }
-        tensors._metadata = {key: value for key, value in versions.items() if key is not None}
+        vars(tensors)["_metadata"] = {key: value for key, value in versions.items() if key is not None}
     return Part(where, prefix, tensors, others, names)
 
 

@@ -156,7 +156,7 @@ def wrap_model(model: nn.Module | ModelWrapper) -> ModelWrapper:
     )
 
 
-def _root(modules: list[nn.Module], model: Any) -> nn.Module:
+def _root(modules: list[nn.Module], model: object) -> nn.Module:
     """One module that holds all: the model where it is one, else its own modules under the names that it gives them."""
     if isinstance(model, nn.Module):
         foreign = {id(p) for m in modules for p in m.parameters()} - {id(p) for p in model.parameters()}
@@ -190,7 +190,7 @@ def _held(things: Mapping[Any, Any], depth: int, known: set[Any]) -> nn.Module:
     return holder
 
 
-def _add(holder: nn.Module, name: Any, module: nn.Module, known: set[Any]) -> None:
+def _add(holder: nn.Module, name: object, module: nn.Module, known: set[Any]) -> None:
     name = str(name).replace(".", "_") or "_"
     while hasattr(holder, name):  # also what every module has: forward, train
         name += "_"
@@ -198,7 +198,7 @@ def _add(holder: nn.Module, name: Any, module: nn.Module, known: set[Any]) -> No
     known.update(module.modules())
 
 
-def _attributes(thing: Any) -> Mapping[Any, Any]:
+def _attributes(thing: object) -> Mapping[Any, Any]:
     """What a thing holds: a list's or dict's items, unless it is long (a replay buffer); an object's attributes."""
     if isinstance(thing, (list, tuple, dict)):
         items = thing if isinstance(thing, dict) else dict(enumerate(thing))

@@ -10,11 +10,13 @@ import os
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..said import flush, notice
@@ -34,7 +36,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def world(need_mpi: bool = False):
+def world(need_mpi: bool = False) -> Comm:
     """All ranks of this job: MPI's world where a launcher started several, else a single process without MPI.
 
     Raises UserError where the launcher and MPI disagree: each process would believe itself alone.
@@ -122,17 +124,65 @@ def _library(MPI: Any) -> str:
     return " ".join(MPI.Get_library_version().replace("\x00", "").split("\n")[0].split())
 
 
-class Comm:
-    """What serial and MPI communicators share."""
+class Request(Protocol):
+    """What has begun: ``Test()`` says whether it is done."""
+
+    def Test(self) -> bool: ...
+
+
+class Comm(ABC):
+    """The ranks that compute together, alone or by MPI; ``mpi`` is what h5py takes, None without MPI."""
 
     rank = 0
     size = 1
     local_rank = 0
     local_size = 1
+    mpi: Any = None
+    library = "none"
 
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    @abstractmethod
+    def meet(self, seconds: float) -> bool:
+        """Wait, at most so long, for all ranks to call this, and not any other; returns whether they have."""
+
+    @abstractmethod
+    def bcast(self, value: Value) -> Value:
+        """Rank 0's value, on every rank: small things, pickled."""
+
+    @abstractmethod
+    def bcast_array(self, array: NDArray[Any]) -> None:
+        """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
+
+    @abstractmethod
+    def allgather(self, value: Value) -> list[Value]:
+        """The value of each rank."""
+
+    @abstractmethod
+    def node_allgather(self, value: Value) -> list[Value]:
+        """The value of each rank on this node."""
+
+    @abstractmethod
+    def isend(self, value: object, rank: int) -> Request:
+        """Begin to send; the result's ``Test()`` says when it has gone."""
+
+    @abstractmethod
+    def received(self) -> list[tuple[int, Any]]:
+        """What has arrived, as (sender, value); does not wait."""
+
+    @abstractmethod
+    def leave_if_told(self, seconds: float) -> None:
+        """Wait so long; where another rank aborts meanwhile, end this process with its exit code."""
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """End every rank, now, with this exit code."""
 
     @contextmanager
     def raise_on_all_ranks(self, any_error: bool = False) -> Iterator[None]:
@@ -159,13 +209,13 @@ class Comm:
 
     def from_root(self, function: Callable[[], Value], any_error: bool = False) -> Value:
         """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``."""
-        found = None
+        found: list[Value] = []
         with self.raise_on_all_ranks(any_error):
             if self.is_root:
-                found = function()
-        return self.bcast(found)
+                found.append(function())
+        return self.bcast(found)[0]
 
-    def check_equal(self, value: Any, message: str) -> None:
+    def check_equal(self, value: object, message: str) -> None:
         """UserError with the message, on all ranks, where another one has another value."""
         first, *others = self.allgather(value)
         if any(other != first for other in others):
@@ -175,28 +225,25 @@ class Comm:
 class SerialComm(Comm):
     """One process, no MPI."""
 
-    mpi = None
-    library = "none"
-
     def barrier(self) -> None:
         pass
 
     def meet(self, seconds: float) -> bool:
         return True
 
-    def bcast(self, value: Any) -> Any:
+    def bcast(self, value: Value) -> Value:
         return value
 
-    def bcast_array(self, array: np.ndarray) -> None:
+    def bcast_array(self, array: NDArray[Any]) -> None:
         pass
 
-    def allgather(self, value: Any) -> list[Any]:
+    def allgather(self, value: Value) -> list[Value]:
         return [value]
 
-    def node_allgather(self, value: Any) -> list[Any]:
+    def node_allgather(self, value: Value) -> list[Value]:
         return [value]
 
-    def isend(self, value: Any, rank: int) -> Any:
+    def isend(self, value: object, rank: int) -> Request:
         raise ValueError(f"there is no rank {rank} to send to")
 
     def received(self) -> list[tuple[int, Any]]:
@@ -210,7 +257,7 @@ class SerialComm(Comm):
 
 
 class MPIComm(Comm):
-    """An mpi4py communicator; ``mpi`` is what h5py takes."""
+    """An mpi4py communicator."""
 
     def __init__(self, mpi: Any):
         from mpi4py import MPI
@@ -231,12 +278,13 @@ class MPIComm(Comm):
     @contextmanager
     def _serialized(self) -> Iterator[None]:
         """Where MPI takes one call at a time: wait for the other thread's. None of them waits for another rank long."""
-        held = self._lock is not None and self._lock.acquire(timeout=TURN)
+        lock = self._lock
+        held = lock is not None and lock.acquire(timeout=TURN)
         try:
             yield
         finally:
-            if held:
-                self._lock.release()
+            if held and lock is not None:
+                lock.release()
 
     def _arrive(self, mpi: Any, seconds: float | None = None) -> bool:
         """Wait for all ranks of a communicator, at most so long; returns whether they have come."""
@@ -245,45 +293,38 @@ class MPIComm(Comm):
         return _wait(_Request(self, arrived), seconds)
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
         self._arrive(self.mpi)
 
     def meet(self, seconds: float) -> bool:
-        """Wait, at most so long, for all ranks to call this, and not any other; returns whether they have."""
         return self._arrive(self._end, seconds)
 
-    def bcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank: small things, pickled."""
+    def bcast(self, value: Value) -> Value:
         self.barrier()
         with self._serialized():
             return self.mpi.bcast(value)
 
-    def bcast_array(self, array: np.ndarray) -> None:
-        """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
+    def bcast_array(self, array: NDArray[Any]) -> None:
         self.barrier()
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, CHUNK):
             with self._serialized():
                 self.mpi.Bcast([flat[start : start + CHUNK], self._MPI.BYTE])
 
-    def allgather(self, value: Any) -> list[Any]:
+    def allgather(self, value: Value) -> list[Value]:
         self.barrier()
         with self._serialized():
             return self.mpi.allgather(value)
 
-    def node_allgather(self, value: Any) -> list[Any]:
-        """The value of each rank on this node."""
+    def node_allgather(self, value: Value) -> list[Value]:
         self._arrive(self._node)
         with self._serialized():
             return self._node.allgather(value)
 
-    def isend(self, value: Any, rank: int) -> Any:
-        """Begin to send; the result's ``Test()`` says when it has gone."""
+    def isend(self, value: object, rank: int) -> Request:
         with self._serialized():
             return _Request(self, self.mpi.isend(value, rank))
 
     def received(self) -> list[tuple[int, Any]]:
-        """What has arrived, as (sender, value); does not wait."""
         messages = []
         status = self._MPI.Status()
         with self._serialized():
@@ -292,7 +333,6 @@ class MPIComm(Comm):
         return messages
 
     def leave_if_told(self, seconds: float) -> None:
-        """Wait so long; where another rank aborts meanwhile, end this process with its exit code."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for _, (kind, content) in self.received():
@@ -350,7 +390,7 @@ def ours_of(mpi: Any) -> MPIComm:
     return found
 
 
-def _wait(request: Any, seconds: float | None = None) -> bool:
+def _wait(request: Request, seconds: float | None = None) -> bool:
     pause, end = 1e-4, time.monotonic() + (float("inf") if seconds is None else seconds)
     while not request.Test():
         if time.monotonic() > end:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import STOPPED
-from .comm import LEAVE, Comm, leave
+from .comm import LEAVE, Comm, Request, leave
 from .launcher import orphaned
 from .signals import Signals, reserve, time_to_finish
 
@@ -46,7 +46,7 @@ class Control:
         self._longest_told = 0.0
         self._ended_ranks, self._all_ended = 0, comm.size == 1
         self._late_ranks, self._late, self._rescued = 0, False, False
-        self._requests: list[Any] = []
+        self._requests: list[Request] = []
 
     @property
     def patience(self) -> float:
@@ -60,7 +60,7 @@ class Control:
 
     # Messages
 
-    def send(self, rank: int, kind: str, content: Any) -> None:
+    def send(self, rank: int, kind: str, content: object) -> None:
         """Begin to send; nothing to this rank itself."""
         if rank != self.comm.rank:
             self._requests.append(self.comm.isend((kind, content), rank))

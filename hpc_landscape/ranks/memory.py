@@ -42,9 +42,11 @@ def _available() -> int:
     """Bytes that the machine can give without swapping."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return 1024 * int(re.search(r"^MemAvailable:\s*(\d+)", file.read(), re.MULTILINE)[1])
-    except (OSError, TypeError):  # not Linux: half of what there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            if found := re.search(r"^MemAvailable:\s*(\d+)", file.read(), re.MULTILINE):
+                return 1024 * int(found[1])
+    except OSError:  # not Linux
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # half of what there is
 
 
 def _left_to_process() -> Iterator[int]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
@@ -61,13 +61,13 @@ def clear_up_after_us() -> None:
     resource_tracker.ensure_running()
 
 
-def _spawn(path: Any, args: Any, passed: Any) -> int:
+def _spawn(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     """As multiprocessing does; but the tracker outlives a launcher that kills a rank's session, to clear up."""
     if "resource_tracker" not in str(args[-1]):
-        return _plain_spawn(path, args, passed)
+        return _plain_spawn(path, args, passfds)
     code = f"try: {args[-1]}\nfinally: __import__('shutil').rmtree({util.get_temp_dir()!r}, True)"
     command = [*args[:-2], "-Wignore", "-c", code]  # it would warn of what it takes away
-    tracker = subprocess.Popen(command, executable=path, pass_fds=passed, start_new_session=True)
+    tracker = subprocess.Popen(command, executable=path, pass_fds=passfds, start_new_session=True)
     tracker.returncode = 0  # as far as this object is to know: multiprocessing waits for it
     return tracker.pid
 
@@ -80,10 +80,10 @@ def _inherit(parent: int, by_main: bool) -> _Heritage:
     return _heritage
 
 
-def _forked(_: Any) -> None:
+def _forked(_: object) -> None:
     """In a child that is one, before it does anything."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and parent.pid is not None:
         _follow(parent.pid, threading.main_thread().name == "MainThread")
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ LEAST = 2**20  # bytes: less is not worth it
 MARGIN = 1.1  # times what is needed has to be free
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2  # linux/fcntl.h
 
+Key = TypeVar("Key", bound=Hashable)
 
-def pool(mine: Mapping[Hashable, Tensor], comm: Comm) -> dict[Hashable, Tensor] | None:
+
+def pool(mine: Mapping[Key, Tensor], comm: Comm) -> dict[Key, Tensor] | None:
     """All tensors of all ranks of this node, by their keys: one copy that they share; None where that cannot be.
 
     Every rank of the node calls it, with CPU tensors under keys that no other rank has. Their order of dimensions
@@ -31,7 +33,8 @@ def pool(mine: Mapping[Hashable, Tensor], comm: Comm) -> dict[Hashable, Tensor] 
     """
     kinds = {key: (t.dtype, tuple(t.shape), torch.empty_like(t, device="meta").stride()) for key, t in mine.items()}
     everyone = comm.node_allgather(kinds)
-    where, end = {}, 0
+    where: dict[Key, tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]] = {}
+    end = 0
     for key, (dtype, shape, stride) in (item for theirs in everyone for item in theirs.items()):
         where[key] = (end // dtype.itemsize, dtype, shape, stride)
         end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
@@ -72,12 +75,13 @@ def _map(size: int, comm: Comm) -> torch.UntypedStorage | None:
                 os.unlink(file.name)  # all have it, or it is not used; and nothing is in it yet
             one = len(set(seen)) == 1 and None not in seen
             if comm.node_allgather(one and file is not None and _take(file.descriptor, size))[0]:
-                whole = _storage(descriptor, size)
+                whole = None if descriptor is None else _storage(descriptor, size)
                 if None not in comm.node_allgather(whole and True):
                     return whole
         finally:
-            for mine in {descriptor, file and file.descriptor} - {None}:
-                os.close(mine)
+            for mine in {descriptor, None if file is None else file.descriptor}:
+                if mine is not None:
+                    os.close(mine)
     return None
 
 
@@ -86,7 +90,8 @@ def _storage(descriptor: int, size: int) -> torch.UntypedStorage | None:
     if os.fstat(descriptor).st_size != size:
         return None
     try:
-        return torch.UntypedStorage.from_file(f"/proc/self/fd/{descriptor}", True, size)
+        storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{descriptor}", True, size)
+        return cast(torch.UntypedStorage, storage)
     except RuntimeError:  # a limit on the address space
         return None
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import FrameType, TracebackType
 
 from ..errors import FAILED, INTERRUPTED, STOPPED, USER_ERROR, Stopped, UserError, refusal
 from ..said import notice
@@ -70,7 +70,9 @@ class Signals:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._end_hearing()
         if self._left and error is not None and not isinstance(error, Stopped):
             raise Stopped(self.code) from error  # it had broken off an import, say: what fails of it since is no fault
@@ -94,8 +96,9 @@ class Signals:
         """Have the main thread look what has failed, not only after a long point; where it cannot, end without it."""
         self._error = error
         self.leave_by(time.monotonic() + PATIENCE)
-        if callable(signal.getsignal(signal.SIGUSR1)):  # a run's
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        main = threading.main_thread().ident
+        if main is not None and callable(signal.getsignal(signal.SIGUSR1)):  # a run's
+            signal.pthread_kill(main, signal.SIGUSR1)
 
     @contextmanager
     def stopping(
@@ -111,7 +114,7 @@ class Signals:
         that thread has to end all of this.
         """
 
-        def stop(number: int, frame: Any) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
             check()
             self.code = self.code or CODES[number]  # at once: the thread may hear of it a moment later
             if hopeless():
@@ -124,7 +127,7 @@ class Signals:
         finally:
             self._points, self._leave_by, self._in_vain = False, math.inf, False
 
-    def _leave(self, number: int, frame: Any) -> None:
+    def _leave(self, number: int, frame: FrameType | None) -> None:
         self._left, self.code = True, self.code or self._code_of(number)
         raise Stopped(self._code_of(number))
 
@@ -176,7 +179,7 @@ class Signals:
 
 
 @contextmanager
-def _handling(handlers: dict[int, Any]) -> Iterator[None]:
+def _handling(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -103,7 +103,8 @@ def _holders() -> list[list[Any]]:
     backends = torch.backends
     if not hasattr(backends, "fp32_precision"):
         return [[]]
-    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    cudnn: Any = backends.cudnn
+    mkldnn: Any = backends.mkldnn
     operations = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
     return [[backends], [cudnn, mkldnn], operations]
 
@@ -111,11 +112,12 @@ def _holders() -> list[list[Any]]:
 @contextmanager
 def _arithmetic_kept() -> Iterator[None]:
     """How exact float32 is, as told in both of PyTorch's ways: where they contradict each other, reading fails."""
-    old: list[Callable[[], None]] = []
-    for read, write in (
+    ways: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         (lambda: torch.backends.cudnn.allow_tf32, lambda v: setattr(torch.backends.cudnn, "allow_tf32", v)),
-    ):
+    ]
+    old: list[Callable[[], None]] = []
+    for read, write in ways:
         try:
             old.append(functools.partial(write, read()))
         except RuntimeError:  # the other way has been used

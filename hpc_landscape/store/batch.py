@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .layout import DONE, FAILED, WALL_TIME
 
 LARGE = 2**22  # bytes that are written, or sent, at once: of one point it may be more
+Thing = TypeVar("Thing")
 BESIDE = 100  # bytes that a point takes beside its values
+
+
+class Point(NamedTuple):
+    """A finished point: its flat index, wall time in seconds, values by metric name, and whether a metric raised."""
+
+    point: int
+    wall_time: float
+    values: dict[str, np.ndarray]
+    failed: bool
 
 
 class Block(NamedTuple):
@@ -42,8 +52,8 @@ def nbytes(values: Mapping[str, np.ndarray]) -> int:
     return sum(value.nbytes for value in values.values()) + BESIDE
 
 
-def blocks(points: Sequence[Any]) -> Iterator[Block]:
-    """Of points (index, wall_time, values, failed): in their order, none larger than LARGE but for a single one's."""
+def blocks(points: Sequence[Point]) -> Iterator[Block]:
+    """Of points: in their order, none larger than LARGE but for a single one's."""
     for part in _parts(points, lambda point: nbytes(point.values)):
         indices, wall_times, values, failed = zip(*part, strict=True)
         yield Block(
@@ -69,8 +79,8 @@ def merged(given: Sequence[Block]) -> Iterator[Block]:
         )
 
 
-def _parts(things: Iterable[Any], size: Any) -> Iterator[list[Any]]:
-    part: list[Any] = []
+def _parts(things: Iterable[Thing], size: Callable[[Thing], int]) -> Iterator[list[Thing]]:
+    part: list[Thing] = []
     total = 0
     for thing in things:
         if part and total + size(thing) > LARGE:

@@ -53,7 +53,7 @@ CLOCKS = (time.time, time.perf_counter, time.monotonic)
 BEGAN = [clock() - 60 for clock in CLOCKS]
 
 
-def checksum(thing: Any, known: Iterable[Any] = (), neutral: Iterable[str] = ()) -> str:
+def checksum(thing: object, known: Iterable[Any] = (), neutral: Iterable[str] = ()) -> str:
     """Of a thing; known: objects in it that are told elsewhere, such as the model.
 
     neutral: names of what functions hold of a factory's arguments, and no value depends on.
@@ -212,7 +212,7 @@ class _Reader:
                 parts = (part for part in names if part in vars(value))
                 yield from (self.read((part, vars(value)[part]), depth) for part in parts)
 
-    def _object(self, thing: Any, depth: int) -> Iterator[str]:
+    def _object(self, thing: object, depth: int) -> Iterator[str]:
         kind = type(thing)
         yield self._kind(kind, depth)
         if _is_silent(kind.__module__) or isinstance(thing, (torch.Generator, Iterator)):
@@ -268,7 +268,7 @@ def _uncompiled(thing: Any) -> Any:
     return thing._orig_mod if type(thing).__name__ == "OptimizedModule" else None
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, (tuple, list)) and all(map(_is_plain, value)))
 
 
@@ -279,7 +279,7 @@ def _hash(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def _text(thing: Any) -> str:
+def _text(thing: object) -> str:
     return str(thing) if isinstance(thing, enum.Enum) else repr(thing)
 
 
@@ -302,7 +302,7 @@ def _of_library(module: str | None, thing: Any) -> bool:
     return file.startswith((*LIBRARIES, OURS))
 
 
-def _attributes(thing: Any) -> dict[str, Any]:
+def _attributes(thing: object) -> dict[str, Any]:
     slots = [vars(kind).get("__slots__", ()) for kind in type(thing).__mro__]
     names = [name for group in slots for name in ((group,) if isinstance(group, str) else group)]
     held = {name: getattr(thing, name) for name in names if not name.startswith("__") and hasattr(thing, name)}
@@ -326,7 +326,7 @@ def _code(code: CodeType) -> str:
     return _hash(code.co_code.hex(), *consts[0 if doc else 1 :], *code.co_names, *code.co_varnames)
 
 
-def _const(value: Any) -> str:
+def _const(value: object) -> str:
     return ",".join(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 

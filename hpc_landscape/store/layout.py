@@ -281,8 +281,8 @@ def _describe(file: h5py.File) -> Stored:
     )
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
-    groups = (isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory"))
-    return Stored(attributes, grid, quantities, done, *groups, failed)
+    has = {name: isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory")}
+    return Stored(attributes, grid, quantities, done, has["directions"], has["model"], has["trajectory"], failed)
 
 
 def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:
@@ -312,7 +312,7 @@ def _find(group: h5py.Group, name: str) -> Any:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """An attribute as Python's own text or number, or an array of such; text where it is anything else."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from . import byte_lock
 from .temporary import clear
 
@@ -160,7 +160,7 @@ class _Hold:
             if error.errno in (errno.EBADF, errno.EACCES):  # a file system that wants to write for this
                 os.close(descriptor)
                 raise self._refused(error) from None
-            self.missing = error.strerror
+            self.missing = reason(error)
         if not self.missing and not self._is_current(descriptor, self.lock):  # its holder removed it meanwhile
             os.close(descriptor)
             return False

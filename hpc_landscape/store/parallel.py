@@ -92,7 +92,7 @@ def try_write(file: h5py.File, rank: int) -> str:
     return fault
 
 
-def sees(path: str, known: Any) -> bool:
+def sees(path: str, known: object) -> bool:
     """Whether this rank finds the same file; a node may learn of a new one a little later."""
     end = time.monotonic() + SEEN
     while created(path) != known:

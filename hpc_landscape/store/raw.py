@@ -50,7 +50,7 @@ class RawFile:
         size = values[0].nbytes
         edges = (np.flatnonzero(np.diff(points) != 1) + 1).tolist()  # neighbours go out together
         for start, end in zip([0, *edges], [*edges, len(points)], strict=True):
-            self._write_all(memoryview(values[start:end]).cast("B"), offset + int(points[start]) * size)
+            self._write_all(values[start:end].data.cast("B"), offset + int(points[start]) * size)
 
     def _write_all(self, content: memoryview, offset: int) -> None:
         while content:

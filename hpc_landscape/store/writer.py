@@ -20,14 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, reason
 from ..ranks.comm import LEAVE, Comm, leave
 from ..ranks.control import POLL, Control
-from .batch import Block, blocks, nbytes
+from .batch import Block, Point, blocks, nbytes
 from .layout import sync
 
 WINDOW = 2**18  # bytes of a rank's finished points that may be under way to the file
@@ -36,15 +36,6 @@ WRITE_EVERY = 0.5  # seconds, so that values, flags and two hops stay under the 
 SYNC_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between rank 0's looks whether the file still has its name
 GIVE_UP = 10.0  # seconds that a failing rank waits for its messages to leave
-
-
-class Point(NamedTuple):
-    """A finished point: its flat index, wall time in seconds, values by metric name, and whether a metric raised."""
-
-    index: int
-    wall_time: float
-    values: dict[str, np.ndarray]
-    failed: bool
 
 
 class Writer:
@@ -69,7 +60,7 @@ class Writer:
         self._queue: list[Point] = []
         self._queued = self._under_way = 0  # bytes: not yet delivered; not yet known to be written
         self._wake = threading.Event()
-        self._reports: list[Any] = []
+        self._reports: list[object] = []
         self._closing = self._failed = False
         self._error: BaseException | None = None
         self._last_sync = self._last_look = time.monotonic()
@@ -101,7 +92,7 @@ class Writer:
             self._queued += size
             self._under_way += size
 
-    def report(self, what: Any) -> None:
+    def report(self, what: object) -> None:
         """Have rank 0 told of something, soon."""
         with self._room:
             self._reports.append(what)
@@ -252,7 +243,7 @@ class Writer:
     def _look(self) -> None:
         """Refuse to go on with a file that nobody can find: written on, it would vanish when it is closed."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(os.stat(self.path), self._opened):
+            if self._opened is None or os.path.samestat(os.stat(self.path), self._opened):
                 return
         raise UserError(
             f"--output {self.path}: was removed, renamed or replaced while it was being written. Its points are where "
@@ -269,7 +260,7 @@ class Writer:
         """Write points of this rank, or send them to whom writes."""
         raise NotImplementedError
 
-    def _receive(self, sender: int, kind: str, content: Any) -> None:
+    def _receive(self, sender: int, kind: str, content: object) -> None:
         raise NotImplementedError
 
     def _written(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import abc
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..store.layout import Stored
 from .field import Field
 from .scale import Scale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NO, YES, BEST = range(3)  # how well a kind of picture suits a grid
 
@@ -59,7 +62,7 @@ class Picture(abc.ABC):
         """NO, YES or BEST: whether it can be drawn of a grid of this shape; of several best, the first is taken."""
 
     @abc.abstractmethod
-    def draw(self, shown: Shown) -> Any:
+    def draw(self, shown: Shown) -> Figure:
         """The figure, without its title."""
 
 

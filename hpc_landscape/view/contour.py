@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .base import BEST, Picture, Shown
 from .plane import draw_planes, suits_planes
 from .scale import Scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .draw import Drawn
 
 
 class Contour(Picture):
@@ -18,12 +24,12 @@ class Contour(Picture):
         """Planes and volumes, best of all."""
         return suits_planes(shape, BEST)
 
-    def draw(self, shown: Shown) -> Any:
+    def draw(self, shown: Shown) -> Figure:
         """Levels; cells where the plane is a line."""
         return draw_planes(shown, contour)
 
 
-def contour(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def contour(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn | None:
     """Filled levels with thin labelled lines; values (len(x), len(y)), NaN at gaps. None where all are gaps."""
     import matplotlib
     from matplotlib.colors import BoundaryNorm

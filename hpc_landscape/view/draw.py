@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .field import Trajectory
 from .scale import Scale
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorizer import ColorizingArtist
+    from matplotlib.figure import Figure
+
+    Drawn: TypeAlias = ScalarMappable | ColorizingArtist  # what a colour bar is of
+
+Look = dict[str, Any]  # keywords for matplotlib
 GAP = "0.87"  # the grey where there is no value
 WAYS = ("#e8384f", "#ff8c1a", "#b43fd6", "#1d1d1d", "#ff8fc0", "#8c5a2b")  # of trajectories, over any colour map
 
@@ -25,7 +34,7 @@ class Mark:
     style: str  # a key of _STYLES
 
 
-_STYLES = {
+_STYLES: dict[str, Look] = {
     "model": {"marker": "*", "s": 90, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "second": {"marker": "D", "s": 36, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
     "third": {"marker": "s", "s": 40, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
@@ -34,22 +43,22 @@ _STYLES = {
 }
 
 
-def trajectories(axes: Any, ways: list[Trajectory]) -> None:
+def trajectories(axes: Axes, ways: list[Trajectory]) -> None:
     """The checkpoints' ways over the plane, the first and the last of each named; axes have their limits."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.6, foreground="white")]
-    style = {"textcoords": "offset points", "fontsize": 7, "zorder": 6, "path_effects": halo, "parse_math": False}
-    look = {"linewidth": 1.2, "marker": "o", "markersize": 2.8, "path_effects": halo, "zorder": 4}
+    style: Look = {"textcoords": "offset points", "fontsize": 7, "zorder": 6, "path_effects": halo, "parse_math": False}
+    look: Look = {"linewidth": 1.2, "marker": "o", "markersize": 2.8, "path_effects": halo, "zorder": 4}
     for way, color in zip(ways, cycle(WAYS), strict=False):
         axes.plot(way.x, way.y, color=color, label=way.name or None, **look)
         for i in {0, len(way.x) - 1} & set(range(len(way.labels))):
             to_the_right = way.x[i] < np.mean(axes.get_xlim())  # so that it stays inside
-            side = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
+            side: Look = {"xytext": (9, 5), "ha": "left"} if to_the_right else {"xytext": (-9, 5), "ha": "right"}
             axes.annotate(way.labels[i], (way.x[i], way.y[i]), annotation_clip=True, **side, **style)
 
 
-def marks(axes: Any, points: list[Mark], keep: tuple[int, ...]) -> None:
+def marks(axes: Axes, points: list[Mark], keep: tuple[int, ...]) -> None:
     """Draw the marks at these of their coordinates."""
     for mark in points:
         where = [mark.where[k] for k in keep]
@@ -64,11 +73,11 @@ def marks_at_value(axes: Any, points: list[Mark], scale: Scale | None = None) ->
             axes.scatter(*mark.where, height, label=mark.label, zorder=5, **_STYLES[mark.style])
 
 
-def color_bar(figure: Any, axes: Any, drawn: Any, scale: Scale, label: str, **options: Any) -> None:
+def color_bar(figure: Figure, axes: Axes, drawn: Drawn, scale: Scale, label: str, **options: Any) -> None:
     """The colour bar of what was drawn, filling axes, with its levels as ticks."""
     bar = figure.colorbar(drawn, cax=axes, label=label, **options)
     step = -(-len(scale.levels) // 20)  # no more than 20 ticks
-    bar.set_ticks(scale.transform(scale.levels[::step]), labels=scale.texts[::step])
+    bar.set_ticks(scale.transform(scale.levels[::step]).tolist(), labels=scale.texts[::step])
     bar.ax.tick_params(labelsize=8, width=0.5)
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import EllipsisType
 from typing import Any
 
 import h5py
@@ -46,8 +47,9 @@ def _csv(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
     header = list(stored.grid.names)
     for quantity in ordered(stored):
         for title, index in components(quantity):
+            place: tuple[EllipsisType | int, ...] = (..., *index)
             header.append(title)
-            columns.append(values[quantity.name][(..., *index)].reshape(-1))
+            columns.append(values[quantity.name][place].reshape(-1))
     done = stored.done.reshape(-1)
     with open(name, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -61,7 +63,7 @@ def _csv(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
 
 def _npz(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
     """Axes, metrics, done, wall_time; the file's attributes as JSON text in ``attributes``."""
-    arrays = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True)) | values
+    arrays: dict[str, Any] = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True)) | values
     arrays |= {layout.DONE: stored.done, "attributes": np.array(json.dumps(_about(stored), default=_json))}
     with open(name, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -117,7 +119,7 @@ def _about(stored: Stored) -> dict[str, Any]:
     return {key: value for key, value in stored.attributes.items() if key not in ("format", "format_version")}
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 

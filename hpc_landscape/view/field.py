@@ -6,8 +6,9 @@ import functools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import h5py
@@ -78,7 +79,8 @@ class Field:
 def read_field(path: str, stored: Stored, name: str) -> Field:
     """The scalar ``loss``, or ``eigenvalues[2]`` of a metric with trailing axes; UserError where there is none such."""
     base, component = _split(name, stored, path)
-    values = np.array(layout.read_values(path, base), dtype=np.float64)[(..., *component)]
+    place: tuple[EllipsisType | int, ...] = (..., *component)
+    values = np.array(layout.read_values(path, base), dtype=np.float64)[place]
     nans = int(np.isnan(values[stored.done]).sum())
     infinities = int(np.isinf(values[stored.done]).sum())
     values = np.where(stored.done & np.isfinite(values), values, np.nan)
@@ -138,7 +140,7 @@ def setting(attributes: Mapping[str, Any], name: str) -> Any:
     return value if isinstance(value, (str, int, float)) else None
 
 
-def _settings(text: Any) -> Mapping[Any, Any]:
+def _settings(text: object) -> Mapping[Any, Any]:
     return _parsed(text) if isinstance(text, str) else {}
 
 
@@ -173,7 +175,7 @@ def read_trajectories(path: str) -> list[Trajectory]:
         x, y = (column[()] for column in columns)
         if len(x) != len(y):
             return []
-        labels = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
+        labels: Iterable[object] = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
         numbers = file.get("trajectory/path")
         numbers = numbers[()] if _numbers(numbers) and len(numbers) == len(x) else np.zeros(len(x))
@@ -184,7 +186,7 @@ def read_trajectories(path: str) -> list[Trajectory]:
     return [Trajectory(x[p], y[p], t, name) for p, t, name in zip(parts, texts, _names(texts), strict=True)]
 
 
-def _numbers(thing: Any) -> bool:
+def _numbers(thing: object) -> bool:
     return isinstance(thing, h5py.Dataset) and thing.dtype.kind in "fiu" and thing.ndim == 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +16,17 @@ from .draw import Mark
 from .field import Field, setting
 from .scale import Scale, number
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .draw import Drawn
+
 LONGEST = 48  # characters of a name in a legend
 
 
-def make_figure(width: float, height: float) -> Any:
+def make_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -73,13 +81,13 @@ def scale_label(field: Field, scale: Scale) -> str:
 
 
 def add_bar(
-    figure: Any,
-    axes: Any,
-    drawn: list[Any],
+    figure: Figure,
+    axes: Axes,
+    drawn: Sequence[Drawn | None],
     field: Field,
     scale: Scale,
     cmap: str,
-    where: tuple[float, ...] = (1.04, 0, 0.045, 1),
+    where: tuple[float, float, float, float] = (1.04, 0, 0.045, 1),
 ) -> None:
     """A colour bar for what was drawn first; where: its place in units of the axes, beside which it is as high."""
     from matplotlib.cm import ScalarMappable
@@ -90,9 +98,9 @@ def add_bar(
     draw.color_bar(figure, axes.inset_axes(where), shown[0], scale, scale_label(field, scale), **options)
 
 
-def add_legend(figure: Any, *panels: Any) -> None:
+def add_legend(figure: Figure, *panels: Axes) -> None:
     """The marks' meaning, once, below the picture."""
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

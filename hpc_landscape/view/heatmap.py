@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .base import YES, Picture, Shown
 from .plane import cells, draw_planes, suits_planes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Heatmap(Picture):
@@ -15,6 +18,6 @@ class Heatmap(Picture):
         """Any plane or volume."""
         return suits_planes(shape, YES)
 
-    def draw(self, shown: Shown) -> Any:
+    def draw(self, shown: Shown) -> Figure:
         """Cells."""
         return draw_planes(shown, cells)

@@ -135,7 +135,7 @@ def _metrics(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
     if not stored.done.any():
         yield "metrics", ", ".join(names[:_MOST_ROWS])
         return
-    table = [("", "min", "at", "max", "at", "at the model", "NaN", "inf")]
+    table: list[tuple[str, ...]] = [("", "min", "at", "max", "at", "at the model", "NaN", "inf")]
     table += [_metric(stored, read_field(path, stored, name)) for name in names[:_MOST_ROWS]]
     widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
     for i, row in enumerate(table):
@@ -173,8 +173,8 @@ def _made(stored: Stored) -> Iterable[tuple[str, str]]:
         parts.append(f"cosine of the first two {_short(cosine)}")
     if parts:
         yield "directions", ", ".join(parts)
-    measured = [(words, setting(attributes, key)) for key, words in _MEASURED.items()]
-    if measured := [words.format(_short(value)) for words, value in measured if value is not None]:
+    values = {words: setting(attributes, key) for key, words in _MEASURED.items()}
+    if measured := [words.format(_short(value)) for words, value in values.items() if value is not None]:
         yield "measured", ", ".join(measured)
     yield from _created(attributes)
 
@@ -217,7 +217,7 @@ def _others(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield from _rows("also", rest)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value on one line, and not all of a long one."""
     if isinstance(value, np.ndarray):
         shown = [number(v, 3) if isinstance(v, float) else str(v) for v in value.reshape(-1)[:8].tolist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,10 @@ from . import draw
 from .base import BEST, NO, Picture, Shown, long_axes
 from .draw import Mark
 from .frame import add_legend, axis_label, make_figure, marks_of, scale_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#1f4e9c", "#c0392b")
 
@@ -23,7 +27,7 @@ class Line(Picture):
         """Lines, and planes that are one."""
         return BEST if len(shape) == 1 or (len(shape) == 2 and len(long_axes(shape)) < 2) else NO
 
-    def draw(self, shown: Shown) -> Any:
+    def draw(self, shown: Shown) -> Figure:
         """The limits are those of the first metric."""
         stored, fields = shown.stored, shown.fields
         along = (long_axes(stored.grid.shape) or [0])[0]
@@ -47,7 +51,7 @@ class Line(Picture):
         return figure
 
 
-def line(axes: Any, x: np.ndarray, values: np.ndarray, log: bool, color: str) -> None:
+def line(axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str) -> None:
     """Values along one axis: a gap breaks the line, and a point alone between gaps still shows."""
     axes.plot(x, values, color=color, linewidth=1.4)
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,13 @@ from .field import read_trajectories
 from .frame import add_bar, add_legend, axis_label, make_figure, marks_of
 from .scale import Scale, number
 
-Paint = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, Scale, str], Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .draw import Drawn
+
+Paint = Callable[["Axes", np.ndarray, np.ndarray, np.ndarray, Scale, str], "Drawn | None"]
 
 
 def suits_planes(shape: tuple[int, ...], usual: int) -> int:
@@ -23,12 +29,12 @@ def suits_planes(shape: tuple[int, ...], usual: int) -> int:
     return usual if len(shape) in (2, 3) else NO
 
 
-def draw_planes(shown: Shown, paint: Paint) -> Any:
+def draw_planes(shown: Shown, paint: Paint) -> Figure:
     """The plane, or three slices of a volume, each painted; by cells where it has no lines to be drawn between."""
     return _slices(shown, paint) if len(shown.stored.grid.axes) == 3 else _plane(shown, paint)
 
 
-def _plane(shown: Shown, paint: Paint) -> Any:
+def _plane(shown: Shown, paint: Paint) -> Figure:
     field, scale = shown.fields[0], shown.scales[0]
     x, y = field.coordinates
     figure = make_figure(5.6, 5.2)
@@ -42,7 +48,7 @@ def _plane(shown: Shown, paint: Paint) -> Any:
     return figure
 
 
-def _slices(shown: Shown, paint: Paint) -> Any:
+def _slices(shown: Shown, paint: Paint) -> Figure:
     """Three planes through the origin, or through the middle where the origin is outside."""
     field, scale = shown.fields[0], shown.scales[0]
     middle = [int(np.abs(c).argmin()) if c[0] <= 0 <= c[-1] else len(c) // 2 for c in field.coordinates]
@@ -63,7 +69,9 @@ def _slices(shown: Shown, paint: Paint) -> Any:
     return figure
 
 
-def _panel(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, paint: Paint, cmap: str) -> Any:
+def _panel(
+    axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, paint: Paint, cmap: str
+) -> Drawn | None:
     """One plane of values, its gaps grey, its axes equal where their ranges are."""
     axes.set_facecolor(draw.GAP)
     paint = paint if min(len(x), len(y)) > 1 else cells
@@ -85,7 +93,7 @@ def edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def cells(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def cells(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn:
     """One cell a point, nothing between; values (len(x), len(y)), NaN at gaps."""
     z = np.ma.masked_invalid(scale.transform(values).T)
     low, high = scale.ends

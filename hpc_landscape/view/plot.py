@@ -12,6 +12,7 @@ from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
 from .base import Picture, Shown
+from .draw import Look
 from .field import Field, default_metric, read_field, setting
 from .frame import kind_of, normalized
 from .output import checked, write_whole
@@ -70,7 +71,7 @@ def plot(
         figure = picture.draw(Shown(path, stored, fields, scales, cmap, (vmin, vmax), (elevation, azimuth)))
         _head(figure, stored, fields, title)
         dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        options = {"format": suffix[1:], "dpi": dpi, "metadata": dates.get(suffix)}
+        options: Look = {"format": suffix[1:], "dpi": dpi, "metadata": dates.get(suffix)}
         write_whole(output, lambda name: figure.savefig(name, **options))
     return output
 

@@ -43,7 +43,7 @@ class Scale:
     @property
     def texts(self) -> list[str]:
         """The levels in as few digits as tell them apart."""
-        return numbers(self.levels)
+        return numbers(self.levels.tolist())
 
 
 def choose(
@@ -57,15 +57,16 @@ def choose(
 
     Raises UserError where the limits or levels contradict each other or a log scale.
     """
-    _check(values, log, levels, vmin, vmax)
+    asked_levels = np.asarray(levels, dtype=np.float64)  # without a dimension: how many
+    _check(values, log, asked_levels, vmin, vmax)
     if log is None:
-        asked = [limit for limit in (vmin, vmax, *(levels if np.ndim(levels) else ())) if limit is not None]
+        asked = [limit for limit in (vmin, vmax, *(asked_levels if asked_levels.ndim else ())) if limit is not None]
         log = _wants_log(values) and all(limit > 0 for limit in asked)
     low, high = _limits(values, log, vmin, vmax)
-    if np.ndim(levels):
-        chosen = np.array(sorted(set(levels)), dtype=np.float64)
+    if asked_levels.ndim:
+        chosen = np.unique(asked_levels)
     else:
-        chosen = _log_levels(low, high, levels) if log else _linear_levels(low, high, levels)
+        chosen = (_log_levels if log else _linear_levels)(low, high, int(asked_levels))
         inside = chosen[(chosen > low) & (chosen < high)]
         first = low if vmin is not None else chosen[0]
         last = high if vmax is not None else chosen[-1]
@@ -76,12 +77,12 @@ def choose(
     return Scale(bool(log), chosen, extend)
 
 
-def _check(values: np.ndarray, log: bool | None, levels: int | Sequence[float], vmin: float | None, vmax: float | None):
+def _check(values: np.ndarray, log: bool | None, levels: np.ndarray, vmin: float | None, vmax: float | None) -> None:
     if vmin is not None and vmax is not None and not vmin < vmax:
         raise UserError(f"vmin {vmin:g} must be less than vmax {vmax:g}")
-    if np.ndim(levels) == 0 and not 2 <= levels <= 200:
-        raise UserError(f"levels {levels}: expected a number of levels from 2 to 200, or a list of levels")
-    if np.ndim(levels) and (len(set(levels)) < 2 or not np.isfinite(levels).all()):
+    if not levels.ndim and not 2 <= levels <= 200:
+        raise UserError(f"levels {int(levels)}: expected a number of levels from 2 to 200, or a list of levels")
+    if levels.ndim and (len(np.unique(levels)) < 2 or not np.isfinite(levels).all()):
         raise UserError("levels: expected at least two different finite numbers")
     if not log:
         return
@@ -89,8 +90,8 @@ def _check(values: np.ndarray, log: bool | None, levels: int | Sequence[float], 
         raise UserError(f"vmin {vmin:g}: a log scale begins above 0")
     if vmax is not None and vmax <= 0:
         raise UserError(f"vmax {vmax:g}: a log scale ends above 0")
-    if np.ndim(levels) and min(levels) <= 0:
-        raise UserError(f"level {min(levels):g}: the levels of a log scale are above 0")
+    if levels.ndim and levels.min() <= 0:
+        raise UserError(f"level {levels.min():g}: the levels of a log scale are above 0")
     if values.size and values.max() <= 0:
         raise UserError("a log scale needs positive values, and there are none; leave the log out")
 

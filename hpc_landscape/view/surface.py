@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,13 @@ from . import draw
 from .base import NO, YES, Picture, Shown, long_axes
 from .frame import add_bar, add_legend, axis_label, make_figure, marks_of
 from .scale import Scale
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d import Axes3D
+
+    from .draw import Drawn
 
 
 class Surface(Picture):
@@ -19,7 +26,7 @@ class Surface(Picture):
         """Planes alone."""
         return YES if len(shape) == len(long_axes(shape)) == 2 else NO
 
-    def draw(self, shown: Shown) -> Any:
+    def draw(self, shown: Shown) -> Figure:
         """In axes of three dimensions."""
         field, scale = shown.fields[0], shown.scales[0]
         x, y = field.coordinates
@@ -40,7 +47,7 @@ class Surface(Picture):
         return figure
 
 
-def surface(axes: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Any:
+def surface(axes: Axes3D, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn:
     """A shaded surface above its contours, in 3-D axes; cut off flat where values leave the scale."""
     import matplotlib
     from matplotlib.cm import ScalarMappable
@@ -75,11 +82,12 @@ def _refined(values: np.ndarray, axis: int = 0, least: int = 60) -> np.ndarray:
     return np.apply_along_axis(lambda row: np.interp(new, old, row), axis, values)
 
 
-def _face_colors(mappable: Any, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def _face_colors(mappable: ScalarMappable, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """The colour of every face between four points, under a light from the left: (len(x) - 1, len(y) - 1, 3)."""
     corners = np.stack([z[:-1, :-1], z[:-1, 1:], z[1:, :-1], z[1:, 1:]])
-    mean = np.ma.masked_invalid(corners).mean(axis=0).filled(mappable.norm.vmin)
-    height = (corners - mappable.norm.vmin) / (mappable.norm.vmax - mappable.norm.vmin)
+    low, high = mappable.get_clim()
+    mean = np.ma.masked_invalid(corners).mean(axis=0).filled(low)
+    height = (corners - low) / (high - low)
     slope_x = (height[2:].sum(0) - height[:2].sum(0)) / 2 / (np.diff(x)[:, None] / np.ptp(x))
     slope_y = (height[1::2].sum(0) - height[::2].sum(0)) / 2 / (np.diff(y) / np.ptp(y))
     cosine = (0.55 * slope_x + 0.35 * slope_y + 0.76) / np.sqrt(1 + slope_x**2 + slope_y**2)

@@ -12,6 +12,8 @@ import hpc_landscape
 from hpc_landscape import UserError
 from hpc_landscape.metrics import Data, Loss
 
+pytestmark = pytest.mark.filterwarnings("default")  # what people bring may warn, and goes on
+
 ALL = list(cases())
 
 

@@ -218,6 +218,7 @@ def test_one_of_several_values_a_point(tmp_path, figures):
     ],
     ids=["constant", "zero", "nan", "tiny", "lonely", "decades", "negative", "rounding"],
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered in dot:RuntimeWarning")  # in matplotlib's projection
 def test_values_of_every_kind(tmp_path, kind, values):
     plot(make(tmp_path / "a.h5", (axis(5), axis(4)), values), kind=kind, dpi=50)
 
