@@ -335,7 +335,8 @@ class Landscape:
     def _project(
         self, points: Sequence[Callable[[], Mapping[str, Tensor]]], vectors: Sequence[Mapping[str, Tensor]]
     ) -> layout.Trajectory:
-        return layout.Trajectory(*project(points, weights_of(self.model_wrapper), vectors), self._labels)
+        coordinates, distances = project(points, weights_of(self.model_wrapper), vectors)
+        return layout.Trajectory(coordinates, distances, self._labels)
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:
