@@ -27,7 +27,7 @@ from .errors import COMPLETE, FAILED, NO_PROGRESS, STOPPED, UserError
 from .model import state
 from .model.norms import Norms, keeps_statistics
 from .model.numbers import can_move
-from .model.rest import told
+from .model.rest import notes_on_rest
 from .progress import duration, size
 from .ranks.comm import Comm
 from .ranks.signals import time_to_finish
@@ -126,7 +126,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         remedy = "; --normalization none does not scale" if asked.normalized != "none" else ""
         biases = " (--ignore none lets biases move)" if asked.ignore == "biasbn" and not scaled else ""
         yield text + remedy + biases
-    yield from told(plan.problem.wrapper, directions.rest, directions.stays)
+    yield from notes_on_rest(plan.problem.wrapper, directions.rest, directions.stays)
     if directions.targets is not None and plan.evaluator.normalization.name == "running":
         yield "batch normalization has the statistics of the model at the origin everywhere (--bn running)"
 

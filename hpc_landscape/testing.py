@@ -74,7 +74,7 @@ def check_metric(metric: Metric, model: nn.Module | ModelWrapper, rtol: float = 
     _say(isinstance(name, str) and name.isidentifier(), f"its name is {name!r}: a file needs letters, digits and _")
     wrapper = wrap_model(copy.deepcopy(model))
     wrapper.root.eval()
-    with Generators().kept():
+    with Generators().preserved():
         before = _state_of(wrapper)
         first = _value(metric, wrapper)
         _check_shape(metric, first)
@@ -138,7 +138,7 @@ def check_direction(kind: DirectionKind, origin: Origin | nn.Module, **settings:
     kind.check(given, given.axes)
     _say(isinstance(kind.recipe(given), str), f"{kind.name}: its recipe is no text")
     before = checksum(dict(origin.weights))
-    with Generators().kept():
+    with Generators().preserved():
         made = kind.make(given, origin)
         torch.manual_seed(1)
         np.random.seed(1)
@@ -264,7 +264,7 @@ def _make(factory: Callable[..., Problem], arguments: Mapping[str, Any]) -> Prob
 
 def _digest(data: Any, what: str) -> str:
     """A checksum of one pass over the data, drawn with the same seed."""
-    with Generators().kept():
+    with Generators().preserved():
         Generators().seed(0)
         try:
             found = [checksum(batch) for batch in as_batches(data)]
@@ -281,7 +281,7 @@ def _check_loss(problem: Problem, data: Any, what: str) -> None:
     modes = [module.training for module in root.modules()]
     root.eval()
     try:
-        with torch.no_grad(), Generators().kept():
+        with torch.no_grad(), Generators().preserved():
             batch = next(read.on(problem.wrapper))
             assert problem.loss is not None  # or the problem had been refused
             found = problem.loss(read.output(problem.wrapper, batch), read.target(batch))

@@ -17,7 +17,7 @@ from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
-from .share import kept, one_copy
+from .share import keep_in_memory, one_copy
 
 if TYPE_CHECKING:
     from ..settings import EvaluationSettings
@@ -88,7 +88,7 @@ def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:
         nonlocal left
         if not isinstance(batches, LoaderBatches):
             return one_copy(batches, comm)
-        found = kept(batches, left, comm)
+        found = keep_in_memory(batches, left, comm)
         left -= found.bytes
         return found
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.batches import raised_in_reading
-from ..data.faults import AGAIN, Cause, Patience, cause, said, sticks
+from ..data.faults import AGAIN, Cause, Patience, cause, sticks, summary
 from ..errors import UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
@@ -74,7 +74,7 @@ class Attempts:
         if is_out_of_memory(error) or isinstance(error, UserError):
             return
         if sticks(error) or not _works(self.evaluator.device):
-            what = f"the device computes nothing in this process any more ({said(error)})"
+            what = f"the device computes nothing in this process any more ({summary(error)})"
         elif raised_in_reading(error) and cause(error, reading=True) is None:
             what = (
                 f"reading the problem's data raised {user_traceback(error)}\nThis is no fault of a point, nor recorded"

@@ -18,7 +18,7 @@ from ..grid import NAMES, Axis, Grid
 from ..model import state
 from ..model.numbers import wide
 from ..model.placement import Placement
-from ..model.rest import told, unmoved
+from ..model.rest import notes_on_rest, unmoved
 from ..model.wrapper import ModelWrapper
 from ..ranks.comm import Comm
 from .share import broadcast_rest, broadcast_tensors
@@ -117,7 +117,7 @@ def _notes(
     scaled = made.notes.get("normalization") in ("filter", "layer")
     if text := standing(vectors, weights, NAMES, scaled):
         yield f"{text}; normalization=None does not scale" if scaled else text
-    yield from told(model, along, stays)
+    yield from notes_on_rest(model, along, stays)
     if not along:
         yield from unmoved(model)
 

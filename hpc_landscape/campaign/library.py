@@ -114,7 +114,7 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
         if request.device is not None:
             check_precision(request.precision, request.device)
     evaluator = _evaluator(frame, metric, policy, request)
-    with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
+    with comm.raise_on_all_ranks(any_error=True), _naming_the_mode(evaluator):
         if comm.is_root:
             _try_first_batch(evaluator, grid.size)
         _check_losses(evaluator)
@@ -128,7 +128,7 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
         writer = MemoryWriter()
         attempts = Attempts(evaluator, grid, lambda values: values[""], Patience())
         mine = Strided(np.arange(grid.size), comm.rank, comm.size)
-        with comm.raise_on_all_ranks(any_error=True), _told_of_modes(evaluator):
+        with comm.raise_on_all_ranks(any_error=True), _naming_the_mode(evaluator):
             Campaign(mine, attempts, writer, on_points=lambda points, _: update(len(points))).run()
     values = {i: value for part in comm.allgather(writer.values) for i, value in part.items()}
     return stack([values[i] for i in range(grid.size)], grid.shape)
@@ -270,7 +270,7 @@ def given(
 
 
 @contextmanager
-def _told_of_modes(evaluator: Evaluator) -> Iterator[None]:
+def _naming_the_mode(evaluator: Evaluator) -> Iterator[None]:
     """UserError where what fails in eval mode works in train mode."""
     try:
         yield

@@ -59,7 +59,7 @@ def one_copy(batches: Batches, comm: Comm) -> Batches:
     return batches if found is None else with_content(batches, found)
 
 
-def kept(batches: Batches, budget: int, comm: Comm) -> Batches:
+def keep_in_memory(batches: Batches, budget: int, comm: Comm) -> Batches:
     """The loader's batches in memory; as they are where all of them would take more than budget bytes on some node.
 
     Every rank calls it, whatever node it is on, and reads its share of its node's copy. All keep them or none does: the

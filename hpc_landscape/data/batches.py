@@ -17,7 +17,7 @@ from ..errors import UserError, is_out_of_memory
 from ..model.parts import length, parts, take_rows
 from ..ranks.generators import Generators
 from ..ranks.orphans import clear_up_after_us, end_children_with_us
-from ..ranks.signals import kept_from_children
+from ..ranks.signals import blocked_for_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 from .nest import move, tensors_in
@@ -199,7 +199,7 @@ def start(loader: DataLoader) -> Iterator[Any]:
 
 def _started(loader: DataLoader) -> Iterator[Any]:
     try:
-        with kept_from_children():
+        with blocked_for_children():
             return iter(loader)
     except Exception as error:  # workers that do not fork are sent the dataset pickled
         if loader.num_workers == 0 or cause(error, reading=True) or is_out_of_memory(error):

@@ -82,7 +82,7 @@ def cause(error: BaseException, reading: bool = False) -> Cause | None:
     for one in chain(error):
         kind = _kind(one, reading)
         if kind:
-            return Cause(kind, said(one))
+            return Cause(kind, summary(one))
     return None
 
 
@@ -108,7 +108,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             todo += [one.__cause__, one.__context__]
 
 
-def said(error: BaseException) -> str:
+def summary(error: BaseException) -> str:
     """An exception on one line; of a worker's, which comes as a traceback in text, its last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if in_worker(error):

@@ -104,7 +104,7 @@ class Sets:
         found = {}
         for what, batches in self._used(warms_up).items():
             if isinstance(batches, StreamBatches):
-                with telling(what):
+                with as_user_error(what):
                     found[what] = look(batches, what)
         return found
 
@@ -135,7 +135,7 @@ class Sets:
         """(a quick checksum, one of everything in memory or None where that is not asked for) of each set."""
         found = {}
         for what, batches in self.named.items():
-            with telling(what):
+            with as_user_error(what):
                 quick = self.patience.call(batches.quick_hash, reading=True)
                 found[what] = quick, batches.full_hash() if full and batches.bytes else None
         return found
@@ -166,7 +166,7 @@ def prepare_sets(
     """
 
     def prepared(data: object, count: int | None, most: int | None, what: str) -> Batches:
-        with telling(what):
+        with as_user_error(what):
             batches = prepare(
                 data, options.batch_size, count, seed, what, notice, most, options.shuffle_data, pin=pin, ranks=ranks
             )
@@ -189,7 +189,7 @@ def prepare_sets(
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def as_user_error(what: str) -> Iterator[None]:
     """What the user's code raises while data is read, as a UserError."""
     try:
         yield

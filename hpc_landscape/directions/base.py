@@ -169,7 +169,7 @@ class Unknown(DirectionKind):
 
 
 @contextmanager
-def said_of(option: str) -> Iterator[None]:
+def naming_option(option: str) -> Iterator[None]:
     """A mistake that names no option yet is this one's."""
     try:
         yield

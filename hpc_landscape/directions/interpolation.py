@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..grid import NAMES
 from ..words import split
-from .base import OTHERS, DirectionKind, Directions, Origin, said_of
+from .base import OTHERS, DirectionKind, Directions, Origin, naming_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class Interpolation(DirectionKind):
         weights = origin.weights
         models = [dict(origin.read(path, "--to")) for path in split(settings.to)]
         ends = [{name: model[name].to(w.dtype) for name, w in weights.items()} for model in models]
-        with said_of(f"--to {settings.to}"):
+        with naming_option(f"--to {settings.to}"):
             vectors = differences(weights, ends)
         rest = [{name: t for name, t in model.items() if name not in weights} for model in models]
         return Directions(vectors, ends, rest=rest)

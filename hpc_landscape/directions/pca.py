@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .base import DirectionKind, Directions, Origin, said_of
+from .base import DirectionKind, Directions, Origin, naming_option
 
 KEPT = 1000  # ratios that a file holds at most
 MARGIN = 0.25  # of the trajectory's extent, around it
@@ -29,7 +29,7 @@ class PCA(DirectionKind):
 
         assert origin.read is not None  # the needed trajectory is given
         points = [partial(origin.read, path, "--trajectory") for path in origin.trajectory]
-        with said_of(f"--trajectory {settings.trajectory}"):
+        with naming_option(f"--trajectory {settings.trajectory}"):
             vectors, ratios = principal_directions(points, origin.weights, origin.count)
         vectors = normalize_all(vectors, origin.weights, settings.normalized, settings.ignore)
         coordinates, _ = project(points, origin.weights, vectors)

@@ -72,7 +72,7 @@ class Evaluator:
             LOCK,
             neutral(),
             matmul(self.precision),
-            self._generators.kept(),
+            self._generators.preserved(),
             self.placement.attached(self.model.root, interleaved, self._fully, self.model.mode),
         ):
             common = self.placement, self._generators, self.seed

@@ -91,8 +91,8 @@ def _first_of(run: Data | Metric) -> Callable[[ModelWrapper], Any]:
 
 
 @contextmanager
-def _hooked(layers: Sequence[nn.Module], hear: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
-    hooks = [layer.register_forward_pre_hook(hear, with_kwargs=True) for layer in layers]
+def _hooked(layers: Sequence[nn.Module], observe: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -107,7 +107,7 @@ def _inputs(
     names = {layer: name for name, layer in layers.items()}
     seen: dict[str, list[Tensor]] = {}
 
-    def hear(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    def observe(layer: nn.Module, args: Any, kwargs: Any) -> None:
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor):
                 x = double(reals(x)).reshape(-1)
@@ -115,7 +115,7 @@ def _inputs(
                 sums = torch.stack([x.sum(), x.square().sum(), (x * ramp).sum()])
                 seen.setdefault(names[layer], []).append(sums.cpu())
 
-    with evaluator.attached_at([coordinate]), torch.no_grad(), _hooked([*names], hear):
+    with evaluator.attached_at([coordinate]), torch.no_grad(), _hooked([*names], observe):
         first(evaluator.model)
     return seen
 

@@ -41,11 +41,11 @@ class Hessian:
     def __init__(self, model: ModelWrapper, parameters: Sequence[Tensor], loss_fn: LossFunction, data: Data):
         self.model, self.parameters, self.loss_fn, self.data = model, parameters, loss_fn, data
         self.size = sum(map(count, parameters))  # complex numbers are pairs of real ones
-        self._kept = list(self._compute()) if data.single else None  # one graph is kept; of many one at a time
+        self._graph = list(self._compute()) if data.single else None  # one graph is kept; of many one at a time
 
     def gradients(self) -> Iterator[tuple[Parts, float]]:
         """(gradient with its graph, weight) of each batch."""
-        return iter(self._kept) if self._kept is not None else self._compute()
+        return iter(self._graph) if self._graph is not None else self._compute()
 
     def _compute(self) -> Iterator[tuple[Parts, float]]:
         return batch_gradients(self.model, self.parameters, self.loss_fn, self.data, create_graph=True)

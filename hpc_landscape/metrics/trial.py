@@ -86,7 +86,7 @@ def try_loss(model: ModelWrapper, criterion: Criterion, data: Data, tolerance: f
     if criterion.sum or data.alone:
         return None
     seen, unseen = False, None
-    with _generators(model).kept():
+    with _generators(model).preserved():
         for batch in _some(model, data):
             size = batch_size(batch)
             if size is None or size < 2 or (criterion.derived and not data.count and _two_ways(batch)):

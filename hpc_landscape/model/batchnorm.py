@@ -64,7 +64,7 @@ class RunningStatistics:
 
     def __enter__(self) -> RunningStatistics:
         self.stack.enter_context(batch_statistics(self.layers))
-        self.stack.enter_context(_momentum_kept(self.layers))
+        self.stack.enter_context(_momentum_preserved(self.layers))
         for layer in self.layers:
             self.stack.callback(layer.register_forward_pre_hook(self._count).remove)
             if not is_norm(layer):
@@ -106,7 +106,7 @@ class AveragedStatistics:
         for buffer in self.buffers:
             buffer.zero_()  # what is not finite would stay, even with no weight
         self.stack.enter_context(batch_statistics(self.layers))
-        self.stack.enter_context(_momentum_kept(self.layers))
+        self.stack.enter_context(_momentum_preserved(self.layers))
         for layer in self.layers:
             vars(layer)["momentum"] = 1.0
         return self
@@ -130,7 +130,7 @@ class AveragedStatistics:
 
 
 @contextmanager
-def _momentum_kept(layers: list[nn.Module]) -> Iterator[None]:
+def _momentum_preserved(layers: list[nn.Module]) -> Iterator[None]:
     before = [layer.momentum for layer in layers]
     try:
         yield

@@ -40,7 +40,7 @@ def differing(model: ModelWrapper, others: Sequence[Mapping[str, Tensor]]) -> tu
     return along, stays
 
 
-def told(model: ModelWrapper, along: Sequence[Mapping[str, Tensor]], stays: Sequence[str]) -> Iterator[str]:
+def notes_on_rest(model: ModelWrapper, along: Sequence[Mapping[str, Tensor]], stays: Sequence[str]) -> Iterator[str]:
     """What a person is to know of it."""
     own = rest(model)
     for can, how in ((True, "in proportion to the coordinate"), (False, "from 1 on, the origin's before")):

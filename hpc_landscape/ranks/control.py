@@ -1,8 +1,8 @@
 """How the ranks of a computation come to an end together: when all is done, after a stop, or without one that is hung.
 
-One thread of each rank has it: it calls ``look`` and ``hear`` all the time, and ``over`` when this rank has no more to
-do. A stop, wherever it comes from, goes to rank 0, and from there to all. It waits for the points in hand, but not for
-ever: then all that is finished is written, and every rank leaves, whatever its main thread is in.
+One thread of each rank has it: it calls ``look`` and ``receive`` all the time, and ``over`` when this rank has no more
+to do. A stop, wherever it comes from, goes to rank 0, and from there to all. It waits for the points in hand, but not
+for ever: then all that is finished is written, and every rank leaves, whatever its main thread is in.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Control:
         self._stopped = math.inf  # when
         self.leave_at = math.inf  # when the points in hand are given up, by this rank's clock
         self._pressed = False
-        self._told: tuple[int, bool] = (0, False)
+        self._sent_stop: tuple[int, bool] = (0, False)
         self._alone_at = math.inf
         self._longest_told = 0.0
         self._ended_ranks, self._all_ended = 0, comm.size == 1
@@ -69,18 +69,18 @@ class Control:
         self._requests = [request for request in self._requests if not request.Test()]
         return not self._requests
 
-    def hear(self, sender: int, kind: str, content: Any) -> bool:
+    def receive(self, sender: int, kind: str, content: Any) -> bool:
         """Take a message; false where it is for someone else."""
         if kind == "longest":
             self.longest = max(self.longest, content)
         elif kind == "signal":
             self._stop(content[0], content[1], self.patience)
             if not self.comm.is_root:  # whose sender has told all
-                self._told, self._alone_at = content, math.inf
+                self._sent_stop, self._alone_at = content, math.inf
         elif kind == "stop":
             code, pressed, seconds = content
             self._stop(code, pressed, seconds)
-            self._told, self._alone_at = (self.stop_code, self._pressed), math.inf
+            self._sent_stop, self._alone_at = (self.stop_code, self._pressed), math.inf
         elif kind == "end":
             self._ended_ranks += 1
         elif kind == "all ended":
@@ -102,12 +102,12 @@ class Control:
         if not self.comm.is_root and self.longest > max(1.1 * self._longest_told, time_to_finish(None) / 2):
             self._longest_told = self.longest
             self.send(0, "longest", self.longest)
-        if (self.stop_code, self._pressed) != self._told:
+        if (self.stop_code, self._pressed) != self._sent_stop:
             self._tell()
         elif time.monotonic() > self._alone_at:
             self._alone_at = math.inf
             for rank in range(1, self.comm.size):
-                self.send(rank, "signal", self._told)
+                self.send(rank, "signal", self._sent_stop)
 
     def _stop(self, code: int, pressed: bool, seconds: float) -> None:
         self.stop_code, self._pressed = self.stop_code or code, self._pressed or pressed
@@ -117,12 +117,12 @@ class Control:
         self.signals.leave_by(self.leave_at + self.reserve)  # should this thread be stuck itself
 
     def _tell(self) -> None:
-        self._told = (self.stop_code, self._pressed)
+        self._sent_stop = (self.stop_code, self._pressed)
         if not self.comm.is_root:
             self._alone_at = time.monotonic() + UNANSWERED
-            self.send(0, "signal", self._told)
+            self.send(0, "signal", self._sent_stop)
         for rank in range(1, self.comm.size if self.comm.is_root else 0):
-            self.send(rank, "stop", (*self._told, self.leave_at - time.monotonic()))
+            self.send(rank, "stop", (*self._sent_stop, self.leave_at - time.monotonic()))
 
     # Leaving
 

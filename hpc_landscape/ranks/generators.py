@@ -42,7 +42,7 @@ class Generators:
             put(state)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def preserved(self) -> Iterator[None]:
         """What is drawn meanwhile leaves them as they were."""
         states = self.read()
         try:

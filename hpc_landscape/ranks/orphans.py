@@ -96,7 +96,7 @@ def _follow(parent: int, by_main: bool) -> None:
     if _followed == os.getpid():
         return
     _followed = os.getpid()
-    with suppress(ValueError):  # as in signals.kept_from_children: of this one multiprocessing itself sees to it
+    with suppress(ValueError):  # as in signals.blocked_for_children: of this one multiprocessing itself sees to it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     above = os.getppid()
     direct = above == _server or (above == parent and by_main)

@@ -62,9 +62,9 @@ class Signals:
         self._wakeup = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
         _open.append(self._mouth)
         ignored = getattr(signal, "SIGHUP", None)  # by nohup
-        hears = [number for number in CODES if number != signal.SIGINT]
-        self._hears = [n for n in hears if n != ignored or signal.getsignal(n) != signal.SIG_IGN]
-        self._handling = _handling({number: self._leave for number in self._hears})
+        handled = [number for number in CODES if number != signal.SIGINT]
+        self._handled = [n for n in handled if n != ignored or signal.getsignal(n) != signal.SIG_IGN]
+        self._handling = _handling({number: self._leave for number in self._handled})
         self._handling.__enter__()
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
@@ -122,7 +122,7 @@ class Signals:
 
         self._points, self._patience = True, patience
         try:
-            with _handling(dict.fromkeys([*self._hears, signal.SIGINT], stop)):
+            with _handling(dict.fromkeys([*self._handled, signal.SIGINT], stop)):
                 yield
         finally:
             self._points, self._leave_by, self._in_vain = False, math.inf, False
@@ -144,13 +144,13 @@ class Signals:
             if poll.poll(None if self._leave_by == math.inf and not self._points else 200):
                 numbers = os.read(self._ear, 2**16)
                 for number in numbers:
-                    self._hear(number)
+                    self._on_signal(number)
                 if self._ended:
                     return
             if time.monotonic() >= self._leave_by:
                 self._end()
 
-    def _hear(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         now = time.monotonic()
         if number not in CODES or self._error is not None:  # then it is ours, and no stop
             return
@@ -189,7 +189,7 @@ def _handling(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> I
 
 
 @contextmanager
-def kept_from_children() -> Iterator[None]:
+def blocked_for_children() -> Iterator[None]:
     """Processes that are started meanwhile do not hear what stops a run, but for SIGTERM, by which they are ended.
 
     A terminal, or Slurm, sends it to all processes of a run, and the point in hand needs its data-loading workers.

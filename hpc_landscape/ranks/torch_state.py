@@ -59,7 +59,7 @@ def as_before() -> Iterator[None]:
     dtype, device, threads = torch.get_default_dtype(), _default_device(), torch.get_num_threads()
     gradients, deterministic, cudnn = torch.is_grad_enabled(), _deterministic(), torch.backends.cudnn
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
-    with Generators(gpus).kept(), _arithmetic_kept():
+    with Generators(gpus).preserved(), _arithmetic_preserved():
         try:
             yield
         finally:
@@ -89,7 +89,7 @@ def _default_device() -> torch.device | None:
 def matmul(precision: str) -> Iterator[None]:
     """TF32 where it is asked for, and nothing below float32 anywhere else."""
     allow = precision == "tf32"
-    with _arithmetic_kept():
+    with _arithmetic_preserved():
         torch.set_float32_matmul_precision("high" if allow else "highest")
         torch.backends.cudnn.allow_tf32 = allow
         if not allow:
@@ -110,7 +110,7 @@ def _holders() -> list[list[Any]]:
 
 
 @contextmanager
-def _arithmetic_kept() -> Iterator[None]:
+def _arithmetic_preserved() -> Iterator[None]:
     """How exact float32 is, as told in both of PyTorch's ways: where they contradict each other, reading fails."""
     ways: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),

@@ -79,7 +79,7 @@ class _Reader:
         self.names, self.looking, self.neutral = names, looking, frozenset(neutral)
         self.seen: dict[int, str] = {id(thing): "told elsewhere" for thing in known}
         self.kinds: dict[type, str] = {}
-        self.kept: list[Any] = []  # else another object might get an address anew
+        self.alive: list[Any] = []  # else another object might get an address anew
 
     def read(self, thing: Any, depth: int) -> str:
         """Its checksum; of one that is just being read, that it comes again."""
@@ -90,7 +90,7 @@ class _Reader:
         if not depth:
             return _hash("deep", _name(type(thing)))
         self.seen[id(thing)] = "again"
-        self.kept.append(thing)
+        self.alive.append(thing)
         try:
             found = _hash(*self._parts(thing, depth - 1))
         except Exception:  # a thing may raise whatever it likes when it is looked at

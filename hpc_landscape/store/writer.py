@@ -106,7 +106,7 @@ class Writer:
 
     def open(self) -> Any:
         """Open the file; gives, on rank 0, what it is known by. UserError where it cannot be opened."""
-        with self._told():
+        with self._as_user_error():
             return self._open()
 
     def start(self, created: Any) -> None:
@@ -124,11 +124,11 @@ class Writer:
 
     def close(self) -> None:
         """Close the file, after all ranks have stopped."""
-        with self._told():
+        with self._as_user_error():
             self._close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_user_error(self) -> Iterator[None]:
         """What the system refuses is for the user to mend: a full disk, a quota, a file system gone."""
         try:
             yield
@@ -142,7 +142,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            with self._told():
+            with self._as_user_error():
                 self._work()
         except BaseException as error:
             self._fail(error)
@@ -162,7 +162,7 @@ class Writer:
                 self._deliver_queue()
             self.control.look()
             for sender, message in self.comm.received():
-                self._hear(sender, *message)
+                self._on_message(sender, *message)
             self._written()
             self._tick()
             if closing and self._finish():
@@ -189,7 +189,7 @@ class Writer:
             self._under_way -= size
             self._room.notify()
 
-    def _hear(self, sender: int, kind: str, content: Any) -> None:
+    def _on_message(self, sender: int, kind: str, content: Any) -> None:
         if kind == "report":
             self.on_report(sender, content)
         elif kind == LEAVE:
@@ -197,7 +197,7 @@ class Writer:
                 self._deliver_queue()
                 self._written()
             leave(content)
-        elif not self.control.hear(sender, kind, content):
+        elif not self.control.receive(sender, kind, content):
             self._receive(sender, kind, content)
 
     def _finish(self) -> bool:
@@ -227,7 +227,7 @@ class Writer:
 
         def work() -> None:
             try:
-                with self._told():
+                with self._as_user_error():
                     self._sync()
             except BaseException as error:
                 self._fail(error)

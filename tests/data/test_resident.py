@@ -8,7 +8,7 @@ import torch
 from programs import PROBLEMS, assert_same_landscape, read, run_program
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from hpc_landscape.campaign.share import kept
+from hpc_landscape.campaign.share import keep_in_memory
 from hpc_landscape.data.prepare import LoaderBatches, prepare
 from hpc_landscape.data.resident import MovedBatches, StoredBatches, beginning
 from hpc_landscape.errors import UserError
@@ -60,7 +60,7 @@ def same(a, b) -> bool:
 
 def test_what_is_kept_is_what_the_loader_reads():
     batches = batches_of(Items())
-    found = kept(batches, 10**6, SerialComm())
+    found = keep_in_memory(batches, 10**6, SerialComm())
     assert isinstance(found, StoredBatches) and not found.streamed
     assert (found.size, found.batch_size, found.bytes, found.count()) == (22, 8, 22 * ITEM, 3)
     for _ in range(2):
@@ -72,15 +72,17 @@ def test_what_is_kept_is_what_the_loader_reads():
 
 def test_batches_that_a_data_set_gives_itself():
     batches = batches_of(DataLoader(Ready(), batch_size=None))
-    assert [int(y[0]) for _, y in kept(batches, 10**6, SerialComm())] == list(range(22))
+    assert [int(y[0]) for _, y in keep_in_memory(batches, 10**6, SerialComm())] == list(range(22))
 
 
 def test_where_there_is_no_room_they_are_read_in_every_pass():
     batches = batches_of(Items())
-    assert kept(batches, 24 * ITEM - 1, SerialComm()) is batches and batches.streamed  # by three batches of eight
-    assert kept(batches, 24 * ITEM, SerialComm()) is not batches
+    assert (
+        keep_in_memory(batches, 24 * ITEM - 1, SerialComm()) is batches and batches.streamed
+    )  # by three batches of eight
+    assert keep_in_memory(batches, 24 * ITEM, SerialComm()) is not batches
     stream = batches_of(DataLoader(Stream()))
-    assert kept(stream, 10**6, SerialComm()) is stream
+    assert keep_in_memory(stream, 10**6, SerialComm()) is stream
 
 
 def test_batches_that_are_larger_than_the_first():
@@ -89,17 +91,17 @@ def test_batches_that_are_larger_than_the_first():
             return torch.zeros(1 + i, 100), torch.zeros(1 + i)
 
     batches = batches_of(DataLoader(Growing(), batch_size=None))
-    assert kept(batches, 22 * 404 + 1000, SerialComm()) is batches
-    assert kept(batches, 404 * 22 * 23 // 2, SerialComm()).count() == 22
+    assert keep_in_memory(batches, 22 * 404 + 1000, SerialComm()) is batches
+    assert keep_in_memory(batches, 404 * 22 * 23 // 2, SerialComm()).count() == 22
 
 
 def test_an_item_that_cannot_be_read():
     with pytest.raises(UserError, match="unreadable"):
-        kept(batches_of(Items(bad=20)), 10**6, SerialComm())
+        keep_in_memory(batches_of(Items(bad=20)), 10**6, SerialComm())
 
 
 def test_to_and_beginning():
-    found = kept(batches_of(Items()), 10**6, SerialComm())
+    found = keep_in_memory(batches_of(Items()), 10**6, SerialComm())
     doubles = found.to(torch.device("cpu"), torch.float64)
     assert [b["x"].dtype for b in doubles] == [torch.float64] * 3 and doubles.bytes == 22 * (8 * 4 + 8)
     moved = MovedBatches(found, torch.device("cpu"), torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from uneven import no_room
 
-from hpc_landscape.campaign.share import kept, one_copy
+from hpc_landscape.campaign.share import keep_in_memory, one_copy
 from hpc_landscape.data.batches import StoredBatches
 from hpc_landscape.data.prepare import TensorBatches, prepare
 from hpc_landscape.errors import UserError
@@ -75,7 +75,7 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     batches = prepare(data, 2, None, 0, "data", print)
     batches.check("data")
     data.reads.clear()
-    found = kept(batches, 2**40, comm)
+    found = keep_in_memory(batches, 2**40, comm)
     assert isinstance(found, StoredBatches)
     assert [b["y"].tolist() for b in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10]]
     assert [b["name"][0] for b in found] == [f"item {2 * i}" for i in range(5)]
@@ -96,8 +96,8 @@ def test_what_one_node_has_no_room_for_is_kept_by_none(comm, rank):
     batches = prepare(Items(11), 2, None, 0, "data", print)
     batches.check("data")
     there = comm.node_allgather(comm.rank == rank % comm.size)
-    assert kept(batches, 10 if any(there) else 2**40, comm) is batches
-    assert set(comm.allgather(isinstance(kept(batches, 2**40, comm), StoredBatches))) == {True}
+    assert keep_in_memory(batches, 10 if any(there) else 2**40, comm) is batches
+    assert set(comm.allgather(isinstance(keep_in_memory(batches, 2**40, comm), StoredBatches))) == {True}
 
 
 @needs_shm
@@ -109,9 +109,11 @@ def test_a_node_that_cannot_share_reads_all_itself_where_there_is_room(comm, mon
     if any(comm.node_allgather(comm.rank == rank % comm.size)):
         monkeypatch.setattr(os, "posix_fallocate", no_room)
     needed = batches.first_bytes * batches.count()
-    narrow = kept(batches, needed, comm)  # a copy for each of that node's ranks may be too much: then for all nodes
+    narrow = keep_in_memory(
+        batches, needed, comm
+    )  # a copy for each of that node's ranks may be too much: then for all nodes
     assert len(set(comm.allgather(type(narrow).__name__))) == 1
-    found = kept(batches, 2 * needed * comm.size, comm)  # the last batch is larger than the first
+    found = keep_in_memory(batches, 2 * needed * comm.size, comm)  # the last batch is larger than the first
     assert set(comm.allgather(type(found).__name__)) == {"StoredBatches"}
     assert [b["y"].tolist() for b in found] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10]]
 
@@ -124,7 +126,7 @@ def test_what_one_rank_cannot_read_ends_all(comm, rank):
     if comm.rank == rank % comm.size:
         data.reads = None  # no list: what is appended to it raises
     with pytest.raises(UserError, match="reading the problem's data raised"):
-        kept(batches, 2**40, comm)
+        keep_in_memory(batches, 2**40, comm)
     comm.barrier()
 
 
@@ -169,7 +171,7 @@ def test_what_cannot_be_shared_is_read_by_each_rank(comm):
     data = Sparse(5)
     batches = prepare(DataLoader(data, batch_size=None), 1, None, 0, "data", print)
     batches.check("data")
-    found = kept(batches, 2**40, comm)
+    found = keep_in_memory(batches, 2**40, comm)
     assert isinstance(found, StoredBatches) and one_copy(found, comm) is found
     assert all((x == i).all() and torch.equal(s.to_dense(), torch.eye(4) * i) for i, (x, s) in enumerate(found))
     assert len(set(comm.allgather(found.full_hash()))) == 1
