@@ -77,8 +77,8 @@ def _run(words: list[str]) -> int:
         comm = world(need_mpi=settings is not None and settings.for_output.writer == "parallel" and _parallel_h5py())
     except UserError as error:  # every process is alone: the launcher's numbers are all there is
         return _speak(mistake or error, launched()[1])
-    if mistake is not None:
-        return _refuse(mistake, comm)
+    if mistake is not None or settings is None:
+        return _refuse(mistake or UserError("no settings"), comm)
     return _guarded(settings, comm)
 
 
@@ -157,7 +157,7 @@ def _explain(error: BaseException, settings: Settings, comm: Comm) -> int:
         if error.code == FAILED:
             comm.leave_if_told(min(0.3 * comm.rank, 3))
             notice(f"failed: {NO_PROGRESS}")
-        return error.code
+        return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, SystemExit):
         notice(f"failed{where}: the problem called exit({error.code!r})")
         return error.code if isinstance(error.code, int) and error.code else FAILED  # exit(0) is no success either

@@ -13,11 +13,12 @@ LINE_EVERY = 60.0  # seconds
 class Progress:
     """Points done over all ranks; rank 0 owns one. ``total`` points in all, ``done`` of them before this run."""
 
-    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic, shown: bool = True):
         self.total, self.before, self.done, self.clock = total, done, done, clock
         self.start = self.last = clock()
         self.bar = None
-        if (terminal := said.terminal()) is not None:
+        self.shown = shown
+        if shown and (terminal := said.terminal()) is not None:
             from tqdm import tqdm
 
             self.bar = tqdm(file=terminal, total=total, initial=done, unit="pt", smoothing=0.1, dynamic_ncols=True)
@@ -28,7 +29,7 @@ class Progress:
             self.bar.update(done - self.done)
         self.done = done
         now = self.clock()
-        if self.bar is None and now - self.last >= LINE_EVERY:
+        if self.shown and self.bar is None and now - self.last >= LINE_EVERY:
             self.last = now
             said.progress(self.line())
 

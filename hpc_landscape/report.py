@@ -148,7 +148,7 @@ def _warm_text(plan: Plan) -> str:
         return "batch normalization by each batch's own statistics alone" if own else "no batch normalization"
     if bn != "warmup":
         return f"batch normalization: {bn}{norms.shown}"
-    samples = plan.sets.warmup.size or "streamed"
+    samples = (plan.sets.warmup and plan.sets.warmup.size) or "streamed"
     return f"batch normalization re-estimated at each point on {samples} samples{norms.shown}"
 
 
@@ -226,9 +226,9 @@ def _failed_text(plan: Plan, failed: np.ndarray) -> str:
     return f"{len(where)} points have raised an error: NaN, and 1 in '{layout.FAILED}'; at {shown}; {RETRY}"
 
 
-def failed_note(stored: layout.Stored) -> str:
+def failed_note(stored: layout.Stored | None) -> str:
     """Of a complete file: how many points of it have failed; nothing where none has."""
-    count = 0 if stored.failed is None else int(stored.failed.sum())
+    count = 0 if stored is None or stored.failed is None else int(stored.failed.sum())
     return f", but {count} points have raised an error and are NaN: {RETRY}" if count else ""
 
 

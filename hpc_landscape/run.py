@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import torch
 
 from .campaign.capacity import check_plan
@@ -118,17 +119,15 @@ def run(settings: Settings, comm: Comm) -> int:
         quantities = choose_metrics(settings.for_evaluation.metric_names, evaluator, registry, comm)
 
         # Lay out the file, or check that the one there is of this very run
-        plan = Plan(
-            *(settings.for_output, settings.for_evaluation, settings.for_directions),
-            *(problem, grid, directions, evaluator, quantities, sets, stored, brought, environment(comm, device)),
-            record=_record(settings, tuned),
-            keeps_model=settings.for_output.save_model or _trains(settings, problem),
-        )
+        asked = settings.for_output, settings.for_evaluation, settings.for_directions
+        plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
+        plan.environment, plan.record = environment(comm, device), _record(settings, tuned)
+        plan.keeps_model = plan.output.save_model or _trains(settings, problem)
         with comm.raise_on_all_ranks():
             if comm.is_root:
                 if stored is None:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
-                    plan.execution_errors = execution_errors(plan, builder)
+                    plan.execution_errors = execution_errors(plan, builder, subject.loss)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         if _nothing_to_do(plan, device, threads, writer, comm):
@@ -141,7 +140,7 @@ def run(settings: Settings, comm: Comm) -> int:
         stop_code = _evaluate(plan, writer, Control(comm, signals, grace))
 
         # Say how it went
-        return comm.bcast(finish(plan, stop_code, time.monotonic() - start, grace) if comm.is_root else None)
+        return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
 
 
 def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device]:
@@ -249,14 +248,15 @@ def _build(builder: EvaluatorBuilder, comm: Comm) -> tuple[Evaluator, dict[str, 
     most = min(comm.allgather(builder.room(_sharers(builder, comm))))
     mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
     here = builder.data(mode)
-    if builder.device.type == "cpu":
+    if builder.device == torch.device("cpu"):
         here = here.each(lambda batches: one_copy(batches, comm))
     return builder.build(mode, here)
 
 
 def _sharers(builder: EvaluatorBuilder, comm: Comm) -> int:
     """The ranks that share the memory of points."""
-    return builder.sets.sharers if builder.device.type == "cuda" else comm.local_size
+    on_gpu = builder.device is not None and builder.device.type == "cuda"
+    return builder.sets.sharers if on_gpu else comm.local_size
 
 
 def _record(settings: Settings, tuned: str) -> dict[str, object]:
@@ -292,7 +292,7 @@ def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[
 def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
     comm, points = control.comm, plan.unfinished
-    progress = Progress(plan.grid.size, plan.grid.size - len(points)) if comm.is_root else None
+    progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
     reporter, patience = Reporter(plan.grid), plan.sets.patience
     writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
     control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
@@ -304,7 +304,7 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
     reporter.send = writer.report
     first = True
 
-    def on_points(evaluated: object, seconds: float) -> None:
+    def on_points(evaluated: np.ndarray, seconds: float) -> None:
         nonlocal first
         control.longest = max(control.longest, seconds)
         if first:
@@ -329,6 +329,5 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
         with stopping, writing(writer):
             campaign.run()
     finally:
-        if progress is not None:
-            progress.close()
+        progress.close()
     return control.stop_code

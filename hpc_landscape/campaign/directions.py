@@ -43,9 +43,8 @@ Loss = Callable[[], AbstractContextManager[tuple[ModelWrapper, Criterion, Data]]
 
 def find_trajectory(asked: DirectionSettings, comm: Comm) -> Ways:
     """The checkpoints of each path of the trajectory, as rank 0 finds them."""
-    if asked.trajectory is None:
-        return []
-    return comm.from_root(lambda: find_paths(asked.trajectory, "--trajectory"))
+    text = asked.trajectory
+    return [] if text is None else comm.from_root(lambda: find_paths(text, "--trajectory"))
 
 
 def moving(problem: Problem) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ def _try_first_batch(evaluator: Evaluator, registry: MetricRegistry, chosen: dic
     if evaluator.normalization.reads_data and isinstance(warmup, Data):
         for batch in itertools.islice(warmup.batches, 1):
             warmup.samples(batch)
-    for data in registry.sets.values():
+    for data in registry.data.values():
         passes = any(isinstance(metric, BatchMetric) and metric.data is data for metric in chosen.values())
         try:
             first = try_batch(evaluator, data, {"loss": Loss(registry.criterion, data)}, gradients=not passes)
@@ -152,7 +152,7 @@ def _try_parts(evaluator: Evaluator, registry: MetricRegistry, tried: Trial) -> 
     """Whether the loss of a batch is the mean that it is taken for; one notice where it is not."""
     mode = evaluator.execution
     tolerance = 5e-2 if mode.compute_dtype or mode.autocast else TOLERANCES.get(evaluator.precision, 1e-4)
-    for data in registry.sets.values():
+    for data in registry.data.values():
         try:
             with evaluator.attached_at([0.0] * evaluator.placement.dimensions):
                 found = try_loss(evaluator.model, registry.criterion, data, tolerance)
@@ -181,7 +181,7 @@ def _add_terms(registry: MetricRegistry, chosen: dict[str, Metric], terms: list[
             metric.term = asked if asked in names else known.get(asked, TOTAL)
             if metric.term == TOTAL:
                 raise registry.no_such(name, names.values())
-    for on, data in registry.sets.items():
+    for on, data in registry.data.items():
         prefix = f"{on}_" if on else ""
         if f"{prefix}loss" in chosen:
             for term, name in names.items():
@@ -254,14 +254,17 @@ def store_arrays(values: Mapping[str, Any], quantities: Sequence[Quantity]) -> d
     return {quantity.name: store_array(values[quantity.name], quantity) for quantity in quantities}
 
 
-def execution_errors(plan: Plan, builder: EvaluatorBuilder) -> ExecutionErrors:
-    """How far the mode in use is from the plain one in float32; nothing where it is as exact."""
+def execution_errors(plan: Plan, builder: EvaluatorBuilder, loss: Any) -> ExecutionErrors:
+    """How far the mode in use is from the plain one in float32; nothing where it is as exact.
+
+    loss: the problem's, on the device.
+    """
     evaluator = plan.evaluator
     if plan.output.dry_run or (evaluator.execution.exact and evaluator.precision != "tf32"):
         return ExecutionErrors()
     plain, data = builder.build(PLAIN)
     if evaluator.precision == "tf32":
         plain.precision = "fp32"
-    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, builder.subject.loss))
+    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, loss))
     plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
     return errors_of_mode(evaluator, plain, plan.grid, builder.seed)

@@ -122,7 +122,8 @@ class Plan:
         directions = {f"{i}/{name}": d for i, vector in vectors for name, d in vector.items()}
         directions |= {f"{i}/{name}": t for i, other in enumerate(self.directions.rest) for name, t in other.items()}
         sizes = {f"batch_size_{name}" if name else "batch_size": b for name, b in self.sets.evaluation.items()}
-        sizes["warmup_batch_size"] = self.sets.warmup
+        if self.sets.warmup is not None:
+            sizes["warmup_batch_size"] = self.sets.warmup
         wrapper = self.problem.wrapper
         norms = wrapper.norms
         return {
@@ -138,7 +139,7 @@ class Plan:
             "bn": evaluator.normalization.name,
             "bn_kept": ",".join(norms.others if norms else ()) or "none",
             "mode": "none" if wrapper.mode == EVAL else wrapper.mode,
-            **{name: (batches.batch_size or 0) for name, batches in sizes.items() if batches is not None},
+            **{name: (batches.batch_size or 0) for name, batches in sizes.items()},
             "precision": self.evaluation.precision,
             "execution": str(evaluator.execution),
             "device_kind": evaluator.device.type,

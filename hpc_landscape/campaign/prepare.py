@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 
@@ -97,7 +98,9 @@ def _train(problem: Problem, path: str, stored: layout.Stored | None) -> None:
         log.info("weights      as trained before, from %s", path)
         return
     start = time.monotonic()
+    model: Any = problem.model
     with one_thread(), torch.enable_grad():
-        problem.train(problem.model)
-    score = f": {problem.score(problem.model)}" if problem.score else ""
+        if problem.train is not None:
+            problem.train(model)
+    score = f": {problem.score(model)}" if problem.score else ""
     log.info("weights      trained in %s%s", duration(time.monotonic() - start), score)

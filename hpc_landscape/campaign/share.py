@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.batches import Batches, LoaderBatches, StoredBatches, nbytes
+from ..data.batches import Batches, LoaderBatches, StoredBatches, TensorBatches, nbytes
 from ..data.faults import Patience
 from ..data.resident import in_memory, is_shared, pack, read_part, unpack, with_content
 from ..model.parts import parts
@@ -51,7 +51,7 @@ def broadcast_rest(
 
 def one_copy(batches: Batches, comm: Comm) -> Batches:
     """Batches that are in memory, one copy for all ranks of this node, which all call it."""
-    if comm.local_size == 1 or batches.streamed:
+    if comm.local_size == 1 or not isinstance(batches, (TensorBatches, StoredBatches)):
         return batches
     if comm.node_allgather(is_shared(batches))[0]:
         return batches

@@ -76,7 +76,8 @@ class Evaluator:
             self.placement.attached(self.model.root, interleaved, self._fully, self.model.mode),
         ):
             common = self.placement, self._generators, self.seed
-            self._one = self._many = Eager(self.fast, *common, layers_once=bool(self.execution.compiled))
+            self._one = Eager(self.fast, *common, layers_once=bool(self.execution.compiled))
+            self._many: Executor = self._one
             if self.execution.stacked > 1:
                 self._many = Stacked(self.model, *common)
             yield

@@ -25,6 +25,7 @@ class Executor(abc.ABC):
     """
 
     layers_once = False  # whether batch normalization's layers are to be used exactly once in a pass
+    row = 0  # of the point that the model is at, where it is at one after the other
 
     def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
         self.model, self.placement, self.generators, self.seed = model, placement, generators, seed
@@ -75,7 +76,6 @@ class Eager(Executor):
     ):
         super().__init__(model, placement, generators, seed)
         self.layers_once = layers_once
-        self.row = 0  # of the point that the model is at
         self._states: list[Any] = []
 
     def place(self, points: Sequence[Point], full: bool) -> None:

@@ -154,10 +154,10 @@ def _takes_momentum(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], 
 
         def after(start: float, momentum: float) -> Tensor:
             for name in ("running_mean", "running_var"):
-                buffers[name] = torch.full_like(buffers[name], start)
+                buffers[name] = torch.full_like(_buffer(layer, name), start)
             vars(layer)["momentum"], layer.training = momentum, True
             layer.forward(*args, **kwargs)
-            return torch.cat([double(buffers[name]).reshape(-1) for name in ("running_mean", "running_var")])
+            return torch.cat([double(_buffer(layer, name)).reshape(-1) for name in ("running_mean", "running_var")])
 
         try:
             alone, other, part = after(1.0, 1.0), after(3.0, 1.0), after(3.0, 0.25)
@@ -187,31 +187,43 @@ def _changed_by_training(
             name
             for name, held in before.items()
             for key, value in held.items()
-            if value.is_floating_point() and not torch.equal(value, modules[name]._buffers[key])
+            if value.is_floating_point() and not torch.equal(value, _buffer(modules[name], key))
         }
 
 
 def _stale(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], layers: dict[str, nn.Module]) -> list[str]:
     """Those that a training has given statistics which are not those of this batch."""
-    trained = [name for name, m in layers.items() if m.num_batches_tracked is None or m.num_batches_tracked > 0]
+    counted = {name: m._buffers.get("num_batches_tracked") for name, m in layers.items()}
+    trained = [name for name, count in counted.items() if count is None or count > 0]
     if not trained:
         return []
     counts: dict[nn.Module, int] = {}
 
-    def count(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    def measure(layer: nn.Module, args: Any, kwargs: Any) -> None:
         counts[layer] = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)).numel()
 
-    with evaluator.attached_at([0.0]), torch.no_grad(), _hooked([*layers.values()], count):
-        old = {name: (double(m.running_mean), double(m.running_var)) for name, m in layers.items()}
+    with evaluator.attached_at([0.0]), torch.no_grad(), _hooked([*layers.values()], measure):
+        old = {name: _statistics(m) for name, m in layers.items()}
         with RunningStatistics(batchnorm_layers(evaluator.model)):
             first(evaluator.model)
         found = []
         for name in trained:
             (mean, var), layer = old[name], layers[name]
-            new_mean, new_var = double(layer.running_mean), double(layer.running_var)
+            (new_mean, new_var), eps = _statistics(layer), float(layer.eps)  # type: ignore[arg-type]
             noise = NOTICEABLE + (max(1, counts.get(layer, 1)) / mean.numel()) ** -0.5
-            shift = ((new_mean - mean).abs() / (var + layer.eps).sqrt()).mean()
-            spread = ((new_var + layer.eps) / (var + layer.eps)).log().abs().mean() / 2
+            shift = ((new_mean - mean).abs() / (var + eps).sqrt()).mean()
+            spread = ((new_var + eps) / (var + eps)).log().abs().mean() / 2
             if shift > noise or spread > noise:
                 found.append(name)
     return found
+
+
+def _buffer(layer: nn.Module, name: str) -> Tensor:
+    found = layer._buffers[name]
+    assert found is not None  # it is one of those that hold something
+    return found
+
+
+def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and variance, in float64."""
+    return double(_buffer(layer, "running_mean")), double(_buffer(layer, "running_var"))

@@ -6,6 +6,7 @@ That is ``metrics.base.measure``: a metric that is called alone has it too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..data.data import Data, fresh
@@ -20,25 +21,25 @@ from .executor import Executor
 def warm_up(executor: Executor, run: Data | Metric) -> None:
     """Re-estimate every point's statistics on data, or on what a metric passes through the model."""
     model, layers = executor.model, batchnorm_layers(executor.model)
-    with (
-        AveragedStatistics(layers, executor.statistics())
-        if executor.layers_once
-        else RunningStatistics(layers, executor)
-    ) as estimate:
+    estimate: AveragedStatistics | RunningStatistics = RunningStatistics(layers, executor)
+    if executor.layers_once:
+        estimate = AveragedStatistics(layers, executor.statistics())
+    with estimate:
         if not isinstance(run, Data):
-            executor.each(lambda: run(model))
+            executor.each(partial(run, model))
             return
         with no_gradients():
             for batch in run.on(model):
                 if not (samples := run.samples(batch)):
                     continue
                 estimate.begin(samples)
-                executor.each(lambda batch=batch: _discard(output(model, run, fresh(batch))))
+                executor.each(partial(_pass, model, run, batch))
                 estimate.end(samples)
 
 
-def _discard(_: Any) -> None:
-    """What the model says while it warms up."""
+def _pass(model: ModelWrapper, data: Data, batch: Any) -> None:
+    """What the model says while it warms up is not looked at."""
+    output(model, data, fresh(batch))
 
 
 def output(model: ModelWrapper, data: Data, batch: Any) -> Any:
@@ -76,6 +77,6 @@ def measure_all(executor: Executor, model: ModelWrapper, metrics: Mapping[str, M
     for name, metric in metrics.items():
         if not isinstance(metric, BatchMetric):
             executor.start_pass()
-            for values, value in zip(found, executor.each(lambda metric=metric: metric(model)), strict=True):
+            for values, value in zip(found, executor.each(partial(metric, model)), strict=True):
                 values[name] = value
     return [{name: values[name] for name in metrics} for values in found]

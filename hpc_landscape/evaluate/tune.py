@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -100,7 +101,7 @@ class _Tuner:
         counts = [batches.count() for batches in (*sets.evaluation.values(), sets.warmup) if batches is not None]
         n = 1
         while True:
-            self.short.sets = sets.each(lambda batches, n=n: beginning(batches, n))
+            self.short.sets = sets.each(partial(beginning, count=n))
             self.scale = sum(counts) / sum(min(n, count) for count in counts)
             self._measure(plain)
             seconds = self.seconds.get(plain, math.inf) / self.scale

@@ -31,8 +31,19 @@ class MetricRegistry:
 
     def __init__(self, problem: Problem, sets: Mapping[str, Data | None], loss: Any = None):
         self.problem, self.sets, self.loss = problem, sets, loss
-        self.criterion = None if loss is None else Criterion(loss, problem.reduction)
+        self._criterion = None if loss is None else Criterion(loss, problem.reduction)
         self.own = {metric.name: metric for metric in problem.metrics}
+
+    @property
+    def criterion(self) -> Criterion:
+        """The problem's loss, on the device; only where there is one."""
+        assert self._criterion is not None
+        return self._criterion
+
+    @property
+    def data(self) -> dict[str, Data]:
+        """The evaluation sets that are there."""
+        return {name: data for name, data in self.sets.items() if data is not None}
 
     def make(self, spec: str) -> dict[str, Metric]:
         """The metrics that one word asks for, by their names in the file."""
@@ -40,9 +51,9 @@ class MetricRegistry:
         if name in self.own:
             return {name: self.own[name]}
         make, on_sets = self.find(spec)
-        if make is LossTerm and self.criterion is not None:
+        if make is LossTerm and self._criterion is not None:
             words = [(on, spec.removeprefix(f"{on}_")) for on in on_sets]
-            return {f"{on}_{w}" if on else w: LossTerm(self.criterion, w, self.sets[on]) for on, w in words}
+            return {f"{on}_{w}" if on else w: LossTerm(self._criterion, w, self.sets[on]) for on, w in words}
         made = {}
         for on in on_sets:
             metric = self._on(on, make, spec, arguments)
@@ -83,9 +94,9 @@ class MetricRegistry:
     def _on(self, on: str, make: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Metric:
         """The metric on one set: it is given those of these that its signature names."""
         ours = isinstance(make, type) and issubclass(make, tuple(map(METRICS.load, METRICS.built_in)))
-        have = {"loss_fn": self.criterion if ours else self.loss, "problem": self.problem, "env": self.problem.env}
-        if self.criterion is not None and self.criterion.ignore_index is not None:
-            have["ignore_index"] = self.criterion.ignore_index
+        have = {"loss_fn": self._criterion if ours else self.loss, "problem": self.problem, "env": self.problem.env}
+        if self._criterion is not None and self._criterion.ignore_index is not None:
+            have["ignore_index"] = self._criterion.ignore_index
         if on in self.sets:
             have |= {"inputs": self.sets[on], "data": self.sets[on]}
         wanted = inspect.signature(make).parameters

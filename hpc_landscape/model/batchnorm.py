@@ -34,7 +34,10 @@ class Points(Protocol):
     """Where a model is at several points by turns: ``row`` says at which."""
 
     row: int
-    points: Sequence[Any]
+
+    @property
+    def points(self) -> Sequence[Any]:
+        """All of them."""
 
     def each(self, function: Callable[[], Any]) -> list[Any]:
         """What the function gives at every point."""
@@ -43,7 +46,8 @@ class Points(Protocol):
 class OnePoint:
     """A model that stays where it is."""
 
-    row, points = 0, ((),)
+    row = 0
+    points: Sequence[Any] = ((),)
 
     def each(self, function: Callable[[], Any]) -> list[Any]:
         return [function()]

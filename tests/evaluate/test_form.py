@@ -313,7 +313,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch):
     grid = Grid(Axis(-1, 1, 3), Axis(-1, 1, 3))
     seen.clear()
     plan = Plan(settings.for_output, settings.for_evaluation, asked, problem, grid, directions, evaluator, [], sets)
-    errors = execution_errors(plan, builder)
+    errors = execution_errors(plan, builder, subject.loss)
     assert (
         errors.differences["loss"].tolist() == [0.0] * 8
         and errors.estimates == {"loss": 0.0}
