@@ -209,7 +209,7 @@ def _stale(evaluator: Evaluator, first: Callable[[ModelWrapper], Any], layers: d
         found = []
         for name in trained:
             (mean, var), layer = old[name], layers[name]
-            (new_mean, new_var), eps = _statistics(layer), float(layer.eps)  # type: ignore[arg-type]
+            (new_mean, new_var), eps = _statistics(layer), vars(layer)["eps"]
             noise = NOTICEABLE + (max(1, counts.get(layer, 1)) / mean.numel()) ** -0.5
             shift = ((new_mean - mean).abs() / (var + eps).sqrt()).mean()
             spread = ((new_var + eps) / (var + eps)).log().abs().mean() / 2

@@ -88,9 +88,10 @@ class Given(Normalization):
         self.by_point, self.common = by_point, common
 
     def estimate(self, executor: Executor) -> None:
-        values = [self.by_point.get(tuple(point), self.common) for point in executor.points]
-        if all(value is not None for value in values):
-            executor.write_statistics(values)  # type: ignore[arg-type]
+        found = (self.by_point.get(tuple(point), self.common) for point in executor.points)
+        values = [value for value in found if value is not None]
+        if len(values) == len(executor.points):
+            executor.write_statistics(values)
 
 
 POLICIES: dict[str, type[Normalization]] = {policy.name: policy for policy in (WarmUp, Running, Batch, NoNormalization)}
