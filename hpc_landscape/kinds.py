@@ -58,4 +58,17 @@ VIEWS = Registry(
     own="file.py:MyPicture",
 )
 
-KINDS = (PROBLEMS, DIRECTIONS, METRICS, VIEWS)
+NORMALIZATIONS = Registry(
+    "policy for batch normalization",
+    "--bn",
+    {
+        "warmup": "hpc_landscape.evaluate.normalization:WarmUp",
+        "running": "hpc_landscape.evaluate.normalization:Running",
+        "batch": "hpc_landscape.evaluate.normalization:Batch",
+    },
+    group="hpc_landscape.normalizations",
+    own="file.py:MyPolicy",
+    given=("data",),
+)
+
+KINDS = (PROBLEMS, DIRECTIONS, METRICS, NORMALIZATIONS, VIEWS)

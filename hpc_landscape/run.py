@@ -40,7 +40,7 @@ from .directions.registry import direction_kind
 from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
-from .evaluate.normalization import POLICIES, choose_normalization
+from .evaluate.normalization import choose_normalization, policy_of
 from .evaluate.tune import recorded, tune
 from .grid import Grid
 from .metrics.registry import MetricRegistry
@@ -179,12 +179,12 @@ def _make_problem(
         problem.wrapper.restrict(asked.include, asked.exclude, asked.trainable)
         is_additive = check_metrics(evaluation.metric_names, problem)
     with comm.raise_on_all_ranks():  # before anything of it is called, or trained
-        brought = made_of(options.problem, evaluation.metric_names, problem) if comm.is_root else {}
+        brought = made_of(options.problem, evaluation.metric_names, evaluation.bn, problem) if comm.is_root else {}
     broadcast_weights(options, problem, settings.for_output.output, stored, comm)
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
     sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
-    broadcast_norms(problem, sets, POLICIES[evaluation.bn], evaluation.precision, asked.seed, device, comm)
+    broadcast_norms(problem, sets, policy_of(evaluation.bn), evaluation.precision, asked.seed, device, comm)
     return problem, sets, is_additive, brought
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 from .directions.registry import check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
+from .kinds import NORMALIZATIONS
 from .options import Option
 from .words import split
 
@@ -143,8 +144,11 @@ class EvaluationSettings:
         "NAME,...",
         "loss,accuracy",
     )
-    bn: Literal["warmup", "running", "batch"] = _setting(
-        "warmup", "batch normalization: statistics re-estimated at each point, the checkpoint's, or each batch's own"
+    bn: str = _setting(
+        "warmup",
+        "batch normalization: statistics re-estimated at each point (warmup), the checkpoint's (running), or each "
+        "batch's own (batch); or file.py:MyPolicy",
+        "POLICY",
     )
     samples: int | None = _setting(None, "evaluate on a seeded subset of this size", "N", "all")
     warmup_samples: int | None = _setting(
@@ -164,6 +168,8 @@ class EvaluationSettings:
         """Raise UserError where a value makes no sense."""
         for name in ("samples", "warmup_samples", "batches", "batch_size"):
             _check_number(name, getattr(self, name))
+        if self.bn not in (known := NORMALIZATIONS.names()) and ":" not in self.bn:
+            raise UserError(f"--bn {self.bn}: expected one of {', '.join(known)}, or {NORMALIZATIONS.own}")
         if len(set(self.metric_names)) < len(self.metric_names):
             raise UserError(f"--metrics {self.metrics}: a metric is named twice")
 

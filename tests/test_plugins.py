@@ -10,7 +10,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from programs import ROOT, TINY, environment, run_program
+from programs import PROBLEMS, ROOT, TINY, environment, run_program
 
 from hpc_landscape.directions.registry import kind_in_file
 from hpc_landscape.kinds import KINDS
@@ -220,6 +220,46 @@ def test_a_kind_in_a_file_of_the_users(program, tmp_path):
     assert finished.code == 0, finished
     with h5py.File(tmp_path / "landscape.h5") as file:
         assert file["weight_norm"].shape == (3, 3)
+
+
+POLICY = """
+from hpc_landscape.evaluate.normalization import Running, WarmUp
+
+class Same(Running):
+    name, help = "same", "as running"
+
+class Twice(WarmUp):
+    name, help = "twice", "statistics of twice the variance"
+
+    def estimate(self, executor):
+        super().estimate(executor)
+        for buffer in executor.statistics()[1::2]:
+            buffer.mul_(2)
+
+nothing = 3
+"""
+
+
+def test_a_policy_for_batch_normalization_in_a_file(program, tmp_path):
+    """Another way to estimate statistics, in every mode; and no file of the one is gone on with as the other."""
+    (tmp_path / "policies.py").write_text(POLICY)
+    command = ("--problem", f"{PROBLEMS / 'small_problem_for_tests.py'}:images", "--x=-1:1:3", "--y=none")
+
+    def losses(bn, *more):
+        done = program(*command, "--bn", bn, *more, "--overwrite")
+        assert done.code == 0, done
+        with h5py.File(tmp_path / "landscape.h5") as file:
+            return file["loss"][()], file.attrs["bn"]
+
+    running, same = losses("running"), losses("policies.py:Same")
+    assert same[1] == "same" and same[0].tobytes() == running[0].tobytes()
+    twice, stacked = losses("policies.py:Twice"), losses("policies.py:Twice", "--block=2")
+    np.testing.assert_allclose(stacked[0], twice[0], rtol=2e-5)
+    assert abs(twice[0] - losses("warmup")[0]).max() > 1e-3
+    refused = program(*command, "--bn", "policies.py:Twice")
+    assert refused.code == 2 and "bn" in refused.err, refused
+    refused = program(*command, "--bn", "policies.py:nothing", "--overwrite")
+    assert refused.code == 2 and refused.err.count("\n") == 1, refused
 
 
 def test_a_file_s_kind_is_a_name_and_is_never_run(tmp_path):

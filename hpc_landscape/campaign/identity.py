@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import printable
-from ..kinds import METRICS
+from ..kinds import METRICS, NORMALIZATIONS
 from ..metrics.registry import MetricRegistry
 from ..problems.problem import Problem
 from ..store.identity import architecture, checksum
 from ..store.resume import METRIC
 
 
-def made_of(spec: str, metric_names: Sequence[str], problem: Problem) -> dict[str, str]:
+def made_of(spec: str, metric_names: Sequence[str], bn: str, problem: Problem) -> dict[str, str]:
     """What users bring, but for data and weights: before anything of it has been called."""
     wrapper, registry = problem.wrapper, MetricRegistry(problem, dict.fromkeys(problem.sets))
     known = [*problem.root.modules(), *problem.root.parameters(), *problem.root.buffers(), wrapper]
@@ -36,6 +36,7 @@ def made_of(spec: str, metric_names: Sequence[str], problem: Problem) -> dict[st
         "sha256_forward": checksum(called, known, problem.neutral),
         "sha256_count": checksum(problem.count, known, problem.neutral),
         **{name: checksum(metric, known) for name, metric in own.items()},
+        **({} if bn in NORMALIZATIONS.built_in else {"sha256_bn": checksum(NORMALIZATIONS.load(bn), known)}),
     }
 
 

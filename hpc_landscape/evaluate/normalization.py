@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.data import Data
 from ..errors import UserError
+from ..kinds import NORMALIZATIONS
 from ..metrics.base import Metric
 from ..model.batchnorm import batch_statistics, batchnorm_layers
 from ..model.wrapper import ModelWrapper
@@ -94,12 +95,17 @@ class Given(Normalization):
             executor.write_statistics(values)
 
 
-POLICIES: dict[str, type[Normalization]] = {policy.name: policy for policy in (WarmUp, Running, Batch, NoNormalization)}
+def policy_of(word: str) -> type[Normalization]:
+    """The policy that a word names; UserError where there is none."""
+    found = NORMALIZATIONS.load(word)
+    if not (isinstance(found, type) and issubclass(found, Normalization)):
+        raise UserError(f"--bn {word}: is no class of hpc_landscape.evaluate.normalization.Normalization")
+    return found
 
 
 def choose_normalization(word: str, model: ModelWrapper, has_data: bool = True) -> type[Normalization]:
-    """The policy that a word names, as far as this model, and the data that there is, can have it."""
-    policy = POLICIES[word]
+    """The same, as far as this model, and the data that there is, can have it."""
+    policy = policy_of(word)
     if not batchnorm_layers(model):
         return NoNormalization
     return Running if policy.reads_data and not has_data else policy
