@@ -18,6 +18,7 @@ from ..data.sets import Sets
 from ..errors import UserError, warn
 from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import DTYPES, Evaluator, stack
+from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN, ExecutionMode
 from ..evaluate.find_norms import find_norms
 from ..evaluate.normalization import Given, Normalization, Running, WarmUp
@@ -107,31 +108,37 @@ def with_data(metric: Any, data: Data) -> Any:
     return other
 
 
-def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Any:
-    """The metric at every point of the grid, on every rank: float64, the axes' shape and then the metric's own."""
+def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> tuple[Any, ExecutionErrors]:
+    """The metric at every point of the grid, on every rank: float64, the axes' shape and then the metric's own.
+
+    And how far a fast way's values are from those of the plain one, at a few points.
+    """
     comm, grid = frame.comm, frame.grid
     with comm.raise_on_all_ranks(any_error=True):
         if request.device is not None:
             check_precision(request.precision, request.device)
-    evaluator = _evaluator(frame, metric, policy, request)
+    evaluator, plain = _evaluator(frame, metric, policy, request)
     with comm.raise_on_all_ranks(any_error=True), _naming_the_mode(evaluator):
         if comm.is_root:
             _try_first_batch(evaluator, grid.size)
         _check_losses(evaluator)
     if comm.bcast(evaluator.careful):
         evaluator.be_careful()
+    errors = ExecutionErrors()
+    if plain is not None:
+        errors = comm.from_root(lambda: errors_of_mode(evaluator, plain, grid, request.seed), any_error=True)
     with _progress(request, grid.size if request.path else -(-grid.size // comm.size), comm) as update:
         if request.path:
-            evaluator.metrics = {name_of(metric): evaluator.metrics[""]}
-            stored = request.path, request.overwrite, request.attributes, request.trajectory
-            return compute_stored(frame, evaluator, *stored, update)
-        writer = MemoryWriter()
-        attempts = Attempts(evaluator, grid, lambda values: values[""], Patience())
+            attributes = {**request.attributes, **errors.attributes()}
+            stored = request.path, request.overwrite, attributes, request.trajectory
+            return compute_stored(frame, evaluator, *stored, update), errors
+        writer, name = MemoryWriter(), name_of(metric)
+        attempts = Attempts(evaluator, grid, lambda values: values[name], Patience())
         mine = Strided(np.arange(grid.size), comm.rank, comm.size)
         with comm.raise_on_all_ranks(any_error=True), _naming_the_mode(evaluator):
             Campaign(mine, attempts, writer, on_points=lambda points, _: update(len(points))).run()
     values = {i: value for part in comm.allgather(writer.values) for i, value in part.items()}
-    return stack([values[i] for i in range(grid.size)], grid.shape)
+    return stack([values[i] for i in range(grid.size)], grid.shape), errors
 
 
 @contextmanager
@@ -147,8 +154,13 @@ def _progress(request: Request, points: int, comm: Comm) -> Iterator[Callable[[i
         progress.close()
 
 
-def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> Evaluator:
-    """In the mode that is asked for, as far as model and metric can be computed so; else plain, with a warning."""
+def _evaluator(
+    frame: Frame, metric: AnyMetric, policy: Normalization, request: Request
+) -> tuple[Evaluator, Evaluator | None]:
+    """In the mode that is asked for, as far as model and metric can be computed so; else plain, with a warning.
+
+    And the plain one, where that is as exact as values can be, and the other is not.
+    """
     if isinstance(metric, BatchMetric) and not request.plain:
         return _fast(frame, metric, policy, request)
     if not request.plain and frame.comm.is_root:
@@ -158,7 +170,8 @@ def _evaluator(frame: Frame, metric: AnyMetric, policy: Normalization, request: 
         there = on_device(metric, frame.model, request)
     placement = frame.placement(request.device, request.dtype, PLAIN)
     policy = _on_same_data(policy, metric, there)
-    return Evaluator(frame.model, placement, {"": there}, policy, None, request.precision, request.seed)
+    named = {name_of(metric): there}
+    return Evaluator(frame.model, placement, named, policy, None, request.precision, request.seed), None
 
 
 def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalization:
@@ -168,7 +181,9 @@ def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalizati
     return type(policy)(there.data)
 
 
-def _fast(frame: Frame, metric: BatchMetric, policy: Normalization, request: Request) -> Evaluator:
+def _fast(
+    frame: Frame, metric: BatchMetric, policy: Normalization, request: Request
+) -> tuple[Evaluator, Evaluator | None]:
     """In the first mode that works, the one asked for first; the same on every rank."""
     comm, batches = frame.comm, metric.data.batches
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
@@ -190,11 +205,15 @@ def _fast(frame: Frame, metric: BatchMetric, policy: Normalization, request: Req
     if candidates[number] != candidates[0] and comm.is_root:
         warn(f"computed {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
     mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
-    evaluator, data = builder.build(mode)
-    there = with_data(subject.metric, data[""])
-    evaluator.metrics = {"": there}
-    evaluator.normalization = _on_same_data(policy, metric, there)
-    return evaluator
+
+    def built(how: ExecutionMode) -> Evaluator:
+        evaluator, data = builder.build(how)
+        there = with_data(subject.metric, data[""])
+        evaluator.metrics = {name_of(metric): there}
+        evaluator.normalization = _on_same_data(policy, metric, there)
+        return evaluator
+
+    return built(mode), None if mode.exact else built(PLAIN)
 
 
 def _held(batches: Any) -> Batches:
@@ -288,7 +307,7 @@ def _naming_the_mode(evaluator: Evaluator) -> Iterator[None]:
 
 def _try_first_batch(evaluator: Evaluator, points: int) -> None:
     """One batch of the first point, twice: whether its value depends on the point alone, and is a number."""
-    metric = evaluator.metrics[""]
+    (metric,) = evaluator.metrics.values()
     if points > 1 and isinstance(metric, BatchMetric):
         tried = try_batch(evaluator, metric.data, {metric.name: metric})
         if line := not_finite(tried):
@@ -297,7 +316,7 @@ def _try_first_batch(evaluator: Evaluator, points: int) -> None:
 
 def _check_losses(evaluator: Evaluator) -> None:
     """Warn where a loss is not the mean that it is taken for; a sum is added up from then on."""
-    metric = evaluator.metrics[""]
+    (metric,) = evaluator.metrics.values()
     for one in metric.metrics if isinstance(metric, MetricPipeline) else [metric]:
         criterion = getattr(one, "criterion", getattr(one, "loss_fn", None))
         if isinstance(criterion, Criterion) and isinstance(one, DataMetric) and not criterion.tried:

@@ -114,8 +114,15 @@ def compute_stored(
             check=writer.check,
         )
         schedule = Strided(run.unfinished, comm.rank, comm.size)
-        with comm.raise_on_all_ranks(any_error=True), writing(writer):
-            Campaign(schedule, attempts, writer).run()
+        fault: Exception | None = None
+        with writing(writer):  # all ranks close it together, also where one of them has failed
+            try:
+                Campaign(schedule, attempts, writer).run()
+            except Exception as error:
+                fault = error
+        with comm.raise_on_all_ranks(any_error=True):
+            if fault is not None:
+                raise fault
         return comm.from_root(lambda: layout.read_values(path, name), any_error=True)
 
 

@@ -89,8 +89,12 @@ def test_fast_ways_are_as_exact_as_they_say(options: dict[str, Any], rtol: float
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
-    found = line(model).compute(metric, "cpu", bn=policy, **options)
+    landscape = line(model)
+    found = landscape.compute(metric, "cpu", bn=policy, **options)
     np.testing.assert_allclose(found, losses(policy), rtol=rtol)
+    if not options or "bf16" in options.values():
+        assert (landscape.execution_error > 0) == bool(options)
+    assert abs(found - losses(policy)).max() <= landscape.execution_error + 1e-6
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -218,3 +222,23 @@ def test_a_file_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="bn"):
         line().compute(metric, file=path, bn="batch")
     assert path.read_bytes() == before
+
+
+class Fails(metrics.Metric):
+    """At one point, which one rank has."""
+
+    shape = ()
+
+    def __call__(self, model: Any) -> float:
+        value = float(next(model.parameters()).detach().sum())
+        if value > 0:
+            raise ArithmeticError("too much")
+        return value
+
+
+def test_what_fails_leaves_a_file_that_is_gone_on_with(tmp_path):
+    plane = PlanarLossLandscape(network(), STEPS).random_plane(seed=0)
+    with pytest.raises(ArithmeticError, match="too much"):
+        plane.compute(Fails(), file=tmp_path / "x.h5")
+    with pytest.raises(ArithmeticError, match="too much"):
+        plane.compute(Fails(), file=tmp_path / "x.h5")

@@ -388,3 +388,29 @@ def test_a_file_is_written_and_gone_on_with_by_all_ranks(comm: Any, folder: str)
     for options in ({"block": 2}, {"precision": "fp64"}):
         found = plane.compute(metric, "cpu", bn="warmup", **options)
         np.testing.assert_allclose(found, plane.compute(metric, bn="warmup"), rtol=1e-5)
+
+
+class Fails(Metric):
+    """At every point of one rank, once."""
+
+    shape = ()
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.rank = rank
+
+    def __call__(self, model: Any) -> float:
+        if self.rank >= 0 and launched()[1] == self.rank:
+            raise ArithmeticError("too much")
+        return float(next(model.parameters()).detach().double().sum())
+
+
+def test_one_rank_fails_while_a_file_is_written(comm: Any, folder: str) -> None:
+    """All ranks are told, none waits for ever, and what the others have finished is in the file."""
+    plane = PlanarLossLandscape(nn.Linear(3, 2), 3, comm=comm).random_plane(seed=2)
+    path = os.path.join(folder, "x.h5")
+    with pytest.raises((ArithmeticError, RuntimeError), match="too much"):
+        plane.compute(Fails(comm.size - 1), file=path)
+    comm.barrier()
+    with h5py.File(path) as file:
+        assert file["done"][()].sum() == (9 - len(range(comm.size - 1, 9, comm.size)) if comm.size > 1 else 0)
