@@ -27,6 +27,7 @@ from .errors import (
 )
 from .kinds import KINDS, VIEWS
 from .ranks.comm import Comm, launched, world
+from .ranks.signals import ignore_stops
 from .registry import Registry, broken_lines
 from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with sturdy():
         if words and words[0] in COMMANDS:
             return _view(words[0], words[1:])
-        return _run(words[1:] if words[:1] == ["run"] else words)
+        code = _run(words[1:] if words[:1] == ["run"] else words)
+        if arguments is None:
+            ignore_stops()
+        return code
 
 
 def _run(words: list[str]) -> int:

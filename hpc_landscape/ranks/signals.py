@@ -178,6 +178,12 @@ class Signals:
         leave(code)
 
 
+def ignore_stops() -> None:
+    """From now on this process only ends: what has come about stays its exit code, whatever an allocation's end sends."""
+    for number in CODES.keys() - {signal.SIGINT, signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _handling(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -211,3 +211,16 @@ def test_a_signal_to_all_processes(tmp_path: Path, name: str) -> None:
     assert finished.code == (130 if name == "SIGINT" else 75) and finished.err == "", finished
     told = "every process gets it: no error, the point in hand is " + ("given up" if name == "SIGTERM" else "finished")
     fault_table.record(f"{name} to a run and its data-loading workers", then=told)
+
+
+def test_a_signal_after_the_last_point_changes_nothing(tmp_path: Path) -> None:
+    """The end of an allocation, while the process is on its way out: the landscape is complete, and so is the run."""
+    (tmp_path / "late.py").write_text(
+        f"import atexit, os, signal, sys\nsys.path.insert(0, {str(PROBLEMS)!r})\n"
+        "from tiny_problem_for_tests import tiny as late\n"
+        "for name in ('SIGUSR1', 'SIGHUP', 'SIGXCPU'):\n"
+        "    atexit.register(os.kill, os.getpid(), getattr(signal, name))\n"
+    )
+    words = ("--problem", "late.py:late", "--x=-1:1:3", "--y=none", "--plot", "false")
+    finished = run_program(*words, folder=tmp_path)
+    assert finished.code == 0 and read(tmp_path / "landscape.h5", "done").all(), finished
