@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from .arguments import HELP, asks_help, parse
+from .console import hurry, lost_result, notice, sturdy, survive
 from .errors import (
     FAILED,
     INTERRUPTED,
@@ -29,7 +30,6 @@ from .kinds import KINDS, VIEWS
 from .ranks.comm import Comm, launched, world
 from .ranks.signals import ignore_stops
 from .registry import Registry, broken_lines
-from .said import hurry, lost_result, notice, sturdy, survive
 from .settings import Settings
 
 PROG = "python -m hpc_landscape"

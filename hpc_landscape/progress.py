@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from . import said
+from . import console
 
 LINE_EVERY = 60.0  # seconds
 
@@ -18,7 +18,7 @@ class Progress:
         self.start = self.last = clock()
         self.bar = None
         self.shown = shown
-        if shown and (terminal := said.terminal()) is not None:
+        if shown and (terminal := console.terminal()) is not None:
             from tqdm import tqdm
 
             self.bar = tqdm(file=terminal, total=total, initial=done, unit="pt", smoothing=0.1, dynamic_ncols=True)
@@ -31,7 +31,7 @@ class Progress:
         now = self.clock()
         if self.shown and self.bar is None and now - self.last >= LINE_EVERY:
             self.last = now
-            said.progress(self.line())
+            console.progress(self.line())
 
     def line(self) -> str:
         """One line: done, rate, time left."""

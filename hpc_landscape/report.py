@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import said
+from . import console
 from .campaign.capacity import bytes_of, free
 from .campaign.directions import moving
 from .campaign.plan import Plan
@@ -48,7 +48,7 @@ class RankZero(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "warning: " * (record.levelno >= logging.WARNING)
-        said.say(warning + record.getMessage())
+        console.say(warning + record.getMessage())
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def stopped(plan: Plan, done: int, code: int, grace: float | None, abandoned: fl
         log.info(f"abandoned    points in hand, {abandoned:.3g} s after the stop")
     log.info(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
     if grace is not None and code == STOPPED and done == total - len(plan.unfinished):
-        said.notice(f"failed: {NO_PROGRESS}")
+        console.notice(f"failed: {NO_PROGRESS}")
         return FAILED
     return code or FAILED
 
@@ -250,7 +250,7 @@ def stopped(plan: Plan, done: int, code: int, grace: float | None, abandoned: fl
 def without_root(plan: Plan) -> None:
     """What another rank says where rank 0 does not answer."""
     text = f"rank 0 does not answer; what the others have finished is in {plan.path}, if they can see it"
-    said.notice(f"stopped: {text}; the same command goes on from there")
+    console.notice(f"stopped: {text}; the same command goes on from there")
 
 
 def warn_if_long(grace: float | None, seconds: float, points: int) -> None:

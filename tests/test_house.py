@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Part -> floor. Where parts of one floor need each other, the order among them is its decimal: 1.1 may import 1.0.
 FLOORS = {
     "errors": 0,
-    "said": 0,
+    "console": 0,
     "words": 0,
     "objects": 0.1,  # raise UserError
     "registry": 0.2,  # finds objects

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..console import notice
 from ..data.batches import raised_in_reading
 from ..data.faults import AGAIN, Cause, Patience, cause, sticks, summary
 from ..errors import UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
-from ..said import notice
 
 MOST_KINDS = 3  # of errors that a rank tells of, and that are printed
 

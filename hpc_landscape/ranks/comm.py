@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..console import flush, notice
 from ..errors import UserError
-from ..said import flush, notice
 from .launcher import HYDRA, Told, check_launcher, families, launched
 
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"

@@ -19,7 +19,7 @@ from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
 
-from ..said import survive
+from ..console import survive
 
 SERVER = f"{__package__}.forkserver"  # imported by the fork server
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
+from ..console import notice
 from ..errors import FAILED, INTERRUPTED, STOPPED, USER_ERROR, Stopped, UserError, refusal
-from ..said import notice
 from .comm import Comm, launched, leave
 
 _NAMES = {"SIGTERM": STOPPED, "SIGUSR1": STOPPED, "SIGHUP": STOPPED, "SIGXCPU": STOPPED, "SIGINT": INTERRUPTED}
@@ -179,7 +179,7 @@ class Signals:
 
 
 def ignore_stops() -> None:
-    """From now on this process only ends: what has come about stays its exit code, whatever an allocation's end sends."""
+    """From now on this process only ends: its exit code stays, whatever the end of an allocation sends."""
     for number in CODES.keys() - {signal.SIGINT, signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
 

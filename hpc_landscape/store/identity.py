@@ -249,7 +249,7 @@ def _is_open(kind: type) -> bool:
 
 
 def _is_silent(module: str) -> bool:
-    streams = module.startswith("torch.utils.tensorboard") or module == "hpc_landscape.said"
+    streams = module.startswith("torch.utils.tensorboard") or module == "hpc_landscape.console"
     return streams or module.partition(".")[0] in SILENT
 
 

@@ -20,9 +20,9 @@ import h5py
 import pytest
 from programs import LIMIT, PROGRAM, TINY, Finished, Job, environment, mpirun, read
 
+from hpc_landscape.console import Sturdy, notice, say
 from hpc_landscape.progress import Progress
 from hpc_landscape.ranks.comm import launched
-from hpc_landscape.said import Sturdy, notice, say
 
 pytestmark = pytest.mark.slow
 
