@@ -218,3 +218,15 @@ def test_optional_packages_are_imported_where_they_are_needed(module):
 def test_no_module_is_long():
     long = {m: n for m in modules() if (n := len(file_of(m).read_text(encoding="utf-8").splitlines())) > LONGEST}
     assert set(long) == LONGER, long
+
+
+SCREEN = 60  # lines
+
+
+def test_functions_fit_a_screen():
+    long = []
+    for module in modules():
+        tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        long += [f"{module}.{f.name}" for f in functions if f.end_lineno - f.lineno >= SCREEN]
+    assert not long
