@@ -76,6 +76,7 @@ class Reader:
     def close(self) -> None:
         self.process.stdin.close()
         assert self.process.wait(60) == 0
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")

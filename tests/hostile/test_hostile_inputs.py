@@ -119,6 +119,7 @@ def _safetensors(header: str) -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + bytes(8)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")  # torch has deprecated them
 def test_checkpoints_of_odd_tensors(tmp_path: Path, program: Callable[..., Finished]) -> None:
     import tiny_problem_for_tests
 
