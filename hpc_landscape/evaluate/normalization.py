@@ -105,7 +105,7 @@ def policy_of(word: str) -> type[Normalization]:
 
 def choose_normalization(word: str, model: ModelWrapper, has_data: bool = True) -> type[Normalization]:
     """The same, as far as this model, and the data that there is, can have it."""
-    policy = policy_of(word)
-    if not batchnorm_layers(model):
+    if word == NoNormalization.name or not batchnorm_layers(model):
         return NoNormalization
+    policy = policy_of(word)
     return Running if policy.reads_data and not has_data else policy
