@@ -12,7 +12,10 @@ from hpc_landscape import UserError
 from hpc_landscape.arguments import parse
 from hpc_landscape.run import run
 
-pytestmark = pytest.mark.mpi_stack
+pytestmark = [
+    pytest.mark.mpi_stack,
+    pytest.mark.filterwarnings("default"),  # what people bring may warn, and goes on
+]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases()])
