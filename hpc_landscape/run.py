@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from .campaign.failures import Attempts, Reporter
 from .campaign.identity import made_of
 from .campaign.loop import Campaign
 from .campaign.metrics import check_metrics, choose_metrics, execution_errors, store_arrays
+from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
@@ -41,7 +41,7 @@ from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
 from .evaluate.normalization import choose_normalization, policy_of
-from .evaluate.tune import recorded, tune
+from .evaluate.tune import recorded
 from .grid import Grid
 from .metrics.registry import MetricRegistry
 from .objects import script_alone
@@ -113,7 +113,7 @@ def run(settings: Settings, comm: Comm) -> int:
         subject = ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
         builder = _builder(settings, subject, sets, device)
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
-        settings, tuned = _tuned(settings, builder, stored, comm)
+        settings, measured = _tuned(settings, builder, stored, comm)
         evaluator, data = _build(builder, comm)
         registry = MetricRegistry(problem, data, subject.loss)
         quantities = choose_metrics(settings.for_evaluation.metric_names, evaluator, registry, comm)
@@ -121,7 +121,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment, plan.record = environment(comm, device), _record(settings, tuned)
+        plan.environment, plan.record = environment(comm, device), _record(settings, measured)
         plan.keeps_model = plan.output.save_model or _trains(settings, problem)
         with comm.raise_on_all_ranks():
             if comm.is_root:
@@ -228,8 +228,7 @@ def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None,
     if stored is not None:
         choice, text = recorded(stored.attributes)
     else:
-        most = min(comm.allgather(builder.room(_sharers(builder, comm))))
-        choice, text = comm.from_root(lambda: tune(builder, most))
+        choice, text = tuned(builder, _sharers(builder, comm), comm)
         log.info("tuned        %s", text)
     settings = settings.replaced(tune=False, **choice)
     builder.speed = settings.for_speed
@@ -241,12 +240,7 @@ def _build(builder: EvaluatorBuilder, comm: Comm) -> tuple[Evaluator, dict[str, 
 
     There is a note where it is not the mode that was asked for.
     """
-    candidates = builder.candidates()
-    number, why = comm.from_root(builder.first_that_works)
-    if candidates[number] != candidates[0]:
-        log.info(f"execution    {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
-    most = min(comm.allgather(builder.room(_sharers(builder, comm))))
-    mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
+    mode = first_mode(builder, _sharers(builder, comm), comm, lambda text: log.info("execution    %s", text))
     here = builder.data(mode)
     if builder.device == torch.device("cpu"):
         here = here.each(lambda batches: one_copy(batches, comm))
@@ -259,14 +253,14 @@ def _sharers(builder: EvaluatorBuilder, comm: Comm) -> int:
     return builder.sets.sharers if on_gpu else comm.local_size
 
 
-def _record(settings: Settings, tuned: str) -> dict[str, object]:
+def _record(settings: Settings, measured: str) -> dict[str, object]:
     """What the file says of how it was made, beside what values depend on."""
     return {
         "settings": settings.to_yaml(),
         "command": settings.to_command(),
         "problem": settings.for_problem.problem,
         **chosen(settings.for_speed),
-        **({"tuned": tuned} if tuned else {}),
+        **({"tuned": measured} if measured else {}),
     }
 
 

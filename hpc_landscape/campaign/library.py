@@ -23,7 +23,6 @@ from ..evaluate.execution import PLAIN, ExecutionMode
 from ..evaluate.find_norms import find_norms
 from ..evaluate.normalization import Given, Normalization, Running, WarmUp
 from ..evaluate.trial import not_finite, try_batch
-from ..evaluate.tune import tune
 from ..metrics import BatchMetric, Criterion, DataMetric, Metric, MetricPipeline
 from ..metrics.criterion import loss_on
 from ..metrics.supervised import Loss
@@ -43,6 +42,7 @@ from ..store.memory import MemoryWriter
 from .failures import Attempts
 from .frame import Frame
 from .loop import Campaign
+from .modes import first_mode, tuned
 from .storing import compute_stored, name_of
 
 AnyMetric = Metric | Callable[[ModelWrapper], Any]
@@ -144,10 +144,7 @@ def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Req
 @contextmanager
 def _progress(request: Request, points: int, comm: Comm) -> Iterator[Callable[[int], None]]:
     """Call it with how many points more are done."""
-    if not request.progress or not comm.is_root:
-        yield lambda _: None
-        return
-    progress = Progress(points, 0)
+    progress = Progress(points, 0, shown=request.progress and comm.is_root)
     try:
         yield lambda count: progress.update(progress.done + count)
     finally:
@@ -196,15 +193,14 @@ def _fast(
         is_additive=True,
         points=-(-frame.grid.size // comm.size),
     )
-    most = min(comm.allgather(builder.room(comm.local_size)))
     if request.speed.tune:
-        choice, _ = comm.from_root(lambda: tune(builder, most), any_error=True)
+        choice, _ = tuned(builder, comm.local_size, comm, any_error=True)
         builder.speed = dataclasses.replace(request.speed, tune=False, **choice)
-    candidates = builder.candidates()
-    number, why = comm.from_root(builder.first_that_works, any_error=True)
-    if candidates[number] != candidates[0] and comm.is_root:
-        warn(f"computed {candidates[number]}, since this model cannot be evaluated as asked for: {why}")
-    mode = dataclasses.replace(candidates[number], interleaved=builder.interleaved(most))
+    mode = first_mode(
+        *(builder, comm.local_size, comm),
+        lambda text: warn(f"computed {text}") if comm.is_root else None,
+        any_error=True,
+    )
 
     def built(how: ExecutionMode) -> Evaluator:
         evaluator, data = builder.build(how)

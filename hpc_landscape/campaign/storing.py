@@ -59,7 +59,7 @@ class StoredRun:
     @property
     def unfinished(self) -> np.ndarray:
         """The points that there are to do."""
-        return np.arange(self.grid.size) if self.stored is None else np.flatnonzero(~self.stored.done.reshape(-1))
+        return np.arange(self.grid.size) if self.stored is None else self.stored.unfinished
 
     def lay_out(self, identity: dict[str, Any]) -> None:
         """A new file; or, where there is one, UserError that names what differs."""

@@ -1,0 +1,37 @@
+"""Which mode points are computed in, as the ranks agree before the first one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ..evaluate.build import EvaluatorBuilder
+from ..evaluate.execution import ExecutionMode
+from ..evaluate.tune import tune
+from ..ranks.comm import Comm
+
+
+def tuned(builder: EvaluatorBuilder, sharers: int, comm: Comm, any_error: bool = False) -> tuple[dict[str, Any], str]:
+    """(the speed settings of the fastest mode, what was measured), as rank 0 measures it.
+
+    sharers: ranks that share the memory of points. any_error: whether what fails need not be a UserError.
+    """
+    most = _room(builder, sharers, comm)
+    return comm.from_root(lambda: tune(builder, most), any_error)
+
+
+def first_mode(
+    builder: EvaluatorBuilder, sharers: int, comm: Comm, tell: Callable[[str], None], any_error: bool = False
+) -> ExecutionMode:
+    """The first mode that works, the one asked for first; the same on every rank. It is told where it is another."""
+    candidates = builder.candidates()
+    number, why = comm.from_root(builder.first_that_works, any_error)
+    if candidates[number] != candidates[0]:
+        tell(f"{candidates[number]}, since this model cannot be evaluated as asked for: {why}")
+    return dataclasses.replace(candidates[number], interleaved=builder.interleaved(_room(builder, sharers, comm)))
+
+
+def _room(builder: EvaluatorBuilder, sharers: int, comm: Comm) -> int:
+    """How many points there is room for together on every rank."""
+    return min(comm.allgather(builder.room(sharers)))
