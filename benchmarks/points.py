@@ -61,7 +61,9 @@ class Bare:
             for layer in self.layers:
                 layer.float()
         self.parameters = list(model.parameters())
-        self.call: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if mode.compiled else model
+        self.call: Callable[[Tensor], Tensor] = (
+            torch.compile(model, dynamic=False, mode=mode.compiled) if mode.compiled else model
+        )
         model.eval()
 
     def __call__(self) -> float:

@@ -45,19 +45,23 @@ class Data:
         self.forward, self.count = forward, count
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
-        """The batches, on the model's device where it has but one."""
+        """The batches, on the model's device where it has but one, as tensors of this use."""
+        return map(fresh, self.shared(model))
+
+    def shared(self, model: ModelWrapper) -> Iterator[Any]:
+        """The same, for several uses: each is to take them by ``fresh``."""
         home = next((parameter.device for parameter in model.root.parameters()), None)
         kept = isinstance(self.batches, (list, tuple)) or not getattr(self.batches, "streamed", True)
         for batch in self.batches if kept else apart(self.batches):
             if type(batch) in (tuple, list) and all(isinstance(t, Tensor) and t.device == home for t in batch):
-                yield fresh(batch)
+                yield batch
             else:
                 others = {parameter.device for parameter in model.root.parameters()} - {home}
-                yield fresh(move(batch, None if others else home))
+                yield move(batch, None if others else home)
 
     def counted(self, model: ModelWrapper) -> Iterator[tuple[Any, Any]]:
-        """The batches, and the items of each, but for those that hold nothing to be computed."""
-        for batch in self.on(model):
+        """The batches of ``shared``, and the items of each, but for those that hold nothing to be computed."""
+        for batch in self.shared(model):
             items = self.items(batch)
             if not is_empty(items):
                 yield batch, items
@@ -100,7 +104,7 @@ class Data:
     def items(self, batch: Any) -> Any:
         """Over how many items the mean of a batch was taken: a number or a 0-d tensor; None where nothing tells."""
         if self.count:
-            count = self.count(batch)
+            count = self.count(fresh(batch))
             if isinstance(count, Tensor) and count.numel() == 1:
                 return count
             try:

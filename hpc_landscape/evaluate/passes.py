@@ -29,7 +29,7 @@ def warm_up(executor: Executor, run: Data | Metric) -> None:
             executor.each(partial(run, model))
             return
         with no_gradients():
-            for batch in run.on(model):
+            for batch in run.shared(model):
                 if not (samples := run.samples(batch)):
                     continue
                 estimate.begin(samples)

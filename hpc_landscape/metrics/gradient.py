@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.data import Data
+from ..data.data import Data, fresh
 from ..errors import UserError, warn
 from ..model.numbers import can_move, count, double, numbers_of
 from ..model.parameters import ModelParameters
@@ -66,6 +66,7 @@ def batch_gradients(
     """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is."""
     criterion = Criterion.of(loss_fn)
     for batch, items in data.counted(model):
+        batch = fresh(batch)
         output, target = data.output(model, batch), data.target(batch)
         loss = criterion(output, target)
         weight = criterion.weight(output, target, items, data.count is not None)
