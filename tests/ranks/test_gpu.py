@@ -55,7 +55,8 @@ def test_the_gpu_gives_what_the_cpu_gives_in_float64(problem, directions, precis
     np.testing.assert_allclose(landscape(problem, directions, "cuda", precision), expected, rtol=rtol)
 
 
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's advice; the program mutes it
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's remarks: the program mutes them
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 @pytest.mark.parametrize("policy", ["warmup", "batch", "running"])
 @pytest.mark.parametrize(
     ("mode", "rtol"),
