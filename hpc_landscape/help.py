@@ -10,8 +10,7 @@ from typing import Any
 
 from .errors import UserError
 from .options import Option
-from .registry import Option as KindOption
-from .registry import Registry
+from .registry import KindOption, Registry
 
 COLUMN = 24  # where the texts begin
 WIDEST = 120

@@ -16,7 +16,7 @@ from .errors import UserError, printable, user_traceback
 from .objects import find_object, imported
 
 
-class Option(NamedTuple):
+class KindOption(NamedTuple):
     """What a kind can be told. default: its text, "" where it has to be said. type, help: "" where nothing is known."""
 
     name: str
@@ -115,7 +115,7 @@ class Registry:
         except Exception as error:
             raise UserError(f"{self.option} {spec}: making it raised {user_traceback(error)}") from None
 
-    def describe(self, name: str, settings: Mapping[str, Option] | None = None) -> tuple[str, list[Option]]:
+    def describe(self, name: str, settings: Mapping[str, KindOption] | None = None) -> tuple[str, list[KindOption]]:
         """What help says of one.
 
         Args:
@@ -127,10 +127,10 @@ class Registry:
         """
         found = self.load(name)
         text = inspect.getdoc(found) or ""
-        used = [(settings or {}).get(option, Option(option)) for option in getattr(found, "options", ())]
+        used = [(settings or {}).get(option, KindOption(option)) for option in getattr(found, "options", ())]
         return getattr(found, "help", "") or " ".join(text.partition("\n\n")[0].split()), [*self._own(found), *used]
 
-    def _own(self, found: Any) -> list[Option]:
+    def _own(self, found: Any) -> list[KindOption]:
         """The arguments of its signature that the program does not give by itself."""
         doc = inspect.getdoc(found) or ""
         options = []
@@ -140,7 +140,7 @@ class Registry:
             kind = "" if p.annotation is p.empty else inspect.formatannotation(p.annotation).strip("'")
             said = re.search(rf"(?m)(?:^|\. )\s*{p.name}: (.+?)(?:\.$|\. |$)", doc)
             default = "" if p.default is p.empty else repr(p.default)
-            options.append(Option(p.name, kind, default, said[1] if said else ""))
+            options.append(KindOption(p.name, kind, default, said[1] if said else ""))
         return options
 
 

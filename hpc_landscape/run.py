@@ -228,7 +228,7 @@ def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None,
     if stored is not None:
         choice, text = recorded(stored.attributes)
     else:
-        choice, text = tuned(builder, _sharers(builder, comm), comm)
+        choice, text = tuned(builder, comm)
         log.info("tuned        %s", text)
     settings = settings.replaced(tune=False, **choice)
     builder.speed = settings.for_speed
@@ -240,17 +240,11 @@ def _build(builder: EvaluatorBuilder, comm: Comm) -> tuple[Evaluator, dict[str, 
 
     There is a note where it is not the mode that was asked for.
     """
-    mode = first_mode(builder, _sharers(builder, comm), comm, lambda text: log.info("execution    %s", text))
+    mode = first_mode(builder, comm, lambda text: log.info("execution    %s", text))
     here = builder.data(mode)
     if builder.device == torch.device("cpu"):
         here = here.each(lambda batches: one_copy(batches, comm))
     return builder.build(mode, here)
-
-
-def _sharers(builder: EvaluatorBuilder, comm: Comm) -> int:
-    """The ranks that share the memory of points."""
-    on_gpu = builder.device is not None and builder.device.type == "cuda"
-    return builder.sets.sharers if on_gpu else comm.local_size
 
 
 def _record(settings: Settings, measured: str) -> dict[str, object]:

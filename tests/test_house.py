@@ -183,6 +183,16 @@ def test_leaves_call_no_collectives():
     assert not found, found
 
 
+def test_the_whole_of_the_settings_stops_at_the_run():
+    """A room is given its own group of them."""
+
+    def names(module: str) -> bool:
+        tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+        return any(isinstance(node, ast.Name) and node.id == "Settings" for node in ast.walk(tree))
+
+    assert {m for m in modules() if names(m)} == {"settings", "arguments", "cli", "run", "testing"}
+
+
 @pytest.mark.parametrize("module", [m for m in modules() if part(m) == "view"])
 def test_view_needs_neither_torch_nor_mpi(module):
     direct = {n.split(".")[0] for n in imports(module, everywhere=True)}

@@ -38,6 +38,7 @@ from ..settings import SpeedSettings
 from ..store import layout
 from . import library
 from .frame import Frame, Made, define, weights_of
+from .norms import broadcast_found_norms
 
 
 class Landscape:
@@ -218,7 +219,7 @@ class Landscape:
     def _find_norms(self, data: Any, device: torch.device | None) -> None:
         """Which statistics are to be re-estimated."""
         self.model_wrapper = copy.copy(self.model_wrapper)  # the user's own stays as it is
-        self.model_wrapper.norms = library.broadcast_found_norms(self.model_wrapper, data, device, self.comm)
+        self.model_wrapper.norms = broadcast_found_norms(self.model_wrapper, data, device, self.comm)
         self._defined().model = self.model_wrapper
 
     @one_at_a_time

@@ -20,7 +20,6 @@ from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import DTYPES, Evaluator, stack
 from ..evaluate.exactness import ExecutionErrors, errors_of_mode
 from ..evaluate.execution import PLAIN, ExecutionMode
-from ..evaluate.find_norms import find_norms
 from ..evaluate.normalization import Given, Normalization, Running, WarmUp
 from ..evaluate.trial import not_finite, try_batch
 from ..metrics import BatchMetric, Criterion, DataMetric, Metric, MetricPipeline
@@ -29,12 +28,11 @@ from ..metrics.supervised import Loss
 from ..metrics.trial import check_loss
 from ..model.batchnorm import batchnorm_layers
 from ..model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
-from ..model.norms import Norms
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..progress import Progress
 from ..ranks.comm import Comm
-from ..ranks.device import check_precision
+from ..ranks.device import check_precision, shared_gpus
 from ..schedule.strided import Strided
 from ..settings import SpeedSettings
 from ..store.layout import Trajectory
@@ -184,9 +182,10 @@ def _fast(
     """In the first mode that works, the one asked for first; the same on every rank."""
     comm, batches = frame.comm, metric.data.batches
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
+    sharers = shared_gpus(comm, request.device)
     builder = EvaluatorBuilder(
         subject,
-        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None),
+        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None, sharers=sharers),
         request.device,
         type(policy) if policy.by_batch else Running,
         *(request.precision, request.seed, request.speed),
@@ -194,13 +193,9 @@ def _fast(
         points=-(-frame.grid.size // comm.size),
     )
     if request.speed.tune:
-        choice, _ = tuned(builder, comm.local_size, comm, any_error=True)
+        choice, _ = tuned(builder, comm, any_error=True)
         builder.speed = dataclasses.replace(request.speed, tune=False, **choice)
-    mode = first_mode(
-        *(builder, comm.local_size, comm),
-        lambda text: warn(f"computed {text}") if comm.is_root else None,
-        any_error=True,
-    )
+    mode = first_mode(builder, comm, lambda text: warn(f"computed {text}") if comm.is_root else None, any_error=True)
 
     def built(how: ExecutionMode) -> Evaluator:
         evaluator, data = builder.build(how)
@@ -267,14 +262,6 @@ def warm_up(frame: Frame, data: Any, device: torch.device | None) -> dict[tuple[
         mine = Strided(np.arange(grid.size), comm.rank, comm.size).next(grid.size)
         with evaluator.attached():
             return {point: evaluator.statistics(point) for point in (grid.point(int(i)) for i in mine)}
-
-
-def broadcast_found_norms(model: ModelWrapper, data: Any, device: torch.device | None, comm: Comm) -> Norms:
-    """Which statistics are to be re-estimated, as rank 0 finds out on the first batch; warns of what is odd."""
-    found: Norms = comm.from_root(lambda: find_norms(model, data, device), any_error=True)
-    for text in found.notices:
-        warn(text)
-    return found
 
 
 def given(

@@ -12,26 +12,28 @@ from ..evaluate.tune import tune
 from ..ranks.comm import Comm
 
 
-def tuned(builder: EvaluatorBuilder, sharers: int, comm: Comm, any_error: bool = False) -> tuple[dict[str, Any], str]:
+def tuned(builder: EvaluatorBuilder, comm: Comm, any_error: bool = False) -> tuple[dict[str, Any], str]:
     """(the speed settings of the fastest mode, what was measured), as rank 0 measures it.
 
-    sharers: ranks that share the memory of points. any_error: whether what fails need not be a UserError.
+    any_error: whether what fails need not be a UserError.
     """
-    most = _room(builder, sharers, comm)
+    most = _room(builder, comm)
     return comm.from_root(lambda: tune(builder, most), any_error)
 
 
 def first_mode(
-    builder: EvaluatorBuilder, sharers: int, comm: Comm, tell: Callable[[str], None], any_error: bool = False
+    builder: EvaluatorBuilder, comm: Comm, tell: Callable[[str], None], any_error: bool = False
 ) -> ExecutionMode:
     """The first mode that works, the one asked for first; the same on every rank. It is told where it is another."""
     candidates = builder.candidates()
     number, why = comm.from_root(builder.first_that_works, any_error)
     if candidates[number] != candidates[0]:
         tell(f"{candidates[number]}, since this model cannot be evaluated as asked for: {why}")
-    return dataclasses.replace(candidates[number], interleaved=builder.interleaved(_room(builder, sharers, comm)))
+    return dataclasses.replace(candidates[number], interleaved=builder.interleaved(_room(builder, comm)))
 
 
-def _room(builder: EvaluatorBuilder, sharers: int, comm: Comm) -> int:
-    """How many points there is room for together on every rank."""
+def _room(builder: EvaluatorBuilder, comm: Comm) -> int:
+    """How many points there is room for together on every rank, beside the ranks that share the memory of points."""
+    on_gpu = builder.device is not None and builder.device.type == "cuda"
+    sharers = builder.sets.sharers if on_gpu else comm.local_size
     return min(comm.allgather(builder.room(sharers)))

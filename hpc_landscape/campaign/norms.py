@@ -1,16 +1,20 @@
-"""Which running statistics are re-estimated, as the ranks agree before the first point."""
+"""Which running statistics are re-estimated, as the ranks agree before the first point: for the program, and the library."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
 from ..data.resident import beginning
 from ..data.sets import Sets
+from ..errors import warn
 from ..evaluate.evaluator import DTYPES
 from ..evaluate.find_norms import find_norms
 from ..evaluate.normalization import Normalization
+from ..model.norms import Norms
+from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 
@@ -49,3 +53,11 @@ def broadcast_norms(
     problem.wrapper.norms = comm.bcast(found)
     for text in found.notices if found else ():
         log.warning("%s", text)
+
+
+def broadcast_found_norms(model: ModelWrapper, data: Any, device: torch.device | None, comm: Comm) -> Norms:
+    """What rank 0 finds on the first batch; warns of what is odd, and raises what goes wrong."""
+    found: Norms = comm.from_root(lambda: find_norms(model, data, device), any_error=True)
+    for text in found.notices:
+        warn(text)
+    return found

@@ -162,7 +162,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     attributes = {
         **identity,
         **plan.environment,
-        **_provenance(comm),
+        **provenance(comm),
         "title": plan.problem.name,
         "parameters": sum(t.numel() for t in state.parameters(plan.problem.root).values()),
         "directions": asked.directions,
@@ -198,7 +198,8 @@ def chosen(speed: Any) -> dict[str, int]:
     return {name: 1 if isinstance(value, str) else int(value) for name, value in values.items()}
 
 
-def _provenance(comm: Comm) -> dict[str, Any]:
+def provenance(comm: Comm) -> dict[str, Any]:
+    """What made the file, where and when."""
     return {
         "program_version": __version__,
         "numpy_version": np.__version__,

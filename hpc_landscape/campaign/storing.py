@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..data.batches import Batches
 from ..data.data import Data
 from ..data.faults import Patience
@@ -32,6 +30,7 @@ from .failures import Attempts
 from .frame import Frame
 from .loop import Campaign
 from .metrics import quantity_of, store_arrays
+from .plan import provenance
 from .prepare import open_file
 from .recheck import compute_again, environment
 from .writing import fall_back, writing
@@ -66,12 +65,7 @@ class StoredRun:
         if self.stored is not None:
             check_same(self.stored, identity, self.grid, self.path)
             return
-        made = {
-            "program_version": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "ranks": self.frame.comm.size,
-            "mpi_version": self.frame.comm.library,
-        }
+        made = provenance(self.frame.comm)
         attributes = {**identity, **self.environment, **self.frame.notes, **made, **self.attributes}
         vectors = zip(self.grid.names, self.frame.vectors, strict=True)
         directions = {axis: state.arrays(vector) for axis, vector in vectors}
@@ -160,7 +154,7 @@ def _fingerprint(data: Data) -> str:
     batches = data.batches
     if not isinstance(batches, Batches):
         batches = prepare(batches, 512, None, 0, "data", lambda text: None)
-    return batches.full_hash() if not batches.streamed else batches.quick_hash()
+    return batches.full_hash()
 
 
 def _statistics(run: StoredRun) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..model.batchnorm import statistics
+from ..model.batchnorm import as_vector, statistics, write_vector
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
@@ -70,13 +70,12 @@ class Stacked(Executor):
         return list(self.buffers.values())
 
     def read_statistics(self) -> list[Tensor]:
-        rows = [[b[row].cpu().reshape(-1) for b in self.buffers.values()] for row in range(len(self.points))]
-        return [torch.cat(parts) if parts else torch.empty(0, device="cpu") for parts in rows]
+        return [as_vector(self._row(row)) for row in range(len(self.points))]
 
     def write_statistics(self, values: Sequence[Tensor]) -> None:
         for row in range(self.placement.rows):
-            start, vector = 0, values[min(row, len(values) - 1)]
-            for buffer in self.buffers.values():
-                end = start + buffer[row].numel()
-                buffer[row].copy_(vector[start:end].reshape(buffer[row].shape))
-                start = end
+            write_vector(self._row(row), values[min(row, len(values) - 1)])
+
+    def _row(self, row: int) -> list[Tensor]:
+        """A point's own statistics."""
+        return [buffer[row] for buffer in self.buffers.values()]

@@ -227,15 +227,25 @@ def running_variances(layers: Iterable[nn.Module]) -> list[Tensor]:
 
 def read_statistics(model: nn.Module | ModelWrapper) -> Tensor:
     """All running means and variances, one after the other, on the CPU."""
-    parts = [b.detach().cpu().reshape(-1) for b in statistics(model)]
+    return as_vector(statistics(model))
+
+
+def write_statistics(model: nn.Module | ModelWrapper, values: Tensor) -> None:
+    """Set all running means and variances to what ``read_statistics`` has read."""
+    write_vector(statistics(model), values)
+
+
+def as_vector(buffers: Iterable[Tensor]) -> Tensor:
+    """Tensors one after the other, on the CPU."""
+    parts = [b.detach().cpu().reshape(-1) for b in buffers]
     return torch.cat(parts) if parts else torch.empty(0, device="cpu")
 
 
 @torch.no_grad()
-def write_statistics(model: nn.Module | ModelWrapper, values: Tensor) -> None:
-    """Set all running means and variances to what ``read_statistics`` has read."""
+def write_vector(buffers: Iterable[Tensor], values: Tensor) -> None:
+    """Set the tensors to what ``as_vector`` has made of them."""
     start = 0
-    for buffer in statistics(model):
+    for buffer in buffers:
         buffer.copy_(values[start : start + buffer.numel()].reshape(buffer.shape))
         start += buffer.numel()
 
@@ -252,4 +262,4 @@ def given_statistics(model: ModelWrapper, given: Any) -> Tensor:
         parts = [torch.as_tensor(b, device="cpu") for pair in given for b in pair]
     if [part.numel() for part in parts] != [b.numel() for b in own]:
         raise UserError("running_stats: expected a mean and a variance of each batch normalization layer's size")
-    return torch.cat([part.detach().cpu().reshape(-1) for part in parts])
+    return as_vector(parts)

@@ -94,10 +94,10 @@ def describe(device: torch.device) -> str:
     return str(device)
 
 
-def shared_gpus(comm: Comm, device: torch.device) -> int:
+def shared_gpus(comm: Comm, device: torch.device | None) -> int:
     """How many ranks share the busiest GPU of this node, told by UUID, not by index; 1 where each has its own."""
     mine = None
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
     taken = comm.node_allgather(mine)
     return max((taken.count(uuid) for uuid in taken if uuid is not None), default=1)

@@ -23,7 +23,7 @@ GRACE = ("--grace", 8)  # of which six are for the points in hand
 @pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("stuck", [0, 1])
-def test_a_rank_is_inside_a_call_of_torch(
+def test_a_rank_is_inside_a_call_of_a_library(
     tmp_path: Path, program: Callable[..., Finished], writer: str, stuck: int
 ) -> None:
     """No handler of Python runs there. What all ranks have finished is in the file, and the same command goes on."""

@@ -17,7 +17,7 @@ from programs import ROOT
 from hpc_landscape.arguments import parse
 from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
-from hpc_landscape.registry import Option as KindOption
+from hpc_landscape.registry import KindOption
 from hpc_landscape.settings import GROUPS, OPTIONS, Settings
 
 
