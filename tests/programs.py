@@ -77,16 +77,17 @@ def parallel_h5py() -> bool:
     return bool(h5py.get_config().mpi)
 
 
-WRITERS = [
-    "gather",
-    pytest.param("parallel", marks=pytest.mark.skipif(not parallel_h5py(), reason="this h5py is built without MPI")),
-]
+# Where there is the parallel writer, what is tested with both is a twin: CI's other environment has tested it.
+TWIN = [pytest.mark.twin] if parallel_h5py() else []
+PARALLEL = pytest.mark.skipif(not parallel_h5py(), reason="this h5py is built without MPI")
+WRITERS = [pytest.param("gather", marks=TWIN), pytest.param("parallel", marks=PARALLEL)]
 
 
 def each_writer(cases: Sequence[Any], with_parallel: Sequence[Any]) -> list[Any]:
     """(writer, case) for parametrize: every case with the gathering writer, some with the parallel one as well."""
-    parallel = [pytest.param("parallel", case, marks=WRITERS[1].marks, id=f"parallel-{case}") for case in with_parallel]
-    return [pytest.param("gather", case, id=f"gather-{case}") for case in cases] + parallel
+    twins = {case: TWIN for case in with_parallel}
+    gather = [pytest.param("gather", case, marks=twins.get(case, []), id=f"gather-{case}") for case in cases]
+    return gather + [pytest.param("parallel", case, marks=PARALLEL, id=f"parallel-{case}") for case in with_parallel]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hpc_landscape.kinds import DIRECTIONS, KINDS, METRICS, PROBLEMS
 from hpc_landscape.metrics import BatchMetric, Criterion, Data, Metric, MetricPipeline
 from hpc_landscape.metrics.registry import MetricRegistry
 from hpc_landscape.model.wrapper import wrap_model
-from hpc_landscape.registry import Option
+from hpc_landscape.registry import KindOption
 
 
 def network() -> nn.Module:
@@ -97,13 +97,13 @@ def test_names_are_those_of_the_kinds_and_each_has_a_help_text(registry):
         assert getattr(registry.load(name), "name", name) == name
         text, options = registry.describe(name)
         assert text.endswith((".", "):")) or len(text) > 20, name
-        assert all(isinstance(option, Option) and option.name.isidentifier() for option in options)
+        assert all(isinstance(option, KindOption) and option.name.isidentifier() for option in options)
 
 
 def test_options_are_the_arguments_that_a_user_gives():
     options = {option.name: option for option in METRICS.describe("accuracy")[1]}
     assert set(options) == {"k"} and (options["k"].type, options["k"].default) == ("int", "1")
-    known = {"to": Option("to", "text", "none", "the models")}
+    known = {"to": KindOption("to", "text", "none", "the models")}
     assert known["to"] in DIRECTIONS.describe("interpolation", known)[1]
     assert [option.name for option in PROBLEMS.describe("digits")[1]] == ["width", "epochs", "training_seed"]
 

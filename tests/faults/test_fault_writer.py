@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fault_table
 import pytest
-from programs import PROBLEMS, TINY, WRITERS, Finished, Job, assert_same_landscape, parallel_h5py
+from programs import PARALLEL, PROBLEMS, TINY, Finished, Job, assert_same_landscape, parallel_h5py
 
 pytestmark = [pytest.mark.slow, pytest.mark.mpi_stack]
 
@@ -24,7 +24,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("writer", ["gather", pytest.param("auto", marks=WRITERS[1].marks)])
+@pytest.mark.parametrize("writer", ["gather", pytest.param("auto", marks=PARALLEL)])
 def test_only_rank_0_sees_the_file(tmp_path: Path, program: Callable[..., Finished], writer: str) -> None:
     """The other one is in a folder of its own, as on a node whose disk is its own."""
     with Job([sys.executable, "-c", ELSEWHERE, *JOB, "--writer", writer], 2, tmp_path) as job:

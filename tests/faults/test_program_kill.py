@@ -20,6 +20,7 @@ import fault_table
 import numpy as np
 import pytest
 from programs import (
+    PARALLEL,
     PROBLEMS,
     PROGRAM,
     TINY,
@@ -75,7 +76,7 @@ def _job(large: bool) -> tuple[str, ...]:
     return (*JOB, *(WIDE if large else ()))
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ["gather", pytest.param("parallel", marks=PARALLEL)])
 def test_killed_again_and_again(tmp_path: Path, references: dict[bool, Path], writer: str) -> None:
     mpirun()  # skips here, not in a thread
     env = {False: environment(), True: slow_disk(tmp_path, 8e6)}
