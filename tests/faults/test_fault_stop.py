@@ -85,7 +85,9 @@ def _worker(folder: Path) -> float:
 
 def _factory(folder: Path) -> float:
     """Before there are points: the user's code swallows what would end it."""
-    with Job([*PROGRAM, "--problem", f"{STUCK}:factory", *GRID, "--problem.log", folder / "log"], None, folder) as job:
+    command = [*PROGRAM, "--problem", f"{STUCK}:factory", *GRID, "--problem.log", folder / "log"]
+    hangup = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # the tests may run under nohup
+    with Job(command, None, folder, **hangup) as job:
         job.until(lambda: log_lines(folder / "log", "stuck"))
         start = time.monotonic()
         job.process.send_signal(signal.SIGHUP)
