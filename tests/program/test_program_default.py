@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from hpc_landscape.problems.digits import SmallResNet, load_digits
 
-pytestmark = pytest.mark.mpi_stack
-
 BATCH = 479  # 1,437 images in three equal batches: then the warm-up is update_bn's average
 
 
