@@ -1,4 +1,4 @@
-"""Which running statistics are re-estimated, as the ranks agree before the first point: for the program, and the library."""
+"""Which running statistics are re-estimated, as the ranks agree before the first point: of program and library."""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ def _load(path: str, weights_only: bool, where: str, instead: str) -> Any:
             warnings.simplefilter("ignore")  # of formats: it can be read, or is refused below
             return torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        if weights_only and "global" in str(error).lower():  # the name of what it would call
+        said = str(error).lower()
+        if weights_only and ("global" in said or "unsupported class" in said):  # the name of what it would call
             raise UserError(
                 f"{where}: holds more than weights, code that would run when it is loaded; {instead}"
             ) from None
