@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,6 +33,7 @@ from .normalization import Normalization, Running
 if TYPE_CHECKING:
     from ..settings import SpeedSettings
 
+GRAPHS = {"fp64": 1e-9, "fp32": 1e-3}  # relative, between compiled and eager: rounding; in fewer bits 1e-1
 ROWS = {"fp64": 1e-9, "fp32": 1e-5}  # relative, between rows of a stacked pass: rounding; in fewer bits 1e-2
 CHOICES = ("channels_last", "compile", "block")  # the settings that mode is chosen by
 INTERLEAVED = 8  # points on each batch of streamed data: what loading costs is divided by it
@@ -263,6 +264,9 @@ class EvaluatorBuilder:
                 self.careful |= placement.left_behind()
                 if mode.stacked > 1:
                     _check_rows(trial)
+            if mode.compiled:
+                eager = self._evaluator(replace(mode, compiled=""), placement, trial.metrics, data)
+                _check_compiled(trial, eager)
 
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:
@@ -285,3 +289,21 @@ def _check_rows(evaluator: Evaluator) -> None:
     near = ROWS.get(evaluator.precision, 1e-2)
     if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):
         raise ValueError("the loss or forward uses weights that it does not get by the model")
+
+
+def _check_compiled(compiled: Evaluator, eager: Evaluator) -> None:
+    """A graph of an older PyTorch may take no notice of train mode, and only the second time."""
+
+    def losses(evaluator: Evaluator) -> list[float]:
+        found, own = [], evaluator.normalization
+        with evaluator.attached():
+            for evaluator.normalization in (own, own, Running()):
+                found.append(evaluator([0.0] * evaluator.placement.dimensions)["loss"])
+        return found
+
+    here, there = losses(compiled), losses(eager)
+    near = GRAPHS.get(eager.precision, 1e-1)
+    if not np.allclose(here, there, rtol=near, atol=near / 10, equal_nan=True):
+        raise ValueError(
+            f"PyTorch {torch.__version__} compiles it to something else: loss {here[-1]:g}, not {there[-1]:g}"
+        )

@@ -18,13 +18,14 @@ from hpc_landscape.campaign.directions import Reader, broadcast_directions
 from hpc_landscape.campaign.metrics import execution_errors
 from hpc_landscape.campaign.plan import Plan
 from hpc_landscape.evaluate import evaluator as evaluator_module
-from hpc_landscape.evaluate.build import EvaluatorBuilder, ProblemSubject
+from hpc_landscape.evaluate.build import EvaluatorBuilder, ProblemSubject, _check_compiled
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, Recast, compute_dtypes
 from hpc_landscape.evaluate.normalization import choose_normalization
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.metrics import Accuracy, Data, Loss
 from hpc_landscape.model import state
+from hpc_landscape.model.batchnorm import batch_statistics, batchnorm_layers
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.model.wrapper import wrap_model
 from hpc_landscape.ranks.comm import SerialComm
@@ -294,6 +295,23 @@ def test_compiled(program):
     with h5py.File("compiled.h5") as file:
         assert file.attrs["execution"] == "compiled" and file.attrs["execution_error_loss"] < 1e-4
     np.testing.assert_allclose(read("compiled.h5", "loss"), read("plain.h5", "loss"), rtol=2e-5)
+
+
+def test_a_graph_that_takes_no_notice_of_train_mode_is_found():
+    """As torch.compile of PyTorch 2.1 makes it: in a pass that measures it normalizes by the batch in hand."""
+    eager, stale = made(PLAIN), made(PLAIN)
+    _check_compiled(stale, eager)
+    stale.fast = Recast(stale.model, _in_train_mode(stale.model))
+    with pytest.raises(ValueError, match="compiles it to something else: loss"):
+        _check_compiled(stale, eager)
+
+
+def _in_train_mode(model):
+    def call(x):
+        with batch_statistics(batchnorm_layers(model)):
+            return model.forward(x)
+
+    return call
 
 
 def test_the_error_of_tf32_is_against_float32(monkeypatch):
