@@ -78,6 +78,17 @@ def points(turns: int) -> dict[str, Any]:
     return found
 
 
+def library(turns: int) -> dict[str, Any]:
+    """The same through the library's ``compute``, beside the program's evaluator and the bare loop."""
+    plain = {"plain": PLAIN, "channels last": EAGER}
+    others = {
+        f"library {k}": points_of.through_the_library(seeded(ResNet)(), images(SAMPLES, 28), plain[k]) for k in plain
+    }
+    seconds = points_of.compare(seeded(ResNet), images(SAMPLES, 28), plain, turns, others=others)
+    found: dict[str, Any] = dict(rows(seconds))
+    return found | {f"{kind}: program / library": ratio(seconds, f"ours {kind}", f"library {kind}") for kind in plain}
+
+
 def peers(turns: int) -> dict[str, Any]:
     """The same network and data as others evaluate them, each as its users run it, seconds a point.
 
@@ -86,9 +97,9 @@ def peers(turns: int) -> dict[str, Any]:
     others = {name: Other(name) for name in OTHERS}
     runs: dict[str, Any] = dict(others)
     with ExitStack() as stack:
-        for kind, form in KINDS.items():
+        for kind, mode in KINDS.items():
             for bn in ("running", "warmup"):
-                evaluator = points_of.ours(seeded(ResNet)(), images(SAMPLES, 28), form, bn)
+                evaluator = points_of.ours(seeded(ResNet)(), images(SAMPLES, 28), mode, bn)
 
                 def mine(evaluator=evaluator) -> None:
                     with evaluator.attached():
@@ -121,9 +132,9 @@ def small(turns: int) -> dict[str, Any]:
 def memory(_: int) -> dict[str, Any]:
     """Peak memory of a run of ResNet-20 on 2,500 images, two points, in a process of its own."""
     found: dict[str, Any] = {}
-    forms = {"plain": [], "channels last": ["--channels_last"], "bf16": ["--precision=bf16"], "block 4": ["--block=4"]}
+    modes = {"plain": [], "channels last": ["--channels_last"], "bf16": ["--precision=bf16"], "block 4": ["--block=4"]}
     with tempfile.TemporaryDirectory() as folder:
-        for name, options in forms.items():
+        for name, options in modes.items():
             output = os.path.join(folder, f"{len(found)}.h5")
             command = [sys.executable, "-m", "benchmarks.peak", *RESNET, "--output", output, *options]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -215,7 +226,8 @@ def start(turns: int) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    f.__name__: f for f in (machine, points, peers, small, tuned, overhead, memory, store, ranks, start, scaling, gpu)
+    f.__name__: f
+    for f in (machine, points, library, peers, small, tuned, overhead, memory, store, ranks, start, scaling, gpu)
 }
 
 

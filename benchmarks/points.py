@@ -18,7 +18,7 @@ from hpc_landscape.model import state
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.model.wrapper import wrap_model
 
-from .timing import Seconds, in_turns, ratio
+from .timing import Seconds, Told, in_turns, ratio
 
 BATCH = 500
 POINT = (0.3, -0.2)
@@ -129,6 +129,25 @@ def compare(
     return seconds
 
 
+def through_the_library(
+    model: nn.Module, data: tuple[Tensor, Tensor], mode: ExecutionMode, points: int = 3
+) -> Callable[[], Told]:
+    """Seconds a point of the library's ``compute`` in a mode: of so many points more, without what is done once."""
+    from hpc_landscape import LinearLossLandscape
+
+    metric = Loss(nn.CrossEntropyLoss(), list(zip(*(part.split(BATCH) for part in data), strict=True)))
+    fast = {"channels_last": mode.channels_last, "compile": bool(mode.compiled)}
+    precision = "bf16" if mode.compute_dtype is not None else "fp32"
+
+    def seconds(steps: int) -> float:
+        line = LinearLossLandscape(model, steps).random_line(seed=0)
+        start = time.perf_counter()
+        line.compute(metric, bn="warmup", precision=precision, **fast)
+        return time.perf_counter() - start
+
+    return lambda: Told((seconds(1 + points) - seconds(1)) / points)
+
+
 def overhead(turns: int = 200) -> float:
     """Seconds of a point that are no forward pass: ResNet-20's parameters, with batches that cost nothing."""
     from .models import ResNet
@@ -151,4 +170,4 @@ def overhead(turns: int = 200) -> float:
         return (time.perf_counter() - start) / turns
 
 
-__all__ = ["Bare", "compare", "ours", "overhead", "ratio"]
+__all__ = ["Bare", "compare", "ours", "overhead", "ratio", "through_the_library"]

@@ -1,4 +1,4 @@
-"""A model lent out: its tensors replaced for a while, and afterwards bitwise what it was."""
+"""A model attached to points: its tensors replaced for a while, and afterwards bitwise what it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .modes import EVAL, set_mode
 from .parts import is_plain
 
 Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for it meanwhile
-KEPT = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
+RESTORED = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Attachment:
         self.points: list[_Copies] = []
 
     def attach(self, parameter: Replace, buffer: Replace, points: int = 1, guarded: Container[str] = ()) -> None:
-        """guarded: parameters of which a copy is lent, so that whatever a metric writes into them is undone."""
+        """guarded: parameters that are copies meanwhile, so that whatever a metric writes into them is undone."""
         self.guarded: list[tuple[Tensor, Tensor]] = []
         for name, p in self.parameters:
             p.grad = None
@@ -174,7 +174,7 @@ def other(held: Mapping[Any, Any], own: Mapping[Any, Any]) -> bool:
 def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """The plain attributes that are others than before, and may hold something of a point."""
     others = [name for name, value in now.items() if name not in before or value is not before[name]]
-    return [name for name in others if isinstance(now[name], KEPT) or isinstance(before.get(name), KEPT)]
+    return [name for name in others if isinstance(now[name], RESTORED) or isinstance(before.get(name), RESTORED)]
 
 
 def forget(now: dict[str, Any], before: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .checkpoint_file import MODELS, TRUST, first_few, is_one_model, read_content
 from .choice import Chosen, choose
-from .loading import Kept, load
+from .loading import Snapshot, load
 from .state_dict import mappings, pure
 
 SUFFIXES = (".pt", ".pth", ".safetensors")  # of a directory's files
@@ -30,11 +30,11 @@ def load_checkpoint(
     """
     where = f"{option} {path}"
     chosen = choose(read_content(path, weights_only, where), model, where, key)
-    kept = Kept(model)
+    before = Snapshot(model)
     try:
         _load(model, chosen, where)
     except BaseException:
-        kept.restore()
+        before.restore()
         raise
     return chosen
 
@@ -62,13 +62,13 @@ def read_parameters(
     """
     where = f"{option} {path}"
     chosen = choose(read_content(path, weights_only, where), model, where, key)
-    kept = Kept(model)
+    before = Snapshot(model)
     try:
         _load(model, chosen, where)
         loaded = dict(model.named_parameters()) | dict(model.named_buffers())
         found = {name: _precise(loaded[name].detach().cpu(), chosen.tensors.get(name)) for name in names}
     finally:
-        kept.restore()
+        before.restore()
     if tell is not None:
         tell(path, chosen)
     return found

@@ -23,7 +23,7 @@ class Verdict:
     fault: str = ""
 
 
-class Kept:
+class Snapshot:
     """A model's parameters, buffers and extra state as they are now: the objects, and copies of their values."""
 
     def __init__(self, model: nn.Module):
@@ -61,11 +61,11 @@ def load(model: nn.Module, tensors: Mapping[str, Any], strict: bool = True) -> V
 
 def attempt(model: nn.Module, tensors: Mapping[str, Any], strict: bool = True) -> Verdict:
     """What load would say; the model stays as it is."""
-    kept = Kept(model)
+    before = Snapshot(model)
     try:
         return load(model, tensors, strict)
     finally:
-        kept.restore()
+        before.restore()
 
 
 def loads_by_itself(model: nn.Module) -> bool:

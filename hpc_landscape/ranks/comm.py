@@ -27,7 +27,7 @@ Value = TypeVar("Value")
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 TURN = 5.0  # seconds that a call waits for another thread's, where MPI takes one at a time: then it is stuck
-HEARD = 0.3  # seconds in which a rank that looks for messages has seen one
+NOTICED = 0.3  # seconds in which a rank that looks for messages has seen one
 
 
 def leave(code: int) -> None:
@@ -344,7 +344,7 @@ class MPIComm(Comm):
         """End every rank, now, with this exit code.
 
         Ranks that look for messages leave by themselves: MPI's own abort has them call exit() in the thread that looks,
-        where C++ and HDF5 tidy up beside a computation; what crashes there becomes the exit code of mpirun.
+        where C++ and HDF5 clean up beside a computation; what crashes there becomes the exit code of mpirun.
         """
         flush()
         requests = []  # a message that nobody holds may be gone before it is sent
@@ -352,7 +352,7 @@ class MPIComm(Comm):
             for rank in {*range(self.size)} - {self.rank}:
                 requests.append(self.isend((LEAVE, code), rank))
         if self.size > 1:
-            time.sleep(HEARD)
+            time.sleep(NOTICED)
         _exit_at_once()
         with self._serialized():
             self.mpi.Abort(code)
@@ -370,7 +370,7 @@ class _Request:
 
 
 def _exit_at_once() -> None:
-    """Let exit() leave this process without tidying up."""
+    """Let exit() leave this process without cleaning up."""
     with suppress(AttributeError, OSError, TypeError):  # glibc has it
         libc = ctypes.CDLL(None)
         libc.on_exit(libc._exit, None)

@@ -116,7 +116,7 @@ class Signals:
 
         def stop(number: int, frame: FrameType | None) -> None:
             check()
-            self.code = self.code or CODES[number]  # at once: the thread may hear of it a moment later
+            self.code = self.code or CODES[number]  # at once: the thread may learn of it a moment later
             if hopeless():
                 raise Stopped(self.code)
 
@@ -196,10 +196,10 @@ def _handling(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> I
 
 @contextmanager
 def blocked_for_children() -> Iterator[None]:
-    """Processes that are started meanwhile do not hear what stops a run, but for SIGTERM, by which they are ended.
+    """Processes that are started meanwhile do not get what stops a run, but for SIGTERM, by which they are ended.
 
     A terminal, or Slurm, sends it to all processes of a run, and the point in hand needs its data-loading workers.
-    Only this thread does not hear it meanwhile: another one does.
+    Only this thread does not get it meanwhile: another one does.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

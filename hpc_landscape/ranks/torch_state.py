@@ -1,4 +1,4 @@
-"""What of PyTorch belongs to the whole process: lent to an evaluation, and given back as it was."""
+"""What of PyTorch belongs to the whole process: changed for an evaluation, and restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .generators import Generators
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Held while a model is lent out: parameters, generators and flags are shared by all threads of a process.
+# Held while a model is attached: parameters, generators and flags are shared by all threads of a process.
 LOCK = threading.RLock()
 KINDS = ("cuda", "mps", "xpu")  # beside the CPU, where autocast may be on
 

@@ -313,17 +313,17 @@ from pathlib import Path
 from tiny_problem_for_tests import tiny
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)
-def tidy(code, argument):
+def clean_up(code, argument):
     Path("tidied").touch()
     ctypes.string_at(0)
 
 def problem():
-    ctypes.CDLL(None).on_exit(tidy, None)
+    ctypes.CDLL(None).on_exit(clean_up, None)
     return tiny(fault="error", fault_at=1)
 """
 
 
-def test_abort_does_not_tidy_up(tmp_path: Path) -> None:
+def test_abort_does_not_clean_up(tmp_path: Path) -> None:
     """What libraries do at exit() may crash beside threads that run, and mpirun would give the crash as the code."""
     (tmp_path / "crashes.py").write_text(CRASHES)
     env = environment()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_form import COMPILER, POINTS, losses, made, one_thread  # noqa: F401 (a fixture)
+from test_execution_modes import COMPILER, POINTS, losses, made, one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode

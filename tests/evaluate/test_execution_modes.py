@@ -1,4 +1,4 @@
-"""Fast forms of evaluation, against the plain one and against NumPy: none may change what is computed."""
+"""Fast modes, against the plain one and against NumPy: none may change what is computed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def losses(evaluator: Evaluator, points=POINTS) -> np.ndarray:
     ],
     ids=str,
 )
-def test_the_same_as_the_plain_form(mode, bn):
+def test_the_same_as_the_plain_mode(mode, bn):
     if mode.compiled and bn != "warmup":
         pytest.skip("compiling takes long: once")
     np.testing.assert_allclose(losses(made(mode, bn)), losses(made(PLAIN, bn)), rtol=2e-5)
@@ -247,7 +247,7 @@ def test_a_network_without_batch_normalization():
         (("--block=4", "--problem.loss=item"), "since this model cannot be evaluated as asked for"),
     ],
 )
-def test_a_form_that_a_model_cannot_take_falls_back(program, options, why):
+def test_a_mode_that_a_model_cannot_take_falls_back(program, options, why):
     grid = ("--x=-1:1:3", "--y=none")
     done = program("--problem", IMAGES, *grid, *options, "--output=asked.h5")
     assert done.code == 0 and why in done.out, done

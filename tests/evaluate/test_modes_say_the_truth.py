@@ -1,4 +1,4 @@
-"""Fast forms: as exact as they say, compiled where they say so; and a script sees its own name alone."""
+"""Fast modes: as exact as they say, compiled where they say so; and a script sees its own name alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _write(tmp_path: Path, name: str, text: str) -> str:
     return f"{name}.py:problem"
 
 
-# How far a form is off
+# How far a mode is off
 
 
 @pytest.mark.parametrize("options", [("--precision=bf16",), ("--tune",), ("--compile",)])
