@@ -79,14 +79,12 @@ def points(turns: int) -> dict[str, Any]:
 
 
 def library(turns: int) -> dict[str, Any]:
-    """The same through the library's ``compute``, beside the program's evaluator and the bare loop."""
-    plain = {"plain": PLAIN, "channels last": EAGER}
-    others = {
-        f"library {k}": points_of.through_the_library(seeded(ResNet)(), images(SAMPLES, 28), plain[k]) for k in plain
-    }
-    seconds = points_of.compare(seeded(ResNet), images(SAMPLES, 28), plain, turns, others=others)
+    """ResNet-20 on 1,000 images through the library's ``compute``, beside the program's evaluator and the bare loop."""
+    kinds, data = {"plain": PLAIN, "channels last": EAGER}, images(1000, 28)
+    others = {f"library {k}": points_of.through_the_library(seeded(ResNet)(), data, mode) for k, mode in kinds.items()}
+    seconds = points_of.compare(seeded(ResNet), data, kinds, turns, others=others)
     found: dict[str, Any] = dict(rows(seconds))
-    return found | {f"{kind}: program / library": ratio(seconds, f"ours {kind}", f"library {kind}") for kind in plain}
+    return found | {f"{k}: program / library": ratio(seconds, f"ours {k}", f"library {k}") for k in kinds}
 
 
 def peers(turns: int) -> dict[str, Any]:

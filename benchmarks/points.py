@@ -130,9 +130,11 @@ def compare(
 
 
 def through_the_library(
-    model: nn.Module, data: tuple[Tensor, Tensor], mode: ExecutionMode, points: int = 3
+    model: nn.Module, data: tuple[Tensor, Tensor], mode: ExecutionMode, points: int = 8
 ) -> Callable[[], Told]:
-    """Seconds a point of the library's ``compute`` in a mode: of so many points more, without what is done once."""
+    """Seconds a point of the library's ``compute`` in a mode: of so many points more than those that are computed
+    twice for the mode's error, without what is done once.
+    """
     from hpc_landscape import LinearLossLandscape
 
     metric = Loss(nn.CrossEntropyLoss(), list(zip(*(part.split(BATCH) for part in data), strict=True)))
@@ -145,7 +147,7 @@ def through_the_library(
         line.compute(metric, bn="warmup", precision=precision, **fast)
         return time.perf_counter() - start
 
-    return lambda: Told((seconds(1 + points) - seconds(1)) / points)
+    return lambda: Told((seconds(8 + points) - seconds(8)) / points)
 
 
 def overhead(turns: int = 200) -> float:

@@ -209,12 +209,17 @@ class Landscape:
 
         Only these statistics are kept: arrays, for the points of this rank.
         """
-        frame, where = self._defined(), _device(device)
+        frame, where = self._defined(), self._where(device)
         self._statistics = {}
         with self.comm.raise_on_all_ranks(any_error=True):
             data = _as_data(data)
         self._find_norms(data, where)
         self._statistics = library.warm_up(frame, data, where)
+
+    def _where(self, device: torch.device | str | None) -> torch.device | None:
+        """The device; where none is named that of all parameters, None where they are on several."""
+        found = {p.device for p in self.model_wrapper.root.parameters()} if device is None else {torch.device(device)}
+        return found.pop() if len(found) == 1 else None
 
     def _find_norms(self, data: Any, device: torch.device | None) -> None:
         """Which statistics are to be re-estimated."""
@@ -268,7 +273,7 @@ class Landscape:
         attributes = {"title": title, **({} if self.seed is None else {"seed": self.seed})}
         path = "" if file is None else os.fspath(file)
         request = library.Request(
-            *(_device(device), precision, speed, self.seed or 0, progress),
+            *(self._where(device), precision, speed, self.seed or 0, progress),
             *(path, overwrite, attributes, self.trajectory),
         )
         values, errors = library.compute(frame, metric, self._policy(metric, bn), request)
@@ -341,10 +346,6 @@ class Landscape:
     ) -> layout.Trajectory:
         coordinates, distances = project(points, weights_of(self.model_wrapper), vectors)
         return layout.Trajectory(coordinates, distances, self._labels)
-
-
-def _device(device: torch.device | str | None) -> torch.device | None:
-    return None if device is None else torch.device(device)
 
 
 def _as_data(data: Any) -> Any:

@@ -182,16 +182,16 @@ def _fast(
     """In the first mode that works, the one asked for first; the same on every rank."""
     comm, batches = frame.comm, metric.data.batches
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
-    sharers = shared_gpus(comm, request.device)
     builder = EvaluatorBuilder(
         subject,
-        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None, sharers=sharers),
+        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None),
         request.device,
         type(policy) if policy.by_batch else Running,
         *(request.precision, request.seed, request.speed),
         is_additive=True,
         points=-(-frame.grid.size // comm.size),
     )
+    builder.sets.sharers = shared_gpus(comm, builder.device)
     if request.speed.tune:
         choice, _ = tuned(builder, comm, any_error=True)
         builder.speed = dataclasses.replace(request.speed, tune=False, **choice)

@@ -92,10 +92,22 @@ def test_fast_ways_are_as_exact_as_they_say(options: dict[str, Any], rtol: float
     landscape = line(model)
     found = landscape.compute(metric, "cpu", bn=policy, **options)
     np.testing.assert_allclose(found, losses(policy), rtol=rtol)
+    if not options.get("tune"):  # the model is there already
+        np.testing.assert_array_equal(line(model).compute(metric, bn=policy, **options), found)
     if not options or "bf16" in options.values():
         assert (landscape.execution_error > 0) == bool(options)
     assert abs(found - losses(policy)).max() <= landscape.execution_error + 1e-6
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_channels_are_last_where_they_are_asked_for(device: str | None):
+    model, seen = network(), []
+    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    conv.register_forward_pre_hook(lambda m, given: seen.append((m.weight.stride(1), given[0].stride(1))))
+    metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
+    line(model).compute(metric, device, channels_last=True)
+    assert (1, 1) in seen
 
 
 def test_statistics_that_are_there_already_in_blocks():
