@@ -175,7 +175,7 @@ def _until(end: float) -> Iterator[None]:
         return
 
     def stop(_: int, frame: FrameType | None) -> None:
-        if _may_be_left(frame):
+        if _may_be_left(frame) and not _is_callback(frame):
             raise _OutOfTime
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
@@ -198,3 +198,8 @@ def _may_be_left(frame: FrameType | None) -> bool:
         inside |= name in _AT_WORK or not file.startswith(_LIBRARIES)
         frame = frame.f_back
     return inside
+
+
+def _is_callback(frame: FrameType | None) -> bool:
+    """Whether it may be a weak reference's, in which whatever is raised is lost: a function of a library's own."""
+    return frame is not None and frame.f_code.co_name == "<lambda>" and frame.f_code.co_filename.startswith(_LIBRARIES)

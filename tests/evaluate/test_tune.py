@@ -188,3 +188,9 @@ def test_an_alarm_while_the_model_is_given_back_waits(program, monkeypatch):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_a_weak_references_callback_is_not_broken_off():
+    """What is raised there is lost."""
+    theirs = eval(compile("(lambda: sys._getframe())()", torch.__file__, "eval"), {"sys": sys})
+    assert tune._is_callback(theirs) and not tune._is_callback(sys._getframe())
