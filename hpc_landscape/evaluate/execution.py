@@ -117,7 +117,6 @@ class Compiled(Recast):
 
     def __init__(self, inner: ModelWrapper, mode: str):
         super().__init__(inner, torch.compile(inner.forward, dynamic=False, mode=mode))
-        torch._dynamo.config.guard_nn_modules = True  # before PyTorch 2.5 a graph takes no notice of train mode
         self.inner, self.how = inner, mode
         self.forwards: dict[Callable[..., Any], Callable[[Any], Any]] = {}
 
