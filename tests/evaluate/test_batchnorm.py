@@ -24,13 +24,7 @@ from hpc_landscape.problems.problem import Problem
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads only get in each other's way in networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(dimensions: int, **options) -> nn.Module:

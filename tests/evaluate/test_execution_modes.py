@@ -36,12 +36,7 @@ POINTS = [(0.0, 0.0), (0.5, -0.25), (1.0, 1.0), (-0.7, 0.3), (0.1, 0.9)]
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(

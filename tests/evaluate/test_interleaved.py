@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_execution_modes import COMPILER, POINTS, losses, made, one_thread  # noqa: F401 (a fixture)
+from test_execution_modes import COMPILER, POINTS, losses, made
 from torch import nn
 
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
 from hpc_landscape.metrics import Accuracy, Data, Loss
 from hpc_landscape.model import state
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOGETHER = 3  # the last turn, of five points, is of two
 
