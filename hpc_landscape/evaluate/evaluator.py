@@ -141,7 +141,7 @@ class Evaluator:
         alone = self.execution.points == 1  # a cast is of one point's weights
         return torch.autocast(kind, torch.bfloat16, cache_enabled=alone)
 
-    @cached_property
+    @property
     def is_additive(self) -> bool:
         """Whether a point is passes over data, and nothing else."""
         return not isinstance(self.normalization.data, Metric) and all(

@@ -73,6 +73,16 @@ class Margin(Metric):
         return (right - scores.mean(dim=1)).mean().item()
 
 
+class Writes(Metric):
+    """The sum of the last parameter, into which it then writes."""
+
+    def __call__(self, model_wrapper):
+        *_, last = model_wrapper.root.parameters()
+        found = last.sum().item()
+        last.data += 1
+        return found
+
+
 class Fails(Metric):
     def __call__(self, model_wrapper):
         raise RuntimeError("this metric fails")

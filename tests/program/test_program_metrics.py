@@ -114,6 +114,21 @@ def test_metrics_of_ones_own(program):
     assert "norms[3]" in info.out and "margin" in info.out
 
 
+@pytest.mark.parametrize("others", ["", "loss,"])
+def test_what_a_metric_writes_is_undone_before_the_next_point(program, others):
+    """Into a parameter that does not move, too, and whatever was computed before the metrics were chosen."""
+    done = program("--problem", f"{FILE}:small", *GRID, "--exclude=2.bias", f"--metrics={others}{FILE}:Writes")
+    assert done.code == 0, done
+    *_, last = network(0).parameters()
+    np.testing.assert_array_equal(read("landscape.h5", "writes"), np.full((3, 2), last.sum().item()))
+    if others:
+        inputs, target = samples(20, 1)
+        with h5py.File("landscape.h5") as file:
+            for i, j in ((0, 0), (2, 1)):
+                expected = F.cross_entropy(moved(file, i, j)(inputs), target).item()
+                assert file["loss"][i, j] == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_part_of_a_model_with_its_own_call(program):
     done = program("--problem", f"{FILE}:last_layer", *GRID)
     assert done.code == 0 and "31 in 4 tensors, of which 15 can move" in done.out, done
