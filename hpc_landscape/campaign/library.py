@@ -180,18 +180,17 @@ def _fast(
     frame: Frame, metric: BatchMetric, policy: Normalization, request: Request
 ) -> tuple[Evaluator, Evaluator | None]:
     """In the first mode that works, the one asked for first; the same on every rank."""
-    comm, batches = frame.comm, metric.data.batches
+    comm, batches, sharers = frame.comm, metric.data.batches, shared_gpus(frame.comm, request.device)
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
     builder = EvaluatorBuilder(
         subject,
-        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None),
+        Sets({"": batches if isinstance(batches, Batches) else _held(batches)}, None, sharers=sharers),
         request.device,
         type(policy) if policy.by_batch else Running,
         *(request.precision, request.seed, request.speed),
         is_additive=True,
         points=-(-frame.grid.size // comm.size),
     )
-    builder.sets.sharers = shared_gpus(comm, builder.device)
     if request.speed.tune:
         choice, _ = tuned(builder, comm, any_error=True)
         builder.speed = dataclasses.replace(request.speed, tune=False, **choice)

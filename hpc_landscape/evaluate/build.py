@@ -297,7 +297,8 @@ def _check_compiled(compiled: Evaluator, eager: Evaluator) -> None:
     def losses(evaluator: Evaluator) -> list[float]:
         found, own = [], evaluator.normalization
         with evaluator.attached():
-            for evaluator.normalization in (own, own, Running()):
+            for policy in (own, own, Running()):
+                evaluator.normalization = policy
                 found.append(evaluator([0.0] * evaluator.placement.dimensions)["loss"])
         return found
 

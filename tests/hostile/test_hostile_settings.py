@@ -150,7 +150,7 @@ def _value(name: str) -> st.SearchStrategy[Any]:
     if name == "directions":
         return st.sampled_from(DIRECTIONS.names())
     if name == "bn":
-        return st.sampled_from(NORMALIZATIONS.names())
+        return st.sampled_from([*NORMALIZATIONS.names(), "größe 模型.py:Policy"])
     choices = [c for part in kinds for c in get_args(part) if isinstance(c, str)]
     values = st.sampled_from(choices) if choices else st.nothing()
     values |= st.integers(0 if name == "seed" else 1, MOST_WHOLE) if int in kinds else st.nothing()
