@@ -28,7 +28,7 @@ def parse(
     """The settings that a command line asks for, those of --config files among them.
 
     Args:
-        arguments: the words. --help is heard wherever it stands; the word after it names a kind.
+        arguments: the words. --help counts wherever it stands; the word after it names a kind.
         prog, epilog: of --help.
         kinds: the registries that --help tells of.
 

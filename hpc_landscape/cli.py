@@ -139,7 +139,7 @@ def _speak(mistake: UserError, rank: int) -> int:
     if rank == 0:
         notice(refusal(mistake))
     else:
-        time.sleep(1)  # for process 0 to be heard before the launcher ends it
+        time.sleep(1)  # for process 0 to have spoken before the launcher ends it
     return USER_ERROR
 
 

@@ -129,7 +129,7 @@ class Control:
     def over(self, last: Callable[[], None]) -> bool:
         """Whether all ranks have said that they have no more to do, as this one says by calling it.
 
-        last: what rank 0 does when it has heard all of them.
+        last: what rank 0 does when all of them have said so.
         """
         if self.comm.is_root:
             if self._ended_ranks < self.comm.size - 1:

@@ -41,7 +41,7 @@ def time_to_finish(grace: float | None) -> float:
 
 
 class Signals:
-    """Hears this process's stop signals: ``with Signals(comm, grace) as signals``.
+    """Receives this process's stop signals: ``with Signals(comm, grace) as signals``.
 
     Before and after points there is nothing to save: a signal ends the program with its own exit code. With a grace, in
     seconds, SIGUSR1 before the points is the end of an allocation in which not one has come about.

@@ -8,9 +8,9 @@ that waits: nothing grows, and a kill costs no more than what is under way. The 
 (fsync) every 30 seconds: a node that loses power loses the finished points of 30 seconds at most. Of those it may keep
 any part, in any order.
 
-Each rank has a thread that writes or sends what the main thread has put, hears the other ranks, and counts. While
-points are computed it is the only thread that talks to MPI and HDF5; the main thread only computes. So a point reaches
-the file within two seconds whatever rank 0 computes, and no rank waits for another.
+Each rank has a thread that writes or sends what the main thread has put, receives what other ranks send, and counts.
+While points are computed it is the only thread that talks to MPI and HDF5; the main thread only computes. So a point
+reaches the file within two seconds whatever rank 0 computes, and no rank waits for another.
 """
 
 from __future__ import annotations

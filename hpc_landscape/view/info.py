@@ -80,7 +80,7 @@ def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
 
 
 def _mode(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """How far values may be from the plain form's."""
+    """How far values may be from the plain mode's."""
     estimates = {key.removeprefix(_ERROR): value for key, value in attributes.items() if key.startswith(_ERROR)}
     points = estimates.pop("points", None)
     words = [f"{name} off by about {error:.2g}" for name, error in estimates.items() if isinstance(error, float)]

@@ -88,29 +88,29 @@ def test_a_stream_that_is_not_utf_8(tmp_path: Path, run: str) -> None:
 
 def _full_pipe() -> tuple[int, int]:
     """Its ends, to read from and to write to; a write waits."""
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
     with suppress(BlockingIOError):
         while True:
-            os.write(mouth, b"x" * 4096)
-    os.set_blocking(mouth, True)
-    return ear, mouth
+            os.write(write_end, b"x" * 4096)
+    os.set_blocking(write_end, True)
+    return read_end, write_end
 
 
 def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
     """It is full: words are lost after a second, and later ones without waiting."""
-    ear, mouth = _full_pipe()
+    read_end, write_end = _full_pipe()
     ended = subprocess.run(
         shlex.split(run),
         cwd=tmp_path,
         env=environment(PYTHONPATH=os.pathsep.join([str(Path(TINY).parent), environment()["PYTHONPATH"]])),
         stdin=subprocess.DEVNULL,
-        stdout=mouth,
-        stderr=mouth,
+        stdout=write_end,
+        stderr=write_end,
         timeout=LIMIT,
     )
-    os.close(mouth)
-    os.close(ear)
+    os.close(write_end)
+    os.close(read_end)
     assert ended.returncode == 0 and read(tmp_path / "grün" / "landscape.h5", "done").all()
     fault_table.record("the log: a pipe that nobody reads", then="exit 0 and complete")
 
@@ -118,20 +118,20 @@ def test_a_pipe_that_nobody_reads(tmp_path: Path, run: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_pipe_with_little_room(encoding: str) -> None:
     """What is written is never more than what such a pipe takes at once: a write would wait for its reader."""
-    ear, mouth = _full_pipe()
-    os.read(ear, 4096)
-    with os.fdopen(mouth, "w", encoding=encoding) as pipe:
+    read_end, write_end = _full_pipe()
+    os.read(read_end, 4096)
+    with os.fdopen(write_end, "w", encoding=encoding) as pipe:
         stream = Sturdy(pipe)
         stream.patience = 0.1
         thread = threading.Thread(target=stream.write, args=("\N{GRINNING FACE}" * 1000,), daemon=True)
         thread.start()
         thread.join(10)
         waits = thread.is_alive()
-        os.set_blocking(ear, False)
+        os.set_blocking(read_end, False)
         with suppress(BlockingIOError):  # let it end
             while True:
-                os.read(ear, 2**16)
-    os.close(ear)
+                os.read(read_end, 2**16)
+    os.close(read_end)
     assert not waits and isinstance(stream.lost, BlockingIOError)
 
 

@@ -147,8 +147,8 @@ def check():
     raise error
 
 error = UserError("the disk is full")
-with signals.Signals(SerialComm()) as heard, heard.stopping(check):
-    threading.Timer(0.2, heard.fail, [error]).start()
+with signals.Signals(SerialComm()) as stops, stops.stopping(check):
+    threading.Timer(0.2, stops.fail, [error]).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 

@@ -40,7 +40,7 @@ def test_the_library(case: Case, alone, tmp_path, monkeypatch):
     if case.prepare:
         case.prepare(tmp_path)
     problem = case.make()
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         refused = case.refused if case.library_refused is None else case.library_refused
         if refused:
@@ -49,7 +49,7 @@ def test_the_library(case: Case, alone, tmp_path, monkeypatch):
             return
         line, values = _compute(case, problem)
     for text in case.library_said:
-        assert any(re.search(text, str(w.message)) for w in heard), f"{text} is not said: {[*map(str, heard)]}"
+        assert any(re.search(text, str(w.message)) for w in caught), f"{text} is not said: {[*map(str, caught)]}"
     assert_right(case, [line.coordinates], line.directions, {"loss": values})
 
 

@@ -105,9 +105,9 @@ def test_the_library_warns():
         model.weight[0, 0] = torch.nan
     line = hpc_landscape.LinearLossLandscape(model, 3).random_line(seed=0)
     metric = Loss(nn.CrossEntropyLoss(), torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
-    with pytest.warns(UserWarning, match="NaN or infinity in weight") as heard:
+    with pytest.warns(UserWarning, match="NaN or infinity in weight") as caught:
         assert np.isnan(line.compute(metric)).all()
-    assert heard[0].filename == __file__
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hpc_landscape.LinearLossLandscape(nn.Linear(3, 2), 3).random_line(seed=0).compute(metric)
