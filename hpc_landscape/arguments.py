@@ -18,13 +18,15 @@ OTHERS = [
     Option("help", bool, False, "print this and stop, or what one kind does, and its options", "KIND"),
     Option("config", str, None, "settings as YAML, by name; the command line's win", "FILE.yaml"),
     Option("print_config", bool, False, "print the settings as YAML and stop"),
+    Option("cite", bool, False, "print what a run with these settings is to cite, as BibTeX, and stop"),
 ]
+INSTEAD = ("print_config", "cite")  # of a run
 KNOWN = OPTIONS | {option.name: option for option in OTHERS}
 
 
 def parse(
     arguments: Sequence[str], prog: str, epilog: str = "", kinds: Sequence[Registry] = ()
-) -> tuple[Settings, bool]:
+) -> tuple[Settings, str]:
     """The settings that a command line asks for, those of --config files among them.
 
     Args:
@@ -33,7 +35,7 @@ def parse(
         kinds: the registries that --help tells of.
 
     Returns:
-        The settings, checked, and whether --print_config was given.
+        The settings, checked, and what is to be printed instead of a run: "print_config", "cite" or "".
 
     Raises:
         UserError: for anything that is not an option, or no value for it.
@@ -45,7 +47,9 @@ def parse(
             print(_help(words, prog, epilog, kinds), end="")
             raise SystemExit(0)
         given, files = _split(words)
-        print_config = given.pop("print_config", "false")
+        instead = [name for name in INSTEAD if _typed(KNOWN[name], given.pop(name, "false"))]
+        if len(instead) > 1:
+            raise UserError(f"--{' and --'.join(instead)}: only one of them at a time")
         values = {name: value for path in files for name, value in _read_config(path).items()} | given
         problem_arguments = {name.removeprefix(PROBLEM): values.pop(name) for name in [*values] if name not in OPTIONS}
         settings = Settings(
@@ -53,7 +57,7 @@ def parse(
             problem_arguments=problem_arguments,
         )
         settings.check()
-        return settings, _typed(KNOWN["print_config"], print_config)
+        return settings, "".join(instead)
     except UserError as error:
         raise UserError(printable(str(error))) from None
 
@@ -70,7 +74,8 @@ def _help(words: list[str], prog: str, epilog: str, kinds: Sequence[Registry]) -
     kind = words[0].partition("=")[2] or " ".join(words[1:2])
     if kind and not kind.startswith("-"):
         return help_of_kind(kind, kinds, OPTIONS)
-    usage = f"usage: {prog} [run] [options] | plot FILE | info FILE | export FILE -o OUT\n\n"
+    usage = f"usage: {prog} [run] [options]\n       {prog} plot FILE ... | info [FILE]\n"
+    usage += f"       {prog} compare FILE FILE | export FILE -o OUT\n\n"
     usage += "Compute a loss landscape. With no options: of the built-in digits problem.\n\n"
     return usage + help_of_all({"options": OTHERS} | GROUPS, kinds) + f"\n{epilog}"
 

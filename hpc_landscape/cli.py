@@ -1,4 +1,4 @@
-"""The command line: run (the default), plot, info, export. Parses first, then starts MPI."""
+"""The command line: run (the default), and the commands that read stored files. Parses first, then starts MPI."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from . import commands
 from .arguments import HELP, asks_help, parse
 from .console import hurry, lost_result, notice, sturdy, survive
 from .errors import (
@@ -46,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         survive()  # to the very end: what is flushed last, and cannot be, would make the exit code 120
-    if len(words) == 2 and words[0] in HELP and words[1] in COMMANDS:
+    if len(words) == 2 and words[0] in HELP and words[1] in commands.NAMES:
         words.reverse()  # --help plot: plot --help
     with sturdy():
-        if words and words[0] in COMMANDS:
+        if words and words[0] in commands.NAMES:
             return _view(words[0], words[1:])
         code = _run(words[1:] if words[:1] == ["run"] else words)
         if arguments is None:
@@ -65,10 +66,10 @@ def _run(words: list[str]) -> int:
     try:
         if asks_help(words) and launched()[1] > 0:
             return 0
-        settings, print_config = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
-        if print_config:
+        settings, instead = parse(words, PROG, _epilog(EPILOG, KINDS, words), KINDS)
+        if instead:
             if launched()[1] == 0:
-                print(settings.to_yaml(), end="")
+                print(settings.to_yaml() if instead == "print_config" else _cited(settings), end="")
             return _shown()
     except UserError as error:
         if asks_help(words):  # which the other processes have left to this one
@@ -84,6 +85,13 @@ def _run(words: list[str]) -> int:
     if mistake is not None or settings is None:
         return _refuse(mistake or UserError("no settings"), comm)
     return _guarded(settings, comm)
+
+
+def _cited(settings: Settings) -> str:
+    """What a run with these settings is to cite, as BibTeX."""
+    from .cite import citations
+
+    return citations(settings.by_name(), launched()[0])
 
 
 def _epilog(text: str, registries: Sequence[Registry], words: list[str]) -> str:
@@ -188,19 +196,24 @@ def _parallel_h5py() -> bool:
     return bool(h5py.get_config().mpi)
 
 
-def _view(command: str, words: list[str]) -> int:
-    """Commands that read a stored file: no MPI. Started several times, by a task farm say, each does its own."""
+def _view(name: str, words: list[str]) -> int:
+    """A command that reads a stored file: no MPI. Started several times, by a task farm say, each does its own."""
     if asks_help(words) and launched()[1] > 0:
         return 0
     try:
-        epilog = _epilog(VIEW_EPILOG, [VIEWS] if command == "plot" else [], words)
-        COMMANDS[command](_Parser(prog=f"{PROG} {command}", description=_DESCRIPTIONS[command], epilog=epilog), words)
+        epilog = _epilog(VIEW_EPILOG, [VIEWS] if name == "plot" else [], words)
+        command = commands.command(name)
+        parser = _Parser(prog=f"{PROG} {name}", description=command.DESCRIPTION, epilog=epilog)
+        command.add_options(parser)
+        command.run(parser.parse_args(words))
     except UserError as error:
         notice(refusal(UserError(printable(str(error)))))
         return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except SystemExit:  # after --help
         return _shown()
-    return _shown() if command == "info" else 0
+    return _shown() if name in ("info", "compare") else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,53 +221,3 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see {self.prog} --help")
-
-
-def _plot(parser: _Parser, words: list[str]) -> None:
-    from .view.plot import plot
-
-    parser.add_argument("file", help="a landscape file")
-    parser.add_argument("-o", "--output", help="picture: .png, .pdf or .svg (default: beside the file, .png)")
-    parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
-    kinds = f"{', '.join(VIEWS.names())}, or {VIEWS.own}; default: line for one axis, contour for two and three"
-    parser.add_argument("--kind", help=kinds)
-    parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
-    parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")
-    parser.add_argument("--vmin", type=float, help="lowest value of the scale")
-    parser.add_argument("--vmax", type=float, help="highest value of the scale")
-    parser.add_argument("--title", help="instead of title and description; empty for none")
-    parser.add_argument("--cmap", default="viridis", help="matplotlib's colour map (default: %(default)s)")
-    parser.add_argument("--dpi", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--elevation", type=float, default=35.0, help="of the eye above a surface, in degrees")
-    parser.add_argument("--azimuth", type=float, default=-60.0, help="of the eye around it")
-    options = vars(parser.parse_args(words))
-    print(plot(options.pop("file"), **options))
-
-
-def _levels(text: str) -> int | list[float]:
-    return [float(level) for level in text.split(",")] if "," in text or "." in text else int(text)
-
-
-def _info(parser: _Parser, words: list[str]) -> None:
-    from .view.info import info
-
-    parser.add_argument("file", help="a landscape file; it may be in use")
-    print(info(parser.parse_args(words).file))
-
-
-def _export(parser: _Parser, words: list[str]) -> None:
-    from .view.export import export
-
-    parser.add_argument("file", help="a landscape file")
-    parser.add_argument("-o", "--output", required=True, help=".csv, .npz, .nc or .vtkhdf")
-    given = parser.parse_args(words)
-    print(export(given.file, given.output))
-
-
-COMMANDS = {"plot": _plot, "info": _info, "export": _export}
-_DESCRIPTIONS = {
-    "plot": "Draw a stored landscape.",
-    "info": "Say what a file holds, how complete it is, whether a run is at it and how it was made. The file may be in "
-    "use: it is only read, and no lock is taken, so that a run is never disturbed.",
-    "export": "Write a stored landscape in another format.",
-}

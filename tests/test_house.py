@@ -20,6 +20,8 @@ FLOORS = {
     "objects": 0.1,  # raise UserError
     "registry": 0.2,  # finds objects
     "kinds": 0.3,  # tables of registries
+    "cite": 0.4,
+    "libraries": 0,
     "config": 1.0,
     "grid": 1.0,
     "options": 1.0,
@@ -43,6 +45,8 @@ FLOORS = {
     "report": 4.1,  # tells of a plan
     "run": 4.2,  # the pipeline
     "landscape": 4.2,
+    "environment": 4.5,
+    "commands": 4.9,  # that read stored files
     "cli": 5,
     "__main__": 6,
 }
