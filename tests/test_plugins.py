@@ -134,7 +134,7 @@ def test_all_three_through_the_program(installed, program, tmp_path):
     assert finished.code == 0, finished
     with h5py.File(tmp_path / "landscape.h5") as file:
         assert file.attrs["directions"] == "axes(offset=1)" and file["loss"].shape == (3, 3)
-        values, norms, direction = file["loss"][()], file["weight_norm"][()], file["directions/y/weight"][()]
+        values, norms, direction = file["loss"][()], file["weight_norm"][()], file["directions/along_y/weight"][()]
     np.testing.assert_array_equal(direction, [[0, 0, 1, 0]])
     x, y = np.meshgrid([0, 0.5, 1], [0, 0.5, 1], indexing="ij")
     np.testing.assert_allclose(values, ((1 + x) ** 2 + (2 + y) ** 2 + 9) / 4, rtol=1e-6)

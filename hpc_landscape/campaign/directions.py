@@ -130,7 +130,7 @@ def loss_at_origin(
 def _stored(asked: DirectionSettings, path: str, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
     """The directions that the file holds."""
     for axis, vector in zip(NAMES, vectors, strict=False):
-        fill_from(path, f"directions/{axis}", vector, "directions of another model")
+        fill_from(path, layout.ALONG.format(axis), vector, "directions of another model")
     fits = direction_kind(asked.directions).fits_axes
     return Directions(vectors, axes=[str(axis) for axis in stored.grid.axes] if fits else None)
 

@@ -256,7 +256,8 @@ class Landscape:
             channels_last, compile, block, tune: as the program's options of these names.
             progress: whether to show how far it is.
             file: where to store values as they come, under the metric's name: the same call goes on with it after it
-                was interrupted, on any number of ranks. overwrite: start again. title: for pictures of it.
+                was interrupted, on any number of ranks. overwrite: start again. title: for pictures of it,
+                by default the name of the model's class.
 
         Returns:
             float64, of the axes' shape and then the metric's own. A tuple whose parts differ in shape gives a tuple of
@@ -270,6 +271,7 @@ class Landscape:
             raise UserError(f"precision='{precision}': expected fp32, tf32, bf16 or fp64")
         speed = SpeedSettings(channels_last, compile, block, tune)
         speed.check()
+        title = title or self.model_wrapper.class_name
         attributes = {"title": title, **({} if self.seed is None else {"seed": self.seed})}
         path = "" if file is None else os.fspath(file)
         request = library.Request(
@@ -290,7 +292,10 @@ class Landscape:
         return choose_normalization(bn, self.model_wrapper, data is not None)(data)
 
     def save(self, path: str, title: str = "", **values: np.ndarray) -> None:
-        """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read."""
+        """Write what ``compute`` gave, by name, to a file that plot, info, export, xarray and ParaView read.
+
+        title: for pictures of it, by default the name of the model's class.
+        """
         frame = self._defined()
         grid = frame.grid
         unknown = [
@@ -302,6 +307,7 @@ class Landscape:
             raise UserError(f"save: give name=array, of shape {grid.shape}: {', '.join(unknown) or 'nothing is given'}")
         if not self.comm.is_root:
             return
+        title = title or self.model_wrapper.class_name
         attributes = {"program_version": __version__, "title": title, "metrics": ",".join(values), **frame.notes}
         if self.seed is not None:
             attributes["seed"] = self.seed

@@ -9,7 +9,7 @@ from .base import DirectionKind, Directions, Origin
 
 
 class Hessian(DirectionKind):
-    """Eigenvectors of the loss's Hessian with the eigenvalues largest in size, of unit length unless normalized."""
+    """Eigenvectors of the loss's Hessian with the largest eigenvalues, of unit length unless normalized."""
 
     options = ("normalization", "ignore")
     title = "Hessian"

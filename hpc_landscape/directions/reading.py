@@ -19,6 +19,7 @@ from ..model.checkpoint import read_tensors
 from ..model.checkpoint_file import first_few
 from ..model.state_dict import by_model_names
 from ..store import layout
+from ..store.probe import opened
 
 OPTION = "--direction_files"
 
@@ -64,9 +65,9 @@ def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
     if not stored.has_directions:
         raise UserError(f"{where}: it was stored without its directions; run it again with --save_directions true")
     for axis in stored.grid.names:
-        check_room(_bytes(path, f"directions/{axis}"), where)
+        check_room(_bytes(path, layout.ALONG.format(axis)), where)
         try:
-            arrays = layout.read_arrays(path, f"directions/{axis}")
+            arrays = layout.read_arrays(path, layout.ALONG.format(axis))
         except KeyError as error:
             raise UserError(f"{where}: holds {error.args[0]}") from None
         yield _from_numpy(arrays, where)
@@ -74,7 +75,7 @@ def _read_landscape(path: str, where: str) -> Iterator[dict[str, Tensor]]:
 
 def _bytes(path: str, group: str) -> int:
     """What a group's arrays take when they are read; 0 where there are none."""
-    with suppress(KeyError, OSError, AttributeError), h5py.File(path, "r", locking=False) as file:
+    with suppress(KeyError, OSError, AttributeError), opened(path) as file:
         return sum(getattr(array, "nbytes", 0) for array in file[group].values())
     return 0
 

@@ -20,15 +20,17 @@ from ..errors import UserError
 from ..grid import NAMES, Axis, Grid
 from .lock import exclusive, settle
 from .names import load_arrays, save_arrays
-from .probe import damaged, probe
+from .probe import damaged, opened, probe
 from .space import give_back, reserve
 from .temporary import whole
 
 FORMAT = "hpc_landscape"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had directions/x, which xarray cannot tell from the coordinate x above it
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
+ALONG = "directions/along_{}"  # an axis's direction: a group of arrays by parameter name
 MIXED = "runs/mixed"  # 1 once runs on other processors, or by other kernels, have written points
+NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # how NetCDF-4 calls such a scale
 SLACK = 2**16  # bytes of metadata per file, and a sixteenth of it per dataset
 MOST_DENSE = 1100  # bytes of an array for each of its file: gzip makes at most 1032 of one
 
@@ -81,9 +83,9 @@ def create(
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
             _lay_out(file, grid, quantities)
             for axis, arrays in (directions or {}).items():
-                save_arrays(file.create_group(f"directions/{axis}"), arrays)
+                _save_arrays(file, ALONG.format(axis), arrays)
             if model:
-                save_arrays(file.create_group("model"), model)
+                _save_arrays(file, "model", model)
             if trajectory is not None:
                 columns = dict(zip(grid.names, trajectory.coordinates.T, strict=True))
                 labels = np.array(trajectory.labels, dtype=h5py.string_dtype())
@@ -93,6 +95,8 @@ def create(
                 save_arrays(group, columns | {"distance": trajectory.distances, "label": labels})
                 for dataset in list(group.values()):  # else a reader takes x for the grid's axis of this name
                     _attach(group, dataset, ("checkpoint",))
+                for axis in grid.names:  # once more: in an xarray.DataTree trajectory/x is the x above it
+                    group[f"along_{axis}"] = group[axis]
         give_back(descriptor)
         sync(name)
 
@@ -119,7 +123,7 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     failed = _allocate(file, FAILED, grid.shape, np.uint8, 0)
     failed.attrs["long_name"] = "1 where a metric raised an error, and the values are NaN (--on_error record)"
     file.create_group("runs")
-    _allocate(file, MIXED, (1,), np.uint8, 0)
+    _size_axes(file, _allocate(file, MIXED, (1,), np.uint8, 0))
     for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
     _add_vtk(file, grid, [q.name for q in quantities if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
@@ -147,6 +151,31 @@ def _attach(file: h5py.Group, dataset: h5py.Dataset, dims: tuple[str, ...]) -> N
             raise ValueError(f"{dataset.name}: its dimension '{name}' has another length than one of the same name")
         dataset.dims[axis].attach_scale(file[name])
         dataset.dims[axis].label = name
+
+
+def _save_arrays(file: h5py.File, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """A group of arrays whose axes say no more than how long they are."""
+    group = file.create_group(name)
+    save_arrays(group, arrays)
+    for dataset in group.values():
+        _size_axes(file, dataset)
+
+
+def _size_axes(file: h5py.File, dataset: h5py.Dataset) -> None:
+    """Give every axis a scale without values, ``size-64``, as NetCDF has for a dimension that is no variable.
+
+    Not by HDF5's own function: it notes in the scale, too, what it belongs to, which takes the square of their number.
+    """
+    if not dataset.ndim:
+        return
+    scales = np.empty(dataset.ndim, object)
+    for axis, n in enumerate(dataset.shape):
+        before = dataset.shape[:axis].count(n)  # no two axes of an array may have the same scale
+        name = f"size-{n}-{before + 1}" if before else f"size-{n}"  # no identifier, hence no metric
+        if name not in file:
+            file.create_dataset(name, (n,), np.uint8, track_times=False).make_scale(NO_VARIABLE)
+        scales[axis] = np.array([file[name].ref], h5py.ref_dtype)
+    dataset.attrs.create("DIMENSION_LIST", scales, dtype=h5py.vlen_dtype(h5py.ref_dtype))
 
 
 def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
@@ -246,7 +275,7 @@ def read(path: str, probe_seconds: float | None = None) -> Stored:
     """What the file at path holds; UserError where it is missing, foreign or damaged. Never writes."""
     probe(path, probe_seconds)
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             if not isinstance(form := _plain(file.attrs.get("format")), str) or form != FORMAT:
                 raise UserError(f"{path} is an HDF5 file but not one of this program's; it is left as it is")
             if not isinstance(version := _plain(file.attrs.get("format_version", 0)), int):
@@ -322,7 +351,7 @@ def _plain(value: object) -> Any:
 
 def read_values(path: str, name: str) -> np.ndarray:
     """One quantity, of the grid's shape and its own; UserError where the file has none of that name."""
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         if name not in file or not isinstance(file[name], h5py.Dataset):
             have = sorted(name for name, dataset in _datasets(file) if not dataset.is_scale)
             raise UserError(f"{path} has no '{name}'; it has {', '.join(have)}")
@@ -330,8 +359,8 @@ def read_values(path: str, name: str) -> np.ndarray:
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:
-    """The arrays of one group (``model``, ``directions/x``), by name, in any order; KeyError where there is no such."""
-    with h5py.File(path, "r", locking=False) as file:
+    """The arrays of one group (``model``, ``directions/along_x``), by name; KeyError where there is no such group."""
+    with opened(path) as file:
         if not isinstance(found := _find(file, group), h5py.Group):
             raise KeyError(f"no group '{group}'")
         return load_arrays(found)

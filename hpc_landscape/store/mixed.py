@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 
-import h5py
-
 from .layout import MIXED
+from .probe import opened
 
 
 def is_mixed(path: str) -> bool:
     """As ``set_mixed`` has noted; True of a file that has no place for it."""
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         return MIXED not in file or bool(file[MIXED][0])
 
 
 def set_mixed(path: str) -> None:
     """Note that points of another kind of run are to come: one byte, past HDF5."""
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         offset = file[MIXED].id.get_offset() if MIXED in file else None
     if offset is not None:
         descriptor = os.open(path, os.O_RDWR)

@@ -23,13 +23,18 @@ def save_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(group: h5py.Group) -> dict[str, Any]:
-    """The arrays of the group by name; in groups, as slashes have made them in older files, too."""
-    found: dict[str, Any] = {}
-    _load(group, "", found, set())
+    """The arrays of the group, by name."""
+    return {name: dataset[()] for name, dataset in find_arrays(group).items()}
+
+
+def find_arrays(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """The datasets of the group by name; in groups, as slashes have made them in older files, too."""
+    found: dict[str, h5py.Dataset] = {}
+    _find(group, "", found, set())
     return found
 
 
-def _load(group: h5py.Group, before: str, found: dict[str, Any], seen: set[int]) -> None:
+def _find(group: h5py.Group, before: str, found: dict[str, h5py.Dataset], seen: set[int]) -> None:
     """seen: groups, each looked into once: one may be in itself, and under several names."""
     if (address := h5py.h5o.get_info(group.id).addr) in seen:
         return
@@ -39,9 +44,9 @@ def _load(group: h5py.Group, before: str, found: dict[str, Any], seen: set[int])
             thing = group[link]
             if isinstance(thing, h5py.Dataset):
                 name = _name(link) if QUOTED in thing.attrs else link
-                found[before + name] = thing[()]
+                found[before + name] = thing
             elif isinstance(thing, h5py.Group):
-                _load(thing, f"{before}{link}/", found, seen)
+                _find(thing, f"{before}{link}/", found, seen)
 
 
 def _link(name: str) -> str:

@@ -14,6 +14,7 @@ from ..errors import UserError, reason
 from ..ranks.comm import Comm
 from .batch import Block
 from .layout import DONE, FAILED, LIBVER, write
+from .probe import opened
 from .writer import Writer
 
 SEEN = 5.0  # seconds in which every node sees a file that has just been made
@@ -103,5 +104,5 @@ def sees(path: str, known: object) -> bool:
 
 
 def created(path: str) -> Any:
-    with suppress(OSError), h5py.File(path, "r", locking=False) as file:
+    with suppress(OSError), opened(path) as file:
         return file.attrs.get("created", "")

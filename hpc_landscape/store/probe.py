@@ -73,6 +73,16 @@ except Exception as error:
 _LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
 
 
+def opened(path: str) -> h5py.File:
+    """The file, to be read, without HDF5's locks; with them where this process has it open so: HDF5 wants one kind."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")
+
+
 def damaged(path: str) -> str:
     """The beginning of a line that refuses a damaged file."""
     return f"{path} is damaged or cut short; it is left as it is (restore a copy, or choose another --output)"

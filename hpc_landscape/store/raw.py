@@ -15,15 +15,20 @@ import numpy as np
 from ..errors import UserError
 from .batch import Block
 from .layout import FAILED
+from .probe import opened
 
 
 class RawFile:
     """A laid-out file open for writing values; its structure stays as it is. created: when it was laid out."""
 
     def __init__(self, path: str):
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             datasets = {name: thing for name, thing in file.items() if isinstance(thing, h5py.Dataset)}
-            self._places = {name: (d.id.get_offset(), d.dtype, d.nbytes) for name, d in datasets.items()}
+            self._places = {
+                name: (d.id.get_offset(), d.dtype, d.nbytes)
+                for name, d in datasets.items()
+                if d.id.get_offset() is not None or not d.is_scale  # else a scale without values
+            }
             self.created = file.attrs.get("created")
         if None in (self._places[name][0] for name, d in self._places.items() if d[2]):
             raise UserError(f"{path} was repacked: its datasets are no longer contiguous; choose another --output")

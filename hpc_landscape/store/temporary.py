@@ -17,8 +17,12 @@ from contextlib import contextmanager, suppress
 
 from . import byte_lock
 
-# How what we write begins: HDF5, PNG, PDF, SVG, CSV, NPZ; or it is empty, or zeros that only take the space
-BEGINNINGS = (b"\x89HDF\r\n\x1a\n", b"\x89PNG\r\n", b"%PDF-", b"<?xml", b"x,", b"PK\x03\x04")
+# How what we write begins: HDF5, PNG, PDF, SVG, CSV, NPZ, a page, GIF, MP4, STL, OBJ; or it is empty, or zeros that
+# only take the space
+BEGINNINGS = (
+    *(b"\x89HDF\r\n\x1a\n", b"\x89PNG\r\n", b"%PDF-", b"<?xml", b"x,", b"PK\x03\x04"),
+    *(b"<!doctyp", b"GIF8", b"\0\0\0\x20ftyp", b"z is 0", b"# z is 0"),
+)
 
 
 @contextmanager

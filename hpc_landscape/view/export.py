@@ -1,9 +1,10 @@
-"""A stored landscape in other formats: CSV, NumPy, NetCDF4, VTKHDF."""
+"""A stored landscape in other formats."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
@@ -12,36 +13,75 @@ import numpy as np
 
 from ..errors import UserError
 from ..store import layout
-from ..store.layout import Quantity, Stored
-from .field import components, ordered
+from ..store.layout import Stored
+from . import mesh, peers
+from .field import components, default_metric, ordered, read_field
 from .output import checked, write_whole
+from .values import Values, all_values, as_dataset, need_xarray
 
 
-def export(path: str, output: str) -> str:
-    """Write the values of the file at path to output, in the format that its suffix names; returns output.
+def export(
+    path: str, output: str, format: str | None = None, metric: str | None = None, log: bool | None = None
+) -> str:
+    """Write the file at path to output in another format; returns output.
 
-    .csv: a row a point, values of points not done empty. .npz: arrays by name. .nc: NetCDF4, needs xarray and
-    h5netcdf. .vtkhdf: ImageData, as ParaView reads it. Points not done are NaN there. Raises UserError.
+    Args:
+        path: a landscape file; of an unfinished one, the points that are done.
+        output: the new file.
+        format: a name in FORMATS. Default: the first that has output's suffix.
+            All metrics, NaN where a point is not done: csv (a row a point, no values instead), npz (arrays by name),
+            nc (NetCDF4; needs xarray and h5netcdf), vtkhdf (ImageData, as ParaView reads it). The surface over a plane:
+            stl (binary), obj. Of other programs: loss-landscape (the surface file of tomgoldstein/loss-landscape),
+            landscaper (the npz of Landscaper).
+        metric: for stl, obj and landscaper. Default: the loss where there is one, else the first.
+        log: for stl and obj: the height is the metric's logarithm. None decides by the values.
+
+    Raises:
+        UserError: where the file, the output, or what the format cannot hold is at fault; nothing is written then.
     """
-    suffix = checked(path, output, tuple(_WRITERS))
-    if suffix == ".nc":
-        _need_xarray(output)
+    name = _format(path, output, format)
+    _check_options(name, metric, log)
+    if name == "nc":
+        need_xarray(output)
     stored = layout.read(path)
     if not stored.done.any():
         raise UserError(f"{path}: no point is done yet, so there is nothing to export")
-    values = {quantity.name: _masked(path, stored, quantity) for quantity in ordered(stored)}
-    values[layout.WALL_TIME] = _masked(path, stored, Quantity(layout.WALL_TIME))
-    write_whole(output, lambda name: _WRITERS[suffix](name, stored, values))
+    write_whole(output, _writer(name, path, stored, metric, log))
     return output
 
 
-def _masked(path: str, stored: Stored, quantity: Quantity) -> np.ndarray:
-    """The quantity's values, NaN where the point is not done: a half-written point is no result."""
-    values = layout.read_values(path, quantity.name)
-    return np.where(stored.done.reshape(stored.done.shape + (1,) * len(quantity.shape)), values, np.nan)
+def _format(path: str, output: str, asked: str | None) -> str:
+    """The format's name; UserError where it is unknown, or output cannot be written or has another suffix."""
+    if asked is not None and asked not in FORMATS:
+        raise UserError(f"unknown format '{asked}'; there are {', '.join(FORMATS)}")
+    suffix = checked(path, output, (FORMATS[asked],) if asked else tuple(dict.fromkeys(FORMATS.values())))
+    return asked or next(name for name, its in FORMATS.items() if its == suffix)
 
 
-def _csv(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
+def _check_options(name: str, metric: str | None, log: bool | None) -> None:
+    if metric is not None and name not in (*_MESHES, "landscaper"):
+        raise UserError(f"--metric {metric}: the format {name} takes all metrics; leave it out")
+    if log is not None and name not in _MESHES:
+        raise UserError(f"--log: only {' and '.join(_MESHES)} have a height; leave it out")
+
+
+def _writer(name: str, path: str, stored: Stored, metric: str | None, log: bool | None) -> Callable[[str], object]:
+    """What writes a file of this format; UserError where it cannot hold the landscape."""
+    if name in _MESHES or name == "landscaper":
+        field = read_field(path, stored, metric or default_metric(stored))
+        if name == "landscaper":
+            grid = peers.landscaper_values(path, field)
+            return lambda file: peers.write_landscaper(file, grid)
+        surface = mesh.surface(path, field, log)
+        return lambda file: _MESHES[name](file, surface)
+    values = all_values(path, stored)
+    if name == "loss-landscape":
+        held = peers.surface_values(path, stored, values)
+        return lambda file: peers.write_surface_file(file, stored, held)
+    return lambda file: _WRITERS[name](file, stored, values)
+
+
+def _csv(name: str, stored: Stored, values: Values) -> None:
     """x[,y[,z]], the scalars of every metric, done, wall_time: in full precision, in C order."""
     columns = [axis.reshape(-1) for axis in np.meshgrid(*stored.grid.coordinates, indexing="ij")]
     header = list(stored.grid.names)
@@ -61,7 +101,7 @@ def _csv(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
             rows.writerow([*numbers[:-1], int(done[i]), numbers[-1]])
 
 
-def _npz(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
+def _npz(name: str, stored: Stored, values: Values) -> None:
     """Axes, metrics, done, wall_time; the file's attributes as JSON text in ``attributes``."""
     arrays: dict[str, Any] = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True)) | values
     arrays |= {layout.DONE: stored.done, "attributes": np.array(json.dumps(_about(stored), default=_json))}
@@ -69,29 +109,15 @@ def _npz(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _nc(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
+def _nc(name: str, stored: Stored, values: Values) -> None:
     """A Dataset over the axes, with the file's attributes."""
-    import xarray
-
-    dims = {quantity.name: stored.grid.names + quantity.dims for quantity in stored.quantities}
-    variables: dict[str, Any] = {key: (dims.get(key, stored.grid.names), array) for key, array in values.items()}
-    variables[layout.WALL_TIME] += ({"units": "s"},)
-    variables[layout.DONE] = (stored.grid.names, stored.done.astype(np.uint8))
-    axes = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True))
+    data = as_dataset(stored, values)
     about = {key: int(value) if isinstance(value, bool) else value for key, value in _about(stored).items()}
-    about = {k: list(v) if isinstance(v, np.ndarray) and v.dtype == object else v for k, v in about.items()}
-    xarray.Dataset(variables, axes, about).to_netcdf(name, engine="h5netcdf")
+    data.attrs = {k: list(v) if isinstance(v, np.ndarray) and v.dtype == object else v for k, v in about.items()}
+    data.to_netcdf(name, engine="h5netcdf")
 
 
-def _need_xarray(output: str) -> None:
-    try:
-        import h5netcdf  # noqa: F401
-        import xarray  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{output}: NetCDF needs {error.name}: pip install xarray h5netcdf") from None
-
-
-def _vtkhdf(name: str, stored: Stored, values: dict[str, np.ndarray]) -> None:
+def _vtkhdf(name: str, stored: Stored, values: Values) -> None:
     """ImageData with x as VTK's fastest axis, so that it needs no Direction; trailing axes become components.
 
     VTK counts only the axes that have more than one point, and wants arrays of as many dimensions.
@@ -123,4 +149,7 @@ def _json(value: object) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-_WRITERS = {".csv": _csv, ".npz": _npz, ".nc": _nc, ".vtkhdf": _vtkhdf}
+_WRITERS = {"csv": _csv, "npz": _npz, "nc": _nc, "vtkhdf": _vtkhdf}
+_MESHES = {"stl": mesh.write_stl, "obj": mesh.write_obj}
+# Of each format, what its files are called.
+FORMATS = {name: f".{name}" for name in (*_WRITERS, *_MESHES)} | {"loss-landscape": ".h5", "landscaper": ".npz"}

@@ -269,7 +269,7 @@ def test_an_array_called_npz(tmp_path):
 
 def test_other_hdf5(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["directions/x/scale"] = 1.0
+        file["directions/along_x/scale"] = 1.0
     assert "not one of this program's" in refused(tmp_path / "a.h5")
 
 

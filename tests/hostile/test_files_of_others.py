@@ -82,7 +82,7 @@ def test_names_that_are_paths(tmp_path: Path) -> None:
     names = ["layer/0", "layer", "a%2Fb", "a/b", "/", ".", "..", "", "50%", "ünïcode", "nul\0", "\udc80"]
     arrays = {name: np.full(2, i, float) for i, name in enumerate(names)}
     layout.create(str(tmp_path / "l.h5"), Grid(Axis(-1, 1, 3)), [], {}, {"x": arrays}, arrays)
-    for group in ("model", "directions/x"):
+    for group in ("model", "directions/along_x"):
         found = layout.read_arrays(str(tmp_path / "l.h5"), group)
         assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
 
@@ -123,7 +123,7 @@ def test_groups_within_themselves(tmp_path: Path, program: Callable[..., Finishe
     job = ("--problem", TINY, "--x=-1:1:3", "--y=none", "--plot", "false")
     assert program(*job, "--save_directions", "true", "--output", "theirs.h5").code == 0
     with h5py.File(tmp_path / "theirs.h5", "r+") as file:
-        group = file["directions/x"]
+        group = file["directions/along_x"]
         group["a"] = group["b"] = group
     finished = program(*job, "--directions", "file", "--direction_files", "theirs.h5")
     assert finished.code == 0, finished

@@ -321,5 +321,6 @@ def test_what_is_escaped():
     """A text that steers nothing is printed as it is."""
     for text in ("größe 模型.pt", "👩‍🔬", "a b", "\\n"):
         assert printable(text) == text
+    assert printable("a\u202eb\u2066c") == r"a\u202eb\u2066c"  # which turn what follows around
     assert printable("a\nb\x1b\u2028\udcff\0") == r"a\nb\x1b\u2028\udcff\x00"
     assert printable("a\nb\tc", keep="\n") == "a\nb\\tc"

@@ -119,7 +119,7 @@ def stored(path: Path) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]], d
         directions: list[dict[str, np.ndarray]] = []
         for name in names:
             found: dict[str, np.ndarray] = {}
-            group = file[f"directions/{name}"]
+            group = file[f"directions/along_{name}"]
             group.visititems(lambda key, o, found=found: found.update({key: o[()]}) if hasattr(o, "shape") else None)
             directions.append(found)
         values = {k: o[()] for k, o in file.items() if isinstance(o, h5py.Dataset) and k not in names}

@@ -1442,7 +1442,7 @@ def test_what_is_saved_is_plotted_told_and_loaded(tmp_path):
         assert file["done"][()].all() and file.attrs["seed"] == 11
         for axis, direction in zip("xy", plane.directions, strict=True):
             for name, d in direction.items():
-                assert file[f"directions/{axis}/{name}"][()].tobytes() == d.numpy().tobytes()
+                assert file[f"directions/along_{axis}/{name}"][()].tobytes() == d.numpy().tobytes()
         np.testing.assert_allclose(file["trajectory/x"][()], where[:, 0], atol=1e-6)
         np.testing.assert_allclose(file["trajectory/y"][()], where[:, 1], atol=1e-6)
     text = info(path)

@@ -153,7 +153,7 @@ def test_zero_weights_in_the_program(program, tmp_path):
     assert done.code == 0, done
     assert np.isfinite(read("landscape.h5", "loss")).all()
     with h5py.File("landscape.h5") as file:
-        assert not file["directions/x/0.weight"][1].any() and file["directions/x/0.weight"][0].any()
+        assert not file["directions/along_x/0.weight"][1].any() and file["directions/along_x/0.weight"][0].any()
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
@@ -165,7 +165,7 @@ def test_directions_of_both_signs(program, kind):
     done = program(*TINY_POINT, "--problem.hidden=300", f"--distribution={kind}")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
-        drawn = np.concatenate([d[()].ravel() for d in file["directions/x"].values()])
+        drawn = np.concatenate([d[()].ravel() for d in file["directions/along_x"].values()])
     drawn = drawn[drawn != 0]
     assert drawn.size > 1000 and 0.45 < (drawn < 0).mean() < 0.55
 
@@ -198,7 +198,9 @@ def test_directions_are_not_skewed(program):
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
         a, b = (
-            np.concatenate([d[()].ravel() for _, d in sorted(file[f"directions/{axis}"].items())]).astype(np.float64)
+            np.concatenate([d[()].ravel() for _, d in sorted(file[f"directions/along_{axis}"].items())]).astype(
+                np.float64
+            )
             for axis in "xy"
         )
     assert abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) < 1e-6
@@ -297,7 +299,7 @@ def test_a_projection_divides_by_the_square(program, tmp_path):
     assert program(*TINY_POINT, "--save_model").code == 0
     with h5py.File("landscape.h5") as file:
         state = {n: torch.from_numpy(np.asarray(t[()])) for n, t in file["model"].items()}
-        x, y = ({n: torch.from_numpy(t[()]) for n, t in file[f"directions/{axis}"].items()} for axis in "xy")
+        x, y = ({n: torch.from_numpy(t[()]) for n, t in file[f"directions/along_{axis}"].items()} for axis in "xy")
     where = [(0.0, 0.0), (0.5, -0.25), (-2.0, 1.0)]
     for i, (a, b) in enumerate(where):
         torch.save(state | {n: state[n] + a * x[n] + b * y[n] for n in x}, tmp_path / f"epoch{i}.pt")

@@ -113,10 +113,10 @@ def test_what_the_file_says(low, program, kind):
     assert run.code == 0, run
     assert "thread each, bfloat16, as the model is" in run.out and "fp32" not in run.out
     with h5py.File("a.h5") as file:
-        assert file.attrs["compute_dtype"] == "bfloat16" and file["directions/x/0.weight"].dtype == np.float32
+        assert file.attrs["compute_dtype"] == "bfloat16" and file["directions/along_x/0.weight"].dtype == np.float32
         if kind == "file":
-            np.testing.assert_allclose(file["directions/x/0.weight"][()], 1e-3 + 1e-6, rtol=1e-7)
-        direction = {name: file[f"directions/x/{name}"][()] for name, _ in net().named_parameters()}
+            np.testing.assert_allclose(file["directions/along_x/0.weight"][()], 1e-3 + 1e-6, rtol=1e-7)
+        direction = {name: file[f"directions/along_x/{name}"][()] for name, _ in net().named_parameters()}
         values = file["loss"][()]
     x, y = data()
     for c, value in zip((-0.01, 0, 0.01), values, strict=True):
@@ -143,7 +143,7 @@ def test_what_the_model_computed_in(low, program, dtype, precision, said, record
     assert run.code == 0 and f"thread each, {said}\n" in run.out, run
     with h5py.File("a.h5") as file:
         assert file.attrs["compute_dtype"] == recorded
-        wide = file["directions/x/0.weight"].dtype
+        wide = file["directions/along_x/0.weight"].dtype
         assert wide == (np.float64 if dtype == "float64" else np.float32)
 
 

@@ -205,7 +205,7 @@ def test_files(program, tmp_path):
     words = ["--problem", PROBLEM, "--plot", "false", "--x", "-1:1:3", "--y", "-1:1:3"]
     assert program(*words, "--output", "a.h5", "--save_model").code == 0
     with h5py.File("a.h5", "r+") as file:
-        values, first = file["loss"][()], file["directions/x/spectral.0.weight"][()]
+        values, first = file["loss"][()], file["directions/along_x/spectral.0.weight"][()]
         assert first.dtype == np.complex64 and file["model/spectral.0.weight"].dtype == np.complex64
         file["loss"][:2], file["done"][:2] = np.nan, 0
     again = program(*words, "--output", "a.h5", "--save_model")
@@ -217,7 +217,7 @@ def test_files(program, tmp_path):
     other = program(*words, "--output", "b.h5", "--directions", "file", "--direction_files", "a.h5")
     assert other.code == 0, other
     with h5py.File("b.h5") as file:
-        np.testing.assert_array_equal(file["directions/x/spectral.0.weight"][()], first)
+        np.testing.assert_array_equal(file["directions/along_x/spectral.0.weight"][()], first)
         np.testing.assert_array_equal(file["loss"][()], values)
     plane = PlanarLossLandscape(kind.Operator(), 3).load_directions("a.h5")
     np.testing.assert_allclose(plane.compute(Loss(F.mse_loss, *kind.data())), values, rtol=1e-6)
@@ -304,7 +304,7 @@ def test_directions_of_largest_curvature(program):
         for name, p in model.named_parameters()
     }
     with h5py.File("a.h5") as file:
-        direction, value = file["directions/x/spectral.0.weight"][()], file.attrs["hessian_eigenvalues"][0]
+        direction, value = file["directions/along_x/spectral.0.weight"][()], file.attrs["hessian_eigenvalues"][0]
     name = "spectral.0.weight"
 
     def loss(t: Tensor) -> Tensor:

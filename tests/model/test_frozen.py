@@ -24,7 +24,7 @@ TRAINED = {"0.lora_A", "0.lora_B", "2.lora_A", "2.lora_B"}
 def test_a_run_remembers_what_it_left(program):
     assert program(*WORDS, "--trainable").code == 0
     with h5py.File("a.h5") as file:
-        assert file.attrs["trainable"] == 1 and set(file["directions/x"]) == TRAINED
+        assert file.attrs["trainable"] == 1 and set(file["directions/along_x"]) == TRAINED
         assert file.attrs["direction_recipe"].endswith(" trainable")
         values = file["loss"][()]
     assert "is complete" in program(*WORDS, "--trainable").out

@@ -41,7 +41,8 @@ def test_its_values_are_those_of_update_bn_and_an_evaluation_by_hand(job):
     with h5py.File(folder / "landscape.h5") as file:
         origin = {name: torch.from_numpy(np.asarray(d[()])) for name, d in file["model"].items()}
         moves = [
-            {name: torch.from_numpy(np.asarray(d[()])) for name, d in file[f"directions/{a}"].items()} for a in "xy"
+            {name: torch.from_numpy(np.asarray(d[()])) for name, d in file[f"directions/along_{a}"].items()}
+            for a in "xy"
         ]
         x, y, loss, accuracy = (file[name][()] for name in ("x", "y", "loss", "accuracy"))
     np.testing.assert_array_equal(x, np.linspace(-1, 1, 5))
@@ -61,7 +62,7 @@ def test_its_values_are_those_of_update_bn_and_an_evaluation_by_hand(job):
 def test_its_directions_are_filter_normalized(job):
     folder, _ = job
     with h5py.File(folder / "landscape.h5") as file:
-        for name, direction in file["directions/x"].items():
+        for name, direction in file["directions/along_x"].items():
             w, d = file["model"][name][()].astype(np.float64), direction[()].astype(np.float64)
             if w.ndim < 2:
                 assert not d.any()

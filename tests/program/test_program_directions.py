@@ -46,7 +46,7 @@ def test_the_line_to_another_model(program, tmp_path):
     np.testing.assert_allclose(loss, [loss_at(a + t * (b - a)) for t in x], rtol=1e-12)
     assert loss[10] == loss_at(a) and loss[30] == loss_at(b)  # the models themselves, bitwise
     with h5py.File("landscape.h5") as file:
-        np.testing.assert_array_equal(flat(file, "directions/x"), b - a)
+        np.testing.assert_array_equal(flat(file, "directions/along_x"), b - a)
     assert (tmp_path / "landscape.png").stat().st_size > 5000
 
 
@@ -83,7 +83,7 @@ def test_pca_of_a_trajectory_is_its_plane(program, tmp_path):
     assert done.code == 0, done
     assert "epoch11" in done.out  # the last one is the origin
     with h5py.File("landscape.h5") as file:
-        found = np.stack([flat(file, "directions/x"), flat(file, "directions/y")])
+        found = np.stack([flat(file, "directions/along_x"), flat(file, "directions/along_y")])
         ratios = file.attrs["explained_variance_ratio"]
         way = np.stack([file["trajectory/x"][()], file["trajectory/y"][()]], axis=1)
         labels = [label.decode() for label in file["trajectory/label"][()]]
@@ -110,7 +110,7 @@ def test_a_trajectory_on_a_random_plane_is_least_squares(program, tmp_path):
     done = program("--problem", SMALL, "--x=-0.01:0.01:3", "--y=-1:1:3", "--trajectory=run/*.pt")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
-        directions = np.stack([flat(file, "directions/x"), flat(file, "directions/y")], axis=1)
+        directions = np.stack([flat(file, "directions/along_x"), flat(file, "directions/along_y")], axis=1)
         way = np.stack([file["trajectory/x"][()], file["trajectory/y"][()]], axis=1)
         distance = file["trajectory/distance"][()]
     model = network(0)
@@ -149,7 +149,7 @@ def test_the_plane_of_largest_curvature(program):
     done = program("--problem", SMALL, "--directions=hessian", "--x=-1:1:3", "--y=-1:1:3")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:
-        found = np.stack([flat(file, "directions/x"), flat(file, "directions/y")])
+        found = np.stack([flat(file, "directions/along_x"), flat(file, "directions/along_y")])
         values, loss, x = file.attrs["hessian_eigenvalues"], file["loss"][()], file["x"][()]
     inputs, target = samples(20, 1)
     model = network(0)
@@ -212,11 +212,11 @@ def test_only_what_is_included_moves(program):
     assert program(*command, "--include=2", "--output=last.h5").code == 0
     assert program(*command, "--exclude=*.bias,0", "--output=rest.h5").code == 0
     with h5py.File("last.h5") as last, h5py.File("rest.h5") as rest:
-        assert set(last["directions/x"]) == {"2.weight", "2.bias"}
-        assert set(rest["directions/x"]) == {"2.weight"}
+        assert set(last["directions/along_x"]) == {"2.weight", "2.bias"}
+        assert set(rest["directions/along_x"]) == {"2.weight"}
         moved = network(0)
         with torch.no_grad():
-            moved[2].weight += torch.from_numpy(rest["directions/x/2.weight"][()])
+            moved[2].weight += torch.from_numpy(rest["directions/along_x/2.weight"][()])
         np.testing.assert_allclose(rest["loss"][2], loss_at(vector(moved)), rtol=1e-12)
 
 

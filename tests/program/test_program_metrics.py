@@ -20,8 +20,8 @@ def moved(file: h5py.File, i: int, j: int, model=None) -> torch.nn.Module:
     with torch.no_grad():
         for name, p in model.named_parameters():
             for axis, at in (("x", i), ("y", j)):
-                if name in file[f"directions/{axis}"]:
-                    p += file[axis][at] * torch.from_numpy(np.asarray(file[f"directions/{axis}/{name}"][()]))
+                if name in file[f"directions/along_{axis}"]:
+                    p += file[axis][at] * torch.from_numpy(np.asarray(file[f"directions/along_{axis}/{name}"][()]))
     return model
 
 
@@ -134,7 +134,7 @@ def test_a_part_of_a_model_with_its_own_call(program):
     assert done.code == 0 and "31 in 4 tensors, of which 15 can move" in done.out, done
     inputs, target = samples(20, 1)
     with h5py.File("landscape.h5") as file:
-        assert set(file["directions/x"]) == {"2.weight", "2.bias"}
+        assert set(file["directions/along_x"]) == {"2.weight", "2.bias"}
         output = 2 * moved(file, 0, 0)(inputs).detach()
         assert file["loss"][0, 0] == pytest.approx(float(F.cross_entropy(output, target)), rel=1e-12)
 
@@ -143,12 +143,12 @@ def test_an_agent_with_a_metric_of_its_own(program):
     done = program("--problem", f"{FILE}:agent", *GRID)
     assert done.code == 0 and "no data" in done.out, done
     with h5py.File("landscape.h5") as file:
-        assert all(name.startswith("policy.") for name in file["directions/x"])
+        assert all(name.startswith("policy.") for name in file["directions/along_x"])
         policy = Agent().policy
         with torch.no_grad():
             for name, p in policy.named_parameters():
                 for axis, at in (("x", 2), ("y", 1)):
-                    p += file[axis][at] * torch.from_numpy(file[f"directions/{axis}/policy.{name}"][()])
+                    p += file[axis][at] * torch.from_numpy(file[f"directions/along_{axis}/policy.{name}"][()])
         norms = [np.linalg.norm(p.detach().numpy()) for p in policy.parameters()]
         np.testing.assert_allclose(file["norms"][2, 1], norms, rtol=1e-12)
 

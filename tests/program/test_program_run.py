@@ -125,8 +125,8 @@ def test_overwrite_spares_what_is_not_ours(tmp_path: Path, program: Callable[...
 def test_directions_come_from_the_file(stopped: Path, program: Callable[..., Finished]) -> None:
     """They are its own record: a NumPy that draws other numbers must not change a run half way."""
     with h5py.File(stopped, "r+") as file:
-        assert sorted(file["directions"]) == ["x", "y"]
-        file["directions/x/first.weight"][0, 0] += 1
+        assert sorted(file["directions"]) == ["along_x", "along_y"]
+        file["directions/along_x/first.weight"][0, 0] += 1
     finished = program(*JOB)
     assert finished.code == 2 and "directions differs" in finished.err, finished
 

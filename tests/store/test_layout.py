@@ -17,6 +17,7 @@ from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.store import layout, probe
 from hpc_landscape.store.layout import Quantity
+from hpc_landscape.store.raw import RawFile
 
 pytestmark = pytest.mark.mpi_stack
 
@@ -109,16 +110,26 @@ def test_attributes_directions_and_model_come_back(tmp_path):
     path = created(tmp_path / "a.h5", directions=DIRECTIONS, model=MODEL)
     stored = layout.read(path)
     assert {k: stored.attributes[k] for k in ATTRIBUTES} == ATTRIBUTES
-    assert stored.attributes["format"] == "hpc_landscape" and stored.attributes["format_version"] == 1
+    assert stored.attributes["format"] == "hpc_landscape" and stored.attributes["format_version"] == 2
     assert all(type(v) in (str, int, float) for v in stored.attributes.values())
     assert stored.has_directions and stored.has_model
-    for group, arrays in {"directions/x": DIRECTIONS["x"], "directions/y": DIRECTIONS["y"], "model": MODEL}.items():
+    saved = {"model": MODEL} | {f"directions/along_{axis}": arrays for axis, arrays in DIRECTIONS.items()}
+    for group, arrays in saved.items():
         back = layout.read_arrays(path, group)
         assert set(back) == set(arrays)
         for name, array in arrays.items():
             assert back[name].dtype == array.dtype and back[name].tobytes() == array.tobytes()
     bare = layout.read(created(tmp_path / "b.h5"))
     assert not bare.has_directions and not bare.has_model
+
+
+def test_what_has_no_values_does_not_keep_the_writer_from_its_places(tmp_path):
+    """The axes of saved arrays have scales that take no space."""
+    path = created(tmp_path / "a.h5", directions=DIRECTIONS, model=MODEL)
+    file = RawFile(path)
+    file.write("done", np.array([1]), np.array([1]))
+    file.close()
+    assert layout.read(path).done.reshape(-1).nonzero()[0].tolist() == [1]
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])

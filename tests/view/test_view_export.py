@@ -93,11 +93,11 @@ def test_vtkhdf_has_every_value_at_its_own_place(tmp_path, axes):
     assert set(vtk_points(output, "done").values()) == {(1.0,)}
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".npz", ".nc", ".vtkhdf"])
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".nc", ".vtkhdf", ".stl", ".obj", ".h5"])
 def test_a_second_export_replaces_the_first(tmp_path, suffix):
-    path, output = make(tmp_path / "a.h5"), str(tmp_path / f"a{suffix}")
+    path, output = make(tmp_path / "a.h5"), str(tmp_path / f"b{suffix}")
     assert export(path, output) == export(path, output) == output
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.h5", f"a{suffix}"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.h5", f"b{suffix}"])
 
 
 def test_a_landscape_is_never_overwritten(tmp_path):

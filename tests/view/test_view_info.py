@@ -119,7 +119,7 @@ def test_an_unfinished_file_says_how_far_and_how_to_go_on(tmp_path):
 def test_directions_and_model_that_the_file_holds(tmp_path):
     path = make(tmp_path / "a.h5")
     with h5py.File(path, "r+", locking=False) as file:
-        file["directions/x/weight"] = np.zeros(256, np.float32)
+        file["directions/along_x/weight"] = np.zeros(256, np.float32)
         file["model/weight"] = np.zeros(512, np.float32)
     assert rows(info(path))["stored"] == "directions x (1.0 KiB), model (2.0 KiB)"
 
