@@ -1,0 +1,1 @@
+"""The interactive page of a stored landscape: one file that works offline."""
