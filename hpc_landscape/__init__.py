@@ -12,6 +12,9 @@ _MODULES = {
     "problems.problem": ("Problem",),
     "errors": ("UserError",),
     "view.plot": ("plot",),
+    "view.dataset": ("open",),
+    "view.numbers": ("numbers",),
+    "view.compare": ("compare",),
     "model.wrapper": ("ModelWrapper", "SimpleModelWrapper", "GeneralModelWrapper", "wrap_model"),
     "landscape": (
         *("PlanarLossLandscape", "LinearLossLandscape", "eval_warm_up", "eval_loss"),
@@ -20,7 +23,7 @@ _MODULES = {
 }
 _FROM = {name: module for module, names in _MODULES.items() for name in names}
 _PACKAGES = ("metrics", "model_interface")
-__all__ = ["__version__", *_FROM, *_PACKAGES]
+__all__ = ["__version__", *(name for name in _FROM if name != "open"), *_PACKAGES]  # no star hides Python's open
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what comes after reads the other way
 # 75 is EX_TEMPFAIL: after it and after 130 the same command goes on.
 COMPLETE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -131,5 +132,5 @@ def warn(text: str) -> None:
 
 
 def _steers(c: str) -> bool:
-    """Whether c is a control character, half of a surrogate pair (a name that is not UTF-8), or ends a line."""
-    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+    """Whether c is a control character, half of a surrogate pair (a name that is not UTF-8), ends or turns a line."""
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in TURNS

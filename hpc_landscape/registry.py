@@ -132,9 +132,11 @@ class Registry:
 
     def _own(self, found: Any) -> list[KindOption]:
         """The arguments of its signature that the program does not give by itself."""
-        doc = inspect.getdoc(found) or ""
+        parameters = inspect.signature(found).parameters
+        another = "|".join(map(re.escape, parameters))
+        doc = re.sub(rf"\n(?!\s*\n|\s*(?:{another}): )\s*", " ", inspect.getdoc(found) or "")  # a line for each
         options = []
-        for p in inspect.signature(found).parameters.values():
+        for p in parameters.values():
             if p.name in self.given or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
             kind = "" if p.annotation is p.empty else inspect.formatannotation(p.annotation).strip("'")

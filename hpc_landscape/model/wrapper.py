@@ -60,6 +60,12 @@ class ModelWrapper(abc.ABC):
         """The model, or the agent, itself."""
         return self.root if self.model is None else self.model
 
+    @property
+    def class_name(self) -> str:
+        """What the model's, or the agent's, class is called: of a model under torch.compile its own."""
+        model = self.get_model()
+        return type(getattr(model, "_orig_mod", model)).__name__
+
     def get_modules(self) -> list[nn.Module]:
         """The modules whose parameters are perturbed."""
         return self.modules

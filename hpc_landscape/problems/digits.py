@@ -66,7 +66,11 @@ def load_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def digits(width: int = 12, epochs: int = 15, training_seed: int = 0) -> Problem:
-    """The landscape of the training loss of a SmallResNet; it is trained by ``Problem.train``."""
+    """The landscape of the training loss of a SmallResNet; it is trained by ``Problem.train``.
+
+    width: channels of its first layers. epochs: how often its training goes through the images. training_seed: of its
+    first weights, and of the order of the images.
+    """
     if width < 1 or epochs < 1:
         raise UserError(f"--problem.width {width} --problem.epochs {epochs}: both must be at least 1")
     train, held_out = load_digits()

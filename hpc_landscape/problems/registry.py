@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..kinds import PROBLEMS
 from ..objects import left, script_alone
 from ..options import as_type
 from .problem import Problem
+
+# Names of factories that are no name of what they make: make_problem, get_model, main.
+_SAYS_NOTHING = re.compile(r"main|setup|((make|get|build|create|load|new)_?)?(problem|factory|model|task|landscape)?")
 
 
 def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
@@ -32,9 +36,14 @@ def load_problem(spec: str, arguments: Mapping[str, Any]) -> Problem:
             "not hpc_landscape.Problem(model, loss, data)"
         )
     problem.arguments = _with_defaults(factory, arguments)
-    problem.name = problem.name or spec.rpartition(":")[2]
     problem.check()
+    problem.name = problem.name or _name(spec.rpartition(":")[2], problem)
     return problem
+
+
+def _name(factory: str, problem: Problem) -> str:
+    """What titles call a problem that does not say: as its factory, or its model's class where that says nothing."""
+    return problem.wrapper.class_name if _SAYS_NOTHING.fullmatch(factory) else factory
 
 
 def type_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..store.layout import Stored
-from .field import Field
+from .barrier import Barrier
+from .draw import Mark
+from .field import Field, Trajectory
 from .scale import Scale
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ class Shown:
         cmap: the colour map's name.
         limits: the lowest and the highest value asked for.
         view: elevation and azimuth of the eye, in degrees.
+        marks: the models and the best point, of a single metric.
+        barrier: between two of the models.
+        trajectories: checkpoints projected onto the plane.
+        farthest: the largest of their distances from it.
     """
 
     path: str
@@ -38,6 +45,10 @@ class Shown:
     cmap: str
     limits: tuple[float | None, float | None]
     view: tuple[float, float]
+    marks: list[Mark] = field(default_factory=list)
+    barrier: Barrier | None = None
+    trajectories: list[Trajectory] = field(default_factory=list)
+    farthest: float = 0.0
 
 
 class Picture(abc.ABC):
@@ -64,6 +75,14 @@ class Picture(abc.ABC):
     @abc.abstractmethod
     def draw(self, shown: Shown) -> Figure:
         """The figure, without its title."""
+
+
+class Comparing(Picture):
+    """A kind of picture that shows several files on one scale, too."""
+
+    @abc.abstractmethod
+    def draw_several(self, shown: Sequence[Shown], names: Sequence[str]) -> Figure:
+        """The figure of one metric of several files, without its title. names: what tells the files apart."""
 
 
 def long_axes(shape: tuple[int, ...]) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import BEST, Picture, Shown
-from .plane import draw_planes, suits_planes
+from .base import BEST, Comparing, Shown
+from .plane import draw_planes, planes_side_by_side, suits_planes
 from .scale import Scale
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .draw import Drawn
 
 
-class Contour(Picture):
+class Contour(Comparing):
     """Filled contours with labelled lines; of a volume three slices."""
 
     def suits(self, shape: tuple[int, ...]) -> int:
@@ -27,6 +28,10 @@ class Contour(Picture):
     def draw(self, shown: Shown) -> Figure:
         """Levels; cells where the plane is a line."""
         return draw_planes(shown, contour)
+
+    def draw_several(self, shown: Sequence[Shown], names: Sequence[str]) -> Figure:
+        """Side by side."""
+        return planes_side_by_side(shown, names, contour)
 
 
 def contour(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn | None:

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
+from ..store.probe import opened
 from .scale import number
 
 # A larger value is the better one: the picture marks the maximum.
@@ -59,7 +60,8 @@ class Field:
             return None
         same = np.argwhere(self.values == (self.finite.max() if largest else self.finite.min()))
         places = np.stack([c[same[:, k]] for k, c in enumerate(self.coordinates)], axis=1)
-        return tuple(int(i) for i in same[np.square(places).sum(axis=1).argmin()])
+        with np.errstate(over="ignore"):
+            return tuple(int(i) for i in same[np.square(places).sum(axis=1).argmin()])
 
     def place(self, index: tuple[int, ...], digits: int = 3) -> str:
         """The coordinates of the point with this index, as text."""
@@ -158,17 +160,28 @@ def _parsed(text: str) -> Mapping[Any, Any]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Checkpoints of one path projected onto the plane, in their order. name: of the path, where there are several."""
+    """Checkpoints of one path projected onto the plane, in their order.
+
+    name: of the path, where there are several. distance: of each from the plane, the Euclidean norm over the
+    parameters that move; None in a file that does not say.
+    """
 
     x: np.ndarray
     y: np.ndarray
     labels: list[str]
     name: str = ""
+    distance: np.ndarray | None = None
+
+    @property
+    def farthest(self) -> float:
+        """The largest of the distances that are known; 0 for none."""
+        known = [] if self.distance is None else self.distance[np.isfinite(self.distance)]
+        return float(np.max(known, initial=0.0))
 
 
 def read_trajectories(path: str) -> list[Trajectory]:
     """The file's trajectory, a part for each of its paths; none where it has none."""
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         columns = [file.get(f"trajectory/{name}") for name in ("x", "y")]
         if not all(map(_numbers, columns)):
             return []
@@ -177,13 +190,18 @@ def read_trajectories(path: str) -> list[Trajectory]:
             return []
         labels: Iterable[object] = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
+        distance = file.get("trajectory/distance")
+        distance = distance[()] if _numbers(distance) and len(distance) == len(x) else None
         numbers = file.get("trajectory/path")
         numbers = numbers[()] if _numbers(numbers) and len(numbers) == len(x) else np.zeros(len(x))
     parts = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     if len(parts) < 2 or len(text) != len(x):
-        return [Trajectory(x, y, text)]
+        return [Trajectory(x, y, text, distance=distance)]
     texts = [[text[i] for i in part] for part in parts]
-    return [Trajectory(x[p], y[p], t, name) for p, t, name in zip(parts, texts, _names(texts), strict=True)]
+    return [
+        Trajectory(x[part], y[part], labels, name, None if distance is None else distance[part])
+        for part, labels, name in zip(parts, texts, _names(texts), strict=True)
+    ]
 
 
 def _numbers(thing: object) -> bool:

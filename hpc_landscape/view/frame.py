@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,11 @@ def make_figure(width: float, height: float) -> Figure:
 
 def marks_of(stored: Stored, field: Field) -> list[Mark]:
     """The trained model (or the models between which the axes go), and the best point."""
+    return models_of(stored, field) + extremes_of(field, {"maximum" if field.larger_is_better else "minimum": "best"})
+
+
+def models_of(stored: Stored, field: Field) -> list[Mark]:
+    """The models that are in the grid."""
     points = []
     n = len(field.coordinates)
     places = [(0.0,) * n, *map(tuple, np.eye(n))]
@@ -42,12 +47,20 @@ def marks_of(stored: Stored, field: Field) -> list[Mark]:
         if all(c[0] <= at <= c[-1] for c, at in zip(field.coordinates, where, strict=True)):
             index = stored.grid.nearest(where)
             value = float(field.values.reshape(-1)[index]) if np.allclose(stored.grid.point(index), where) else np.nan
-            points.append(Mark(f"{name}: {number(value)}" if np.isfinite(value) else name, where, value, style))
-    if field.best is not None and field.finite.min() < field.finite.max():
-        where = tuple(float(c[i]) for c, i in zip(field.coordinates, field.best, strict=True))
-        value = float(field.values[field.best])
-        name = "maximum" if field.larger_is_better else "minimum"
-        points.append(Mark(f"{name}: {number(value)} at {field.place(field.best)}", where, value, "best"))
+            label = f"{name}: {number(value)}" if np.isfinite(value) else name
+            points.append(Mark(name, label, where, value, style))
+    return points
+
+
+def extremes_of(field: Field, styles: Mapping[str, str]) -> list[Mark]:
+    """The minimum, the maximum, or both, each in its style; none where all values are the same."""
+    points = []
+    for name, style in styles.items():
+        index = field.extreme(name == "maximum")
+        if index is not None and field.finite.min() < field.finite.max():
+            where = tuple(float(c[i]) for c, i in zip(field.coordinates, index, strict=True))
+            value = float(field.values[index])
+            points.append(Mark(name, f"{name}: {number(value)} at {field.place(index)}", where, value, style))
     return points
 
 
@@ -90,12 +103,21 @@ def add_bar(
     where: tuple[float, float, float, float] = (1.04, 0, 0.045, 1),
 ) -> None:
     """A colour bar for what was drawn first; where: its place in units of the axes, beside which it is as high."""
+    cax = axes.inset_axes(where)
+    draw.color_bar(figure, any_drawn(drawn, scale, cmap), scale, scale_label(field, scale), cax=cax)
+
+
+def any_drawn(drawn: Sequence[Drawn | None], scale: Scale, cmap: str) -> Drawn:
+    """What a colour bar is of: what was drawn first; the scale alone where nothing was."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    shown = [thing for thing in drawn if thing is not None] or [ScalarMappable(Normalize(*scale.ends), cmap)]
-    options = {} if hasattr(shown[0], "levels") else {"extend": scale.extend}  # filled levels know theirs
-    draw.color_bar(figure, axes.inset_axes(where), shown[0], scale, scale_label(field, scale), **options)
+    return next((thing for thing in drawn if thing is not None), ScalarMappable(Normalize(*scale.ends), cmap))
+
+
+def short(name: str, most: int = LONGEST) -> str:
+    """The name, cut where it is longer than so many characters."""
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def add_legend(figure: Figure, *panels: Axes) -> None:
@@ -105,12 +127,13 @@ def add_legend(figure: Figure, *panels: Axes) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in map(printable, handles)]
-        rows = 1 + int(sum(map(len, names)) / (15 * figure.get_figwidth()))  # in one they might be cut off
+        names = [short(printable(name)) for name in handles]
+        length = sum(len(name) + 7 for name in names)  # in letters, of which an inch has 16
+        rows = 1 + int(length / (16 * figure.get_figwidth()))
         columns = -(-len(handles) // rows)
         legend = figure.legend(
             handles.values(), names, loc="outside lower center", ncols=columns, frameon=False,
-            fontsize=8, markerscale=0.8, handletextpad=0.3, columnspacing=1.5,
+            fontsize=8, markerscale=draw.IN_LEGEND, handletextpad=0.3, columnspacing=1.5,
         )  # fmt: skip
         for text in legend.get_texts():
             text.set_parse_math(False)

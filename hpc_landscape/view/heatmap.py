@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .base import YES, Picture, Shown
-from .plane import cells, draw_planes, suits_planes
+from .base import YES, Comparing, Shown
+from .plane import cells, draw_planes, planes_side_by_side, suits_planes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Heatmap(Picture):
+class Heatmap(Comparing):
     """One coloured cell for each point, nothing between; of a volume three slices."""
 
     def suits(self, shape: tuple[int, ...]) -> int:
@@ -21,3 +22,7 @@ class Heatmap(Picture):
     def draw(self, shown: Shown) -> Figure:
         """Cells."""
         return draw_planes(shown, cells)
+
+    def draw_several(self, shown: Sequence[Shown], names: Sequence[str]) -> Figure:
+        """Side by side."""
+        return planes_side_by_side(shown, names, cells)

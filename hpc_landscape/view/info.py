@@ -17,6 +17,7 @@ from ..progress import duration, size
 from ..store import layout
 from ..store.layout import Stored
 from ..store.lock import holder, lock_of
+from ..store.probe import opened
 from .field import Field, components, ordered, read_field, read_trajectories, setting
 from .scale import number
 
@@ -194,13 +195,13 @@ def _created(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _parts(path: str) -> str:
     """What the file holds beside the values."""
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         parts = []
         for name in ("directions", "model", "trajectory"):
             sizes: list[int] = []
             if isinstance(file.get(name), h5py.Group):
                 file[name].visititems(lambda _, thing, sizes=sizes: sizes.append(getattr(thing, "nbytes", 0)))
-                axes = f" {', '.join(file[name])}" if name == "directions" else ""
+                axes = f" {', '.join(n.removeprefix('along_') for n in file[name])}" if name == "directions" else ""
                 ways = len(read_trajectories(path)) if name == "trajectory" else 1
                 axes += f" of {ways} paths" if ways > 1 else ""
                 parts.append(f"{name}{axes} ({size(sum(sizes))})")

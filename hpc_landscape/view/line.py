@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UserError
 from . import draw
-from .base import BEST, NO, Picture, Shown, long_axes
-from .draw import Mark
-from .frame import add_legend, axis_label, make_figure, marks_of, scale_label
+from .base import BEST, NO, Comparing, Shown, long_axes
+from .draw import Look
+from .frame import add_legend, axis_label, make_figure, scale_label
+from .panels import MOST
+from .scale import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = ("#1f4e9c", "#c0392b")
+# Of several files: M. Okabe and K. Ito's, but for yellow; people who see fewer colours can tell these apart.
+MANY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-class Line(Picture):
+class Line(Comparing):
     """One metric along the axis that has points, or two with a scale each."""
 
     most = 2
@@ -29,8 +36,7 @@ class Line(Picture):
 
     def draw(self, shown: Shown) -> Figure:
         """The limits are those of the first metric."""
-        stored, fields = shown.stored, shown.fields
-        along = (long_axes(stored.grid.shape) or [0])[0]
+        along, fields = _along(shown), shown.fields
         figure = make_figure(5.8, 4.0)
         left = figure.add_subplot()
         x = fields[0].coordinates[along]
@@ -42,21 +48,72 @@ class Line(Picture):
                 axes.yaxis.label.set_color(color)
                 axes.tick_params(axis="y", colors=color)
             else:
-                one_axis = [Mark(m.label, (m.where[along],), m.value, m.style) for m in marks_of(stored, field)]
-                draw.marks_at_value(axes, one_axis)
-        left.set(xlabel=axis_label(stored, along), ylim=shown.limits)
-        left.grid(color="0.9", linewidth=0.5)
-        left.set_axisbelow(True)
-        add_legend(figure, left)
+                draw.marks_at_value(axes, [replace(mark, where=(mark.where[along],)) for mark in shown.marks])
+                _draw_barrier(axes, shown, "0.3")
+        _finish(figure, left, shown)
+        return figure
+
+    def draw_several(self, shown: Sequence[Shown], names: Sequence[str]) -> Figure:
+        """All in one axis."""
+        if len(shown) > MOST:
+            raise UserError(f"{len(shown)} files: at most {MOST} lines in one axis; --animate shows any number")
+        figure = make_figure(6.4, 4.6)
+        axes = figure.add_subplot()
+        field, scale = shown[0].fields[0], shown[0].scales[0]
+        for one, name, color in zip(shown, names, colors(len(shown)), strict=True):
+            values, x = one.fields[0].values.reshape(-1), one.fields[0].coordinates[_along(one)]
+            barrier = _draw_barrier(axes, one, color, arrow=False)
+            line(axes, x, values, scale.log, color, f"{name}, {barrier}" if barrier else name)
+        axes.set_ylabel(scale_label(field, scale))
+        _finish(figure, axes, shown[0])
         return figure
 
 
-def line(axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str) -> None:
+def _along(shown: Shown) -> int:
+    """The axis that has points."""
+    return (long_axes(shown.stored.grid.shape) or [0])[0]
+
+
+def _finish(figure: Figure, axes: Axes, shown: Shown) -> None:
+    axes.set(xlabel=axis_label(shown.stored, _along(shown)), ylim=shown.limits)
+    axes.grid(color="0.9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    add_legend(figure, axes)
+
+
+def colors(n: int) -> Sequence[str]:
+    """n colours that can be told apart on white; of many files in the order of a colour map, as a training goes."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    return MANY[:n] if n <= len(MANY) else [to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.92, n))]
+
+
+def line(axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str, label: str | None = None) -> None:
     """Values along one axis: a gap breaks the line, and a point alone between gaps still shows."""
-    axes.plot(x, values, color=color, linewidth=1.4)
+    axes.plot(x, values, color=color, linewidth=1.4, label=label)
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     dots = alone if len(x) > 61 else np.isfinite(values)
     axes.plot(x[dots], values[dots], color=color, linestyle="none", marker="o", markersize=3)
     if log:
         axes.set_yscale("log", nonpositive="mask")
+
+
+def _draw_barrier(axes: Axes, shown: Shown, color: str, arrow: bool = True) -> str:
+    """The straight line between two models' values, and how far the way rises above it; returns that in words."""
+    found, along = shown.barrier, _along(shown)
+    if found is None:
+        return ""
+    ends = {mark.name: mark for mark in shown.marks}
+    (start, first), (stop, last) = ((ends[name].where[along], ends[name].value) for name in found.between)
+    share = np.linspace(0, 1, 101)  # so many: on a log scale it is no straight line
+    axes.plot(start + share * (stop - start), first + share * (last - first), color=color, linewidth=0.8, linestyle=":")
+    at = found.where[along]
+    words = f"barrier: {number(found.height)} at {number(at, 3)}"
+    if arrow:
+        foot = first + (at - start) / (stop - start) * (last - first)
+        top = foot - found.height if shown.fields[0].larger_is_better else foot + found.height
+        look: Look = {"marker": "_", "markersize": 7, "linewidth": 1.0, "linestyle": "--"}
+        axes.plot([at, at], [foot, top], color=color, label=words, **look)
+    return words

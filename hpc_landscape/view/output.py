@@ -9,6 +9,7 @@ import h5py
 
 from ..errors import UserError
 from ..store import layout
+from ..store.probe import opened
 from ..store.temporary import clear, whole
 
 
@@ -38,7 +39,7 @@ def _is_landscape(path: str) -> bool:
     if not os.path.isfile(path) or not h5py.is_hdf5(path):
         return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             return file.attrs.get("format") == layout.FORMAT
     except OSError:
         return True

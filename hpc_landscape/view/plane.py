@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UserError
 from . import draw
 from .base import NO, YES, Shown, long_axes
-from .field import read_trajectories
-from .frame import add_bar, add_legend, axis_label, make_figure, marks_of
+from .frame import add_bar, add_legend, axis_label, make_figure
+from .panels import side_by_side
 from .scale import Scale, number
 
 if TYPE_CHECKING:
@@ -34,18 +36,31 @@ def draw_planes(shown: Shown, paint: Paint) -> Figure:
     return _slices(shown, paint) if len(shown.stored.grid.axes) == 3 else _plane(shown, paint)
 
 
+def planes_side_by_side(shown: Sequence[Shown], names: Sequence[str], paint: Paint) -> Figure:
+    """A plane for each file; UserError where they are volumes."""
+    if len(shown[0].stored.grid.axes) == 3:
+        raise UserError(f"{shown[0].path} has three axes; several files side by side have two, --animate shows three")
+    return side_by_side(shown, names, partial(_whole_plane, paint=paint), (3.3, 3.3))
+
+
 def _plane(shown: Shown, paint: Paint) -> Figure:
-    field, scale = shown.fields[0], shown.scales[0]
-    x, y = field.coordinates
     figure = make_figure(5.6, 5.2)
     axes = figure.add_subplot()
-    drawn = _panel(axes, x, y, field.values, scale, paint, shown.cmap)
-    axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
-    add_bar(figure, axes, [drawn], field, scale, shown.cmap)
-    draw.trajectories(axes, read_trajectories(shown.path))
-    draw.marks(axes, marks_of(shown.stored, field), (0, 1))
+    drawn = _whole_plane(axes, shown, paint)
+    add_bar(figure, axes, [drawn], shown.fields[0], shown.scales[0], shown.cmap)
     add_legend(figure, axes)
     return figure
+
+
+def _whole_plane(axes: Axes, shown: Shown, paint: Paint) -> Drawn | None:
+    """The plane in these axes, with the trajectory and the marks over it."""
+    field = shown.fields[0]
+    x, y = field.coordinates
+    drawn = _panel(axes, x, y, field.values, shown.scales[0], paint, shown.cmap)
+    axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
+    draw.trajectories(axes, shown.trajectories, shown.farthest)
+    draw.marks(axes, shown.marks, (0, 1))
+    return drawn
 
 
 def _slices(shown: Shown, paint: Paint) -> Figure:
@@ -62,7 +77,7 @@ def _slices(shown: Shown, paint: Paint) -> Figure:
         drawn.append(_panel(axes, x, y, values, scale, paint, shown.cmap))
         axes.set(xlabel=axis_label(shown.stored, across), ylabel=axis_label(shown.stored, up))
         axes.set_title(f"direction {through + 1} = {number(at[through])}", fontsize=8)
-        inside = [m for m in marks_of(shown.stored, field) if np.isclose(m.where[through], at[through])]
+        inside = [mark for mark in shown.marks if np.isclose(mark.where[through], at[through])]
         draw.marks(axes, inside, (across, up))
     add_bar(figure, panels[-1], drawn, field, scale, shown.cmap)
     add_legend(figure, *panels)

@@ -1,38 +1,24 @@
-"""A picture of a stored landscape."""
+"""A picture of stored landscapes."""
 
 from __future__ import annotations
 
 import os
-import re
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
-from ..errors import UserError, printable
-from ..store import layout
-from ..store.layout import Stored
-from .base import Picture, Shown
-from .draw import Look
-from .field import Field, default_metric, read_field, setting
-from .frame import kind_of, normalized
-from .output import checked, write_whole
-from .registry import picture_of
+from ..errors import UserError
+from . import sheet
+from .animation import SUFFIXES as ANIMATIONS
+from .animation import animation
 from .scale import choose
+from .several import several, subtract
+from .sheet import SUFFIXES, Options
+from .titles import description, gaps, title_of
 
-SUFFIXES = (".png", ".pdf", ".svg")
-_LOOK: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # text that an editor can edit, and that publishers accept
-    "svg.hashsalt": "hpc_landscape",  # the same picture, the same bytes
-    "text.usetex": False,
-}
+Path = str | os.PathLike[str]
 
 
 def plot(
-    path: str,
+    path: Path | Sequence[Path],
     output: str | None = None,
     metric: str | None = None,
     kind: str | None = None,
@@ -41,98 +27,83 @@ def plot(
     title: str | None = None,
     vmin: float | None = None,
     vmax: float | None = None,
-    cmap: str = "viridis",
-    dpi: int = 200,
+    cmap: str | None = None,
+    dpi: int | None = None,
     elevation: float = 35.0,
     azimuth: float = -60.0,
+    *,
+    html: bool = False,
+    difference: bool = False,
+    animate: bool = False,
+    fps: float = 4.0,
 ) -> str:
-    """Draw one metric of the file at path; returns the picture's path (default: path with .png).
+    """Draw one metric of the file at path, or of several; returns the picture's path (default: path with .png).
 
-    metric: the loss where there is one, else the first; ``eigenvalues[0]``; in 1-D two, ``loss,accuracy``, share x.
-    kind: line in 1-D; contour (default), heatmap or surface in 2-D; contour or heatmap of three slices in 3-D.
-    log: None takes a log scale where a linear one would hide most of the values. levels: about how many, or which.
-    title: replaces title and description; "" leaves them out. elevation, azimuth: where a surface is seen from.
-    Raises UserError.
+    Args:
+        path: a landscape file; or several: planes stand side by side on one scale, lines share an axis.
+        output: .png, .pdf or .svg; .html; of an animation .gif or .mp4. Default: beside the first file.
+        metric: the loss where there is one, else the first; ``eigenvalues[0]``; in 1-D two, ``loss,accuracy``, share x.
+        kind: line in 1-D; contour (default), heatmap or surface in 2-D; contour or heatmap of three slices in 3-D.
+        log: None takes a log scale where a linear one would hide most of the values.
+        levels: about how many, or which. vmin, vmax: the ends of the scale.
+        title: replaces title and description; "" leaves them out.
+        cmap: matplotlib's colour map; default viridis, and of a difference RdBu_r.
+        dpi: dots per inch; default 200, of an animation 120.
+        elevation, azimuth: where a surface is seen from, in degrees.
+        html: a page for the browser instead of a picture.
+        difference: of two files on one grid, the second less the first.
+        animate: the files one after the other, in their order, on one scale, fps of them in a second.
+
+    Raises:
+        UserError: where something cannot be drawn as asked; nothing is written then.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("plot needs matplotlib: pip install 'hpc_landscape[plot]'") from None
-    stored = layout.read(path)
-    output = output or _picture_name(path)
-    suffix = checked(path, output, SUFFIXES)
-    picture = picture_of(stored.grid.shape, kind, path)
-    _check_look(cmap, dpi, title)
-    if not stored.done.any():
-        raise UserError(f"{path}: no point is done yet, so there is nothing to plot")
-    fields = _fields(path, stored, metric, picture)
-    scales = [choose(field.finite, log, levels, vmin, vmax) for field in fields]
-    with matplotlib.rc_context(_LOOK):
-        figure = picture.draw(Shown(path, stored, fields, scales, cmap, (vmin, vmax), (elevation, azimuth)))
-        _head(figure, stored, fields, title)
-        dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        options: Look = {"format": suffix[1:], "dpi": dpi, "metadata": dates.get(suffix)}
-        write_whole(output, lambda name: figure.savefig(name, **options))
+    paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else [os.fspath(one) for one in path]
+    suffix = os.path.splitext(output or "")[1].lower()
+    html, animate = html or suffix == ".html", animate or (suffix in ANIMATIONS and len(paths) > 1)
+    _check_together(len(paths), html, difference, animate)
+    output = output or picture_name(paths[0], ".html" if html else ".gif" if animate else ".png")
+    options = Options(metric, kind, log, levels, title, vmin, vmax, cmap, dpi, elevation, azimuth)
+    if html:
+        from .page.build import page
+
+        options.check_page()
+        return page(paths[0], output, metric, log, vmin, vmax, cmap or "viridis", title)
+    sheet.need_matplotlib()
+    if animate:
+        return animation(paths, output, options, fps)
+    if difference:
+        return subtract(paths, output, options)
+    return several(paths, output, options) if len(paths) > 1 else _one(paths[0], output, options)
+
+
+def _check_together(files: int, html: bool, difference: bool, animate: bool) -> None:
+    """Raise UserError where what is asked for does not go together."""
+    if not files:
+        raise UserError("plot: no file is given")
+    if html and (files > 1 or difference or animate):
+        raise UserError("--html makes a page of one file, without --difference and --animate; call it once for each")
+    if difference and animate:
+        raise UserError("--difference and --animate are two pictures; take one of them")
+    if difference and files != 2:
+        raise UserError(f"--difference is of two files, and {files} {'is' if files == 1 else 'are'} given")
+    if animate and files == 1:
+        raise UserError("--animate shows several files one after the other, and one is given")
+
+
+def picture_name(path: str, suffix: str) -> str:
+    """Where a picture of this file goes by default: beside it."""
+    stem, ending = os.path.splitext(path)
+    return (stem if ending.lower() in (".h5", ".hdf5", ".nc") else path) + suffix
+
+
+def _one(path: str, output: str, options: Options) -> str:
+    """Draw one file."""
+    suffix, picture, (source,) = sheet.read_all([path], output, SUFFIXES, options)
+    stored, fields = source.stored, source.fields
+    scales = [choose(field.finite, options.log, options.levels, options.vmin, options.vmax) for field in fields]
+    with sheet.look():
+        figure = picture.draw(*sheet.shown_of([source], scales, options))
+        missing = gaps(fields, [field.label for field in fields], figure)
+        sheet.head(figure, options.title, title_of(stored, fields), [", ".join(description(stored)), *missing])
+        sheet.save(figure, output, suffix, options.dpi)
     return output
-
-
-def _picture_name(path: str) -> str:
-    stem, suffix = os.path.splitext(path)
-    return (stem if suffix.lower() in (".h5", ".hdf5", ".nc") else path) + ".png"
-
-
-def _check_look(cmap: str, dpi: int, title: str | None) -> None:
-    import matplotlib
-    from matplotlib.mathtext import MathTextParser
-
-    if cmap not in matplotlib.colormaps:
-        raise UserError(f"unknown colour map '{cmap}'; matplotlib has viridis, cividis, magma, Blues and others")
-    if not 20 <= dpi <= 1200:
-        raise UserError(f"dpi {dpi}: expected 20 to 1200")
-    try:
-        MathTextParser("path").parse(title or "")
-    except ValueError:
-        raise UserError(f"title '{title}': what is between $ signs is not a formula; write \\$ for the sign") from None
-
-
-def _fields(path: str, stored: Stored, metric: str | None, picture: Picture) -> list[Field]:
-    names = re.split(r"\s*,\s*(?![^\[]*\])", (metric or default_metric(stored)).strip())  # not in eigenvalues[0,1]
-    if len(names) > picture.most:
-        most = {1: "one metric", 2: "one metric or two"}.get(picture.most, f"at most {picture.most} metrics")
-        raise UserError(f"metric '{metric}': a {picture.name} shows {most}")
-    return [read_field(path, stored, name) for name in names]
-
-
-def _head(figure: Any, stored: Stored, fields: list[Field], title: str | None) -> None:
-    """The title, how the landscape was made, and what is missing in it."""
-    gaps = [field.gaps if len(fields) == 1 else f"{field.label}: {field.gaps}" for field in fields if field.gaps]
-    lines = ["; ".join(gaps) + ("; gaps in grey" if figure.axes[0].get_facecolor()[0] < 1 else "")] if gaps else []
-    given = title is not None
-    if title is None:
-        problem = setting(stored.attributes, "title") or setting(stored.attributes, "problem")
-        title = " and ".join(field.label for field in fields) + (f" of {problem}" if isinstance(problem, str) else "")
-        lines.insert(0, description(stored))
-    width, height = figure.get_size_inches()
-    large = textwrap.wrap(printable(title), int(12 * width), max_lines=4)
-    small = [line for text in lines for line in textwrap.wrap(printable(text), int(15 * width), max_lines=4)]
-    begin, middle = 0.1, 0.1 + 0.24 * len(large)  # inches from the top; the picture begins below
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (middle + 0.165 * len(small)) / height))
-    style = {"ha": "center", "va": "top", "linespacing": 1.35}
-    figure.text(0.5, 1 - begin / height, "\n".join(large), fontsize=11, parse_math=given, **style)
-    small_style = {"fontsize": 8, "color": "0.35", "parse_math": False, **style}
-    figure.text(0.5, 1 - middle / height, "\n".join(small), **small_style)
-
-
-def description(stored: Stored) -> str:
-    """How the landscape was made, in a line."""
-    parts = [" x ".join(str(n) for n in stored.grid.shape) + (" points" if stored.grid.size > 1 else " point")]
-    kind = kind_of(stored)
-    if isinstance(setting(stored.attributes, "directions"), str):
-        parts.append(f"{kind.title} directions")
-    parts += [normalized(stored)] if normalized(stored) else []
-    drawn = {"seed": "seed {}"} if kind.seeded else {}
-    for key, words in {**drawn, "bn": "BN {}", "precision": "{}"}.items():
-        value = setting(stored.attributes, key)
-        if isinstance(value, (str, int)) and value != "none":
-            parts.append(words.format(value))
-    return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,8 @@ from ..errors import UserError
 # Log levels a decade, from many to few; beyond one a decade, every second decade, and so on.
 _MANTISSAS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _STEPS = (1, 2, 2.5, 5, 10)
+
+LARGEST = 1e300  # that is drawn: the distance between two such is still a number
 
 Extend = Literal["neither", "min", "max", "both"]
 
@@ -29,7 +32,7 @@ class Scale:
     def transform(self, values: np.ndarray | float) -> np.ndarray:
         """Values in the space that is drawn: log10 for a log scale, where what is not positive lies below the scale."""
         if not self.log:
-            return np.asarray(values, dtype=np.float64)
+            return np.clip(np.asarray(values, dtype=np.float64), -LARGEST, LARGEST)
         floor = self.levels[0] / 10
         with np.errstate(invalid="ignore"):
             return np.log10(np.where(np.asarray(values) < floor, floor, values))
@@ -58,6 +61,7 @@ def choose(
     Raises UserError where the limits or levels contradict each other or a log scale.
     """
     asked_levels = np.asarray(levels, dtype=np.float64)  # without a dimension: how many
+    values = np.clip(values, -LARGEST, LARGEST)
     _check(values, log, asked_levels, vmin, vmax)
     if log is None:
         asked = [limit for limit in (vmin, vmax, *(asked_levels if asked_levels.ndim else ())) if limit is not None]
@@ -78,6 +82,9 @@ def choose(
 
 
 def _check(values: np.ndarray, log: bool | None, levels: np.ndarray, vmin: float | None, vmax: float | None) -> None:
+    for name, limit in (("vmin", vmin), ("vmax", vmax)):
+        if limit is not None and not abs(limit) <= LARGEST:
+            raise UserError(f"{name} {limit:g}: expected a number from {-LARGEST:g} to {LARGEST:g}")
     if vmin is not None and vmax is not None and not vmin < vmax:
         raise UserError(f"vmin {vmin:g} must be less than vmax {vmax:g}")
     if not levels.ndim and not 2 <= levels <= 200:
@@ -108,7 +115,7 @@ def _wants_log(values: np.ndarray) -> bool:
 def _limits(values: np.ndarray, log: bool, vmin: float | None, vmax: float | None) -> tuple[float, float]:
     """The values' range, or the limits asked for; widened where it is empty."""
     if log:
-        values = values[values > 0]
+        values = values[values >= sys.float_info.min]  # below, half of a value may be zero
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 10.0) if log else (0.0, 1.0)
     if not log and values.size > 20:  # a few outliers must not take all the colours
         inner_low, inner_high = (float(q) for q in np.quantile(values, (0.02, 0.98)))
@@ -137,8 +144,10 @@ def _log_levels(low: float, high: float, n: int) -> np.ndarray:
     if high / low < 3:
         return _linear_levels(low, high, n)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    tries = [[m * 10.0**e for e in range(first, last + 1) for m in mantissas] for mantissas in _MANTISSAS]
-    tries += [[10.0**e for e in range(first // k * k, last + k, k)] for k in range(2, 60)]
+    powers = {e: 10.0**e for e in range(-307, 308)}  # all that a float holds ten of
+    every = [powers[e] for e in range(first, last + 1) if e in powers]
+    tries = [[m * power for power in every for m in mantissas] for mantissas in _MANTISSAS]
+    tries += [[powers[e] for e in range(first // k * k, last + k, k) if e in powers] for k in range(2, 60)]
     enclosing = []
     for candidate in tries:
         levels = np.array(candidate)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import draw
-from .base import NO, YES, Picture, Shown, long_axes
-from .frame import add_bar, add_legend, axis_label, make_figure, marks_of
+from .base import NO, YES, Comparing, Shown, long_axes
+from .frame import add_bar, add_legend, axis_label, make_figure
+from .panels import side_by_side
 from .scale import Scale
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from .draw import Drawn
 
 
-class Surface(Picture):
+class Surface(Comparing):
     """A shaded surface above its contours, seen from --elevation and --azimuth."""
 
     def suits(self, shape: tuple[int, ...]) -> int:
@@ -28,23 +30,34 @@ class Surface(Picture):
 
     def draw(self, shown: Shown) -> Figure:
         """In axes of three dimensions."""
-        field, scale = shown.fields[0], shown.scales[0]
-        x, y = field.coordinates
         figure = make_figure(6.6, 5.4)
-        axes = figure.add_subplot(projection="3d", computed_zorder=False)
-        drawn = surface(axes, x, y, field.values, scale, shown.cmap)
-        axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
-        axes.locator_params(nbins=5)
-        step = -(-len(scale.levels) // 6)
-        axes.set_zticks(scale.transform(scale.levels[::step]), labels=scale.texts[::step])
-        axes.tick_params(labelsize=7, pad=1)
-        axes.view_init(*shown.view)
-        ratio = np.ptp(x) / np.ptp(y)
-        axes.set_box_aspect((min(max(ratio, 0.4), 2.5), 1, 0.75), zoom=1.05)
-        draw.marks_at_value(axes, marks_of(shown.stored, field), scale)
-        add_bar(figure, axes, [drawn], field, scale, shown.cmap, (1.12, 0.15, 0.035, 0.7))
+        axes = figure.add_subplot(projection="3d")
+        drawn = _panel(axes, shown)
+        add_bar(figure, axes, [drawn], shown.fields[0], shown.scales[0], shown.cmap, (1.12, 0.15, 0.035, 0.7))
         add_legend(figure, axes)
         return figure
+
+    def draw_several(self, shown: Sequence[Shown], names: Sequence[str]) -> Figure:
+        """Side by side, seen from the same place."""
+        return side_by_side(shown, names, _panel, (4.0, 3.8), projection="3d")
+
+
+def _panel(axes: Axes3D, shown: Shown) -> Drawn:
+    """The surface in these axes, with the marks on it."""
+    field, scale = shown.fields[0], shown.scales[0]
+    x, y = field.coordinates
+    axes.computed_zorder = False
+    drawn = surface(axes, x, y, field.values, scale, shown.cmap)
+    axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
+    axes.locator_params(nbins=5)
+    step = -(-len(scale.levels) // 6)
+    axes.set_zticks(scale.transform(scale.levels[::step]), labels=scale.texts[::step])
+    axes.tick_params(labelsize=7, pad=1)
+    axes.view_init(*shown.view)
+    ratio = np.ptp(x) / np.ptp(y)
+    axes.set_box_aspect((min(max(ratio, 0.4), 2.5), 1, 0.75), zoom=1.05)
+    draw.marks_at_value(axes, shown.marks, scale)
+    return drawn
 
 
 def surface(axes: Axes3D, x: np.ndarray, y: np.ndarray, values: np.ndarray, scale: Scale, cmap: str) -> Drawn:

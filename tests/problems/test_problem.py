@@ -57,7 +57,25 @@ GOOD = HEADER + "def make(width=3):\n    return Problem(torch.nn.Linear(width, 2
 def test_by_file_and_by_module(here, spec):
     (here / "mine.py").write_text(GOOD)
     problem = load_problem(spec.format(here=here), {"width": "5"})
-    assert problem.model.in_features == 5 and problem.name == "make"
+    assert problem.model.in_features == 5 and problem.name == "Linear"
+
+
+@pytest.mark.parametrize(
+    ("factory", "given", "name"),
+    [
+        ("resnet20", "", "resnet20"),
+        ("problem", "", "Linear"),
+        ("make_problem", "", "Linear"),
+        ("get_model", "", "Linear"),
+        ("main", "", "Linear"),
+        ("make_cake", "", "make_cake"),
+        ("problem", ", name='my net'", "my net"),
+    ],
+)
+def test_it_is_called_as_it_says_else_as_its_factory_else_as_its_model(here, factory, given, name):
+    parts = f"torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), DATA{given}"
+    (here / "mine.py").write_text(f"{HEADER}def {factory}():\n    return Problem({parts})\n")
+    assert load_problem(f"mine.py:{factory}", {}).name == name
 
 
 def test_by_package(here):
@@ -99,7 +117,7 @@ def test_a_file_with_the_name_of_another_module(here, name):
 def test_a_path_that_is_no_identifier(here):
     (here / "my problem-1.py").write_text(GOOD)
     (here / "größe.py").write_text(GOOD, encoding="utf-8")
-    assert load_problem("my problem-1.py:make", {}).name == load_problem("größe.py:make", {}).name == "make"
+    assert load_problem("my problem-1.py:make", {}).name == load_problem("größe.py:make", {}).name == "Linear"
 
 
 def test_the_built_in_problem():

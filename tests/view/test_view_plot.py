@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from test_view_files import AXES, make, read_at_once, slanted
 
+from hpc_landscape import commands
+from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis
 from hpc_landscape.store import layout
 from hpc_landscape.store.layout import Quantity
 from hpc_landscape.view import scale
+from hpc_landscape.view.field import read_field
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
@@ -178,6 +181,76 @@ def test_a_trajectory_is_drawn_over_the_plane(tmp_path, figures):
     assert "epoch 0" in said and "$ 2_" in said and "epoch 1" not in said
 
 
+def with_trajectory(name, distance=None, **columns):
+    with h5py.File(make(name, (axis(5), axis(5)), bowl), "r+", locking=False) as file:
+        file["trajectory/x"], file["trajectory/y"] = [0.9, 0.4, 0.1, 0.0], [-0.5, -0.2, 0.0, 0.0]
+        for key, column in {"distance": distance, **columns}.items():
+            if column is not None:
+                file[f"trajectory/{key}"] = column
+    return str(name)
+
+
+def discs(figure):
+    """The diameters of the discs around checkpoints, in points."""
+    ways = [c for c in figure.axes[0].collections if len(c.get_offsets()) == 4]
+    return [np.sqrt(way.get_sizes()) for way in ways]
+
+
+def test_how_far_checkpoints_are_from_the_plane_is_seen_and_said(tmp_path, figures):
+    plot(with_trajectory(tmp_path / "a.h5", [3.0, 1.5, 0.75, 0.0]))
+    (diameters,) = discs(figures[0])
+    np.testing.assert_allclose((diameters - diameters[3]) / (diameters[0] - diameters[3]), [1, 0.5, 0.25, 0])
+    said = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert "1.5 from the plane (Euclidean)" in said and "3 from the plane (Euclidean)" in said
+    sizes = {name: np.sqrt(h.get_sizes()) for h, name in zip(figures[0].legends[0].legend_handles, said, strict=True)}
+    np.testing.assert_allclose(sizes["1.5 from the plane (Euclidean)"], diameters[1])
+    np.testing.assert_allclose(sizes["3 from the plane (Euclidean)"], diameters[0])
+
+
+def test_paths_share_the_size_of_their_distances(tmp_path, figures):
+    path = with_trajectory(
+        tmp_path / "a.h5", [1.0, 0.5, 4.0, 2.0], path=[0, 0, 1, 1], label=["a/1", "a/2", "b/1", "b/2"]
+    )
+    plot(path)
+    first, second = (np.sqrt(c.get_sizes()) for c in figures[0].axes[0].collections if len(c.get_offsets()) == 2)
+    assert first[1] < first[0] < second[1] < second[0] and "4 from the plane" in texts(figures[0])
+
+
+@pytest.mark.parametrize("distance", [None, [0.0] * 4, [1.0], "far", [[1.0, 2.0]], [np.nan] * 4])
+def test_a_trajectory_without_distances_is_drawn_as_ever(tmp_path, figures, distance):
+    plot(with_trajectory(tmp_path / "a.h5", distance))
+    assert len(figures[0].axes[0].lines[0].get_xdata()) == 4 and "from the plane" not in texts(figures[0])
+
+
+def test_a_distance_that_is_no_number_hides_no_other(tmp_path, figures):
+    plot(with_trajectory(tmp_path / "a.h5", [np.nan, np.inf, 2.0, -1.0]))
+    (diameters,) = discs(figures[0])
+    assert np.isfinite(diameters).all() and diameters[0] == diameters[3] and "2 from the plane" in texts(figures[0])
+
+
+def parabola(x):
+    """Between models of 1 and 2 it is 0.75 above the straight line, halfway."""
+    return 1 + x + 3 * x * (1 - x)
+
+
+@pytest.mark.parametrize(("metric", "values"), [("loss", parabola), ("accuracy", lambda x: 3 - parabola(x))])
+def test_a_barrier_is_marked_and_said(tmp_path, figures, metric, values):
+    path = tmp_path / "a.h5"
+    plot(make(path, (axis(9, -0.5, 1.5),), values, (Quantity(metric),), settings="directions: interpolation"))
+    assert "barrier: 0.75 at 0.5" in texts(figures[0])
+    (mark,) = [line for line in figures[0].axes[0].lines if "barrier" in str(line.get_label())]
+    foot = 1.5  # the mean of the ends, of both
+    np.testing.assert_allclose(mark.get_xydata(), [[0.5, foot], [0.5, values(0.5)]])
+    straight = figures[0].axes[0].lines[figures[0].axes[0].lines.index(mark) - 1].get_xydata()
+    np.testing.assert_allclose(straight[[0, -1]], [[0, values(0)], [1, values(1)]])
+
+
+def test_no_barrier_where_there_are_no_two_models(tmp_path, figures):
+    plot(make(tmp_path / "a.h5", (axis(9, -0.5, 1.5),), parabola))
+    plot(make(tmp_path / "b.h5", (axis(9, 0.1, 1.5),), parabola, settings="directions: interpolation"))
+    assert all("barrier" not in texts(figure) for figure in figures)
+
+
 def test_a_log_scale_is_taken_where_it_is_needed_and_said(tmp_path, figures):
     path = make(tmp_path / "a.h5", (axis(9), axis(9)), lambda x, y: np.exp(5 * (x**2 + y**2)))
     for log in (None, True, False):
@@ -215,8 +288,9 @@ def test_one_of_several_values_a_point(tmp_path, figures):
         lambda x, y: np.where(x == 0, 0.0, 10.0 ** (20 * x)),
         lambda x, y: -(10.0 ** (20 * x)),
         lambda x, y: 1 + 1e-15 * x,
+        lambda x, y: np.where(x < 0, -1e308, 1e308),
     ],
-    ids=["constant", "zero", "nan", "tiny", "lonely", "decades", "negative", "rounding"],
+    ids=["constant", "zero", "nan", "tiny", "lonely", "decades", "negative", "rounding", "huge"],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in dot:RuntimeWarning")  # in matplotlib's projection
 def test_values_of_every_kind(tmp_path, kind, values):
@@ -276,6 +350,10 @@ def test_imports_stay_light():
         ({"levels": [0, 1], "log": True}, "level 0"),
         ({"cmap": "rainbowest"}, "unknown colour map"),
         ({"dpi": 0}, "dpi 0"),
+        ({"elevation": np.nan}, "elevation nan"),
+        ({"azimuth": np.inf}, "azimuth inf"),
+        ({"html": True, "kind": "contour"}, "--kind is of pictures"),
+        ({"html": True, "levels": 5}, "--levels is of pictures"),
         ({"title": r"$\nonsense$"}, "not a formula"),
     ],
 )
@@ -372,3 +450,24 @@ def test_an_outlier_does_not_take_all_the_colours():
 def test_numbers_as_a_reader_writes_them():
     assert scale.numbers([0.1, 1000, 2e4, 1e-5, -0.0]) == ["0.1", "1000", "2e4", "1e-5", "0"]
     assert scale.numbers([1.00001, 1.00002]) == ["1.00001", "1.00002"]
+
+
+def test_the_extreme_of_several_is_the_nearest_to_the_origin_however_far_that_is(tmp_path):
+    path = make(tmp_path / "a.h5", (axis(3, -1e300, 2e300), axis(3, -1, 1)), lambda x, y: 0 * x)
+    assert read_field(path, layout.read(path), "loss").best is not None  # and no warning
+
+
+def test_an_interrupt_ends_a_command_without_a_word(tmp_path, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.command("plot"), "run", interrupted)
+    assert main(["plot", make(tmp_path / "a.h5")]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ["a,b", "x", "1,"])
+def test_levels_that_are_no_numbers(tmp_path, capsys, text):
+    assert main(["plot", make(tmp_path / "a.h5"), "--levels", text]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "expected how many, or the levels with commas between" in said
