@@ -14,6 +14,7 @@ import hpc_landscape
 ROOT = Path(__file__).parents[1]
 LINTERS = ("ruff", "mypy", "shellcheck")
 NOT_IMPORTED = {"mpich", "ruff", "mypy", "ipykernel", "pytest-xdist"}  # commands, a kernel, a plug-in
+NOT_IMPORTED |= {"furo", "myst-parser", "sphinx-copybutton"}  # named in docs/conf.py
 
 
 def in_ci() -> list[str]:
@@ -48,7 +49,7 @@ def test_every_extra_is_of_something_that_is_imported():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = {name for extra in extras.values() for text in extra for name in re.findall(r"^[\w-]+", text)}
-    folders = ("hpc_landscape", "tests", "examples", "benchmarks", ".ci")
+    folders = ("hpc_landscape", "tests", "examples", "benchmarks", "docs", ".ci")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in ("", ".py", ".ipynb")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
     imported = set(re.findall(r"""(?:^|[\s"'])(?:import|from) +(\w+)""", text))

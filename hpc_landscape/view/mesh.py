@@ -14,6 +14,9 @@ from .scale import choose
 _CORNERS = (np.s_[:-1, :-1], np.s_[1:, :-1], np.s_[1:, 1:], np.s_[:-1, 1:])
 
 
+LARGEST = 1e18  # coordinate: areas are numbers in 32 bits, too
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Triangles: points (n, 3), and their indices (m, 3), counter-clockwise seen from above. note: what height is."""
@@ -34,6 +37,8 @@ def surface(path: str, field: Field, log: bool | None = None) -> Mesh:
         raise UserError(f"{path}: a surface needs two axes of two points or more; the file's grid is {shape}")
     if not field.finite.size:
         raise UserError(f"{path}: '{printable(field.name)}' has no finite value, so there is no surface")
+    if (far := max(float(np.abs(c).max()) for c in field.coordinates)) > LARGEST:
+        raise UserError(f"{path}: its coordinates go to {far:g}; 3-D programs count in 32 bits, to {LARGEST:g} here")
     log = log is not False and choose(field.finite, log).log
     drawn = np.isfinite(field.values) & ((field.values > 0) if log else True)
     heights = np.full(field.values.shape, np.nan)

@@ -76,7 +76,7 @@ class Options:
             if not abs(angle := getattr(self, name)) <= 360:
                 raise UserError(f"{name} {angle:g}: expected degrees from -360 to 360")
         try:
-            MathTextParser("path").parse(self.title or "")
+            MathTextParser("path").parse(printable(self.title or ""))
         except ValueError:
             raise UserError(
                 f"title '{self.title}': what is between $ signs is not a formula; write \\$ for the sign"

@@ -210,6 +210,10 @@ def test_a_metrics_name_is_never_markup(tmp_path, name):
     assert "loss" not in [metric["name"] for metric in data["metrics"]]
 
 
+def test_a_long_title_is_cut(tmp_path):
+    assert len(made(make(tmp_path / "a.h5", title="x" * 5000))[1]["title"]) <= 200
+
+
 def test_a_title_given_is_the_heading(tmp_path):
     path = make(tmp_path / "a.h5", title="of the file")
     assert made(path)[1]["title"] == "of the file"

@@ -132,6 +132,7 @@ def test_what_a_format_cannot_hold_is_one_line_and_nothing_is_written(tmp_path):
     row = make(tmp_path / "row.h5", (Axis(0, 0, 1), Axis(-1, 1, 3)))
     nan = make(tmp_path / "nan.h5", SQUARE, lambda x, y: np.nan * x)
     dots = make(tmp_path / "dots.h5", SQUARE, done=np.eye(5))
+    far = make(tmp_path / "far.h5", (Axis(-1, 1e300, 3), Axis(-1, 1, 3)))
     other = make(tmp_path / "other.h5", SQUARE, quantities=(Quantity("sharpness"),))
     for path, name, options, said in (
         (line, "a.stl", {}, "needs two axes of two points or more; the file's grid is 5"),
@@ -139,6 +140,7 @@ def test_what_a_format_cannot_hold_is_one_line_and_nothing_is_written(tmp_path):
         (row, "a.stl", {}, "the file's grid is 1 x 3"),
         (nan, "a.stl", {}, "no finite value"),
         (dots, "a.stl", {}, "no three neighbours"),
+        (far, "a.stl", {}, "coordinates go to 1e\\+300"),
         (plane, "a.stl", {"metric": "f1"}, "has no metric 'f1'"),
         (cube, "a.h5", {}, "one or two axes"),
         (other, "a.h5", {}, "has no 'loss'"),

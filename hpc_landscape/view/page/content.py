@@ -19,13 +19,14 @@ from ..barrier import barrier
 from ..base import long_axes
 from ..draw import Mark
 from ..field import Field, components, default_metric, ordered, read_field, read_trajectories
-from ..frame import axis_label, marks_of
+from ..frame import axis_label, marks_of, short
 from ..info import info
 from ..scale import Scale, choose
 from ..titles import description, model_of
 
 MOST_POINTS = {1: 20_000, 2: 90_000, 3: 60_000}  # that a browser turns smoothly, by the number of axes
 MOST_NUMBERS = 500_000  # about 10 MB
+LONGEST = 200  # characters of the heading
 COLOR_MAPS = ("viridis", "cividis", "magma", "inferno", "greys")  # each readable by the colour-blind, and in grey
 _OF_THE_MOMENT = ("file", "run", "next")  # what info says that is true on this machine, now
 
@@ -52,7 +53,7 @@ def content(
     kept = _kept(stored, fields, most)
     heading = title if title is not None else model_of(stored) or os.path.basename(path)
     return {
-        "title": printable(heading),
+        "title": short(printable(heading), LONGEST),
         "description": printable(", ".join(description(stored))) if title is None else "",
         "file": printable(os.path.basename(path)),
         "notes": _notes(stored, kept, len(shown), len(scalars)),
