@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from . import __version__
-from .errors import UserError
+from .errors import UserError, printable
 from .kinds import DIRECTIONS, METRICS, NORMALIZATIONS, PROBLEMS
 from .registry import Registry
 from .words import split
@@ -255,7 +255,7 @@ def citations(settings: Mapping[str, object], ranks: int = 1, stored: bool = Fal
     if ranks > 1:
         reasons["dalcin2021mpi4py"] = ["several ranks"]
     for registry, spec in _kinds(settings):
-        why = f"{registry.option} {_name(spec)}"
+        why = printable(f"{registry.option} {_name(spec)}")
         if registry is NORMALIZATIONS and not stored:
             why += ", where the model has such layers"
         for key in _sources(registry, spec, stored):
@@ -278,7 +278,7 @@ def _name(spec: str) -> str:
 def _sources(registry: Registry, spec: str, stored: bool) -> Iterable[str]:
     """Keys of entries; or BibTeX, of what is not built in."""
     name = _name(spec)
-    if registry is METRICS:  # of several sets: train_curvature
+    if registry is METRICS and ":" not in name and name not in registry.names():  # of several sets: train_curvature
         name = next((known for known in registry.built_in if name.endswith(f"_{known}")), name)
     if name in registry.built_in:
         return SOURCES.get((registry, name), ())

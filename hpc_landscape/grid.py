@@ -76,6 +76,18 @@ class Grid:
     def names(self) -> tuple[str, ...]:
         return NAMES[: len(self.axes)]
 
+    def apart(self, other: Grid) -> str:
+        """In words where the points of the two are not the same; "" where all coincide, to a millionth of a step."""
+        if self.names != other.names:
+            return " and ".join(f"{n} axis" if n == 1 else f"{n} axes" for n in (len(self.axes), len(other.axes)))
+        for name, axis, c, its, d in zip(
+            *(self.names, self.axes, self.coordinates, other.axes, other.coordinates), strict=True
+        ):
+            step = (c[-1] - c[0]) / (len(c) - 1) if len(c) > 1 else 1.0
+            if len(c) != len(d) or np.abs(c - d).max() > 1e-6 * step:
+                return f"{name} is {axis} and {its}" if str(axis) != str(its) else f"{name} has other points inside"
+        return ""
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(axis.n for axis in self.axes)

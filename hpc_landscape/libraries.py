@@ -8,9 +8,12 @@ import subprocess
 import sys
 from typing import Any
 
+from .ranks.launcher import PREFIXES
+
 SECONDS = 120.0  # for an import from a slow, shared file system
-LAUNCHER_PREFIXES = ("OMPI_", "PMI", "HYDI_", "MPI_", "SLURM_", "PALS_", "FLUX_", "JSM_", "MV2_", "ALPS_", "PRTE_")
 _BEGIN = """
+import sys
+sys.path = [p for p in sys.path if p]  # not the folder we happen to be in
 import json, os, re
 
 def tell(**facts):
@@ -67,7 +70,7 @@ def ask(name: str) -> dict[str, Any]:
 
     libmpi: the files of the MPI libraries in the process, where the system tells.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIXES)}
     environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
     try:
         done = subprocess.run(

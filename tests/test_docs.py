@@ -200,6 +200,9 @@ def test_the_page_of_messages_has_them_all(generated):
         assert len(made) == len([site for site in sites if site.module == module]), module
     assert {site.module for site in sites if not site.texts} <= PASSED_ON
     page = generated.messages()
+    assert set(generated.errors.REMEDIES) == set(generated.ABOUT)
+    for title, remedy in generated.errors.REMEDIES.items():
+        assert len(remedy.split()) > 10 and f"## {title}\n\n{remedy}\n\n- `" in page, title
     assert "`--config <path>: there is no such file`" in page
     assert "`--seed <seed>: must not be negative[, and less than 2^63]`" in page
     assert "`plot needs matplotlib: pip install 'hpc_landscape[plot]'`" in page

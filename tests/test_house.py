@@ -21,7 +21,7 @@ FLOORS = {
     "registry": 0.2,  # finds objects
     "kinds": 0.3,  # tables of registries
     "cite": 0.4,
-    "libraries": 0,
+    "libraries": 2.1,
     "config": 1.0,
     "grid": 1.0,
     "options": 1.0,

@@ -19,6 +19,8 @@ FAMILIES = (
 )
 # Of launchers that tell no size, since MPI knows it: the rank, and what is there as well
 RANKS_ALONE = {"PMIX_RANK": "PMIX_NAMESPACE", "ALPS_APP_PE": "ALPS_APP_PE"}
+# How all those begin by which a process is told that it is a rank.
+PREFIXES = ("OMPI_", "PMI", "HYDI_", "MPI_", "SLURM_", "PALS_", "FLUX_", "JSM_", "MV2_", "ALPS_", "PRTE_")
 HYDRA = ("PMI_FD", "PMI_PORT")  # by which a process reaches MPICH's mpirun; one of them is not inherited from afar
 
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..grid import NAMES, Axis, Grid
 from .lock import exclusive, settle
 from .names import load_arrays, save_arrays
@@ -292,12 +292,13 @@ def read(path: str, probe_seconds: float | None = None) -> Stored:
 
 def _describe(file: h5py.File) -> Stored:
     names = [name for name in ("x", "y", "z") if name in file]
-    _check_datasets(file, [*names, DONE, WALL_TIME])
+    each = [name for name in (DONE, WALL_TIME, FAILED) if name != FAILED or name in file]  # of the grid's shape
+    _check_datasets(file, [*names, *each])
     values = [file[name][()] for name in names]
     grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values))
     grid.coordinates = tuple(values)  # as stored, to the bit
     done = file[DONE][()].astype(bool)
-    for name in (DONE, WALL_TIME):
+    for name in each:
         if file[name].shape != grid.shape:
             raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
     quantities = tuple(
@@ -323,8 +324,12 @@ def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(file[name], h5py.Dataset) or file[name].dtype.kind not in "fiu" or not file[name].size:
             raise ValueError(f"'{name}' is no array of numbers")
-        if name in NAMES and (file[name].ndim != 1 or not (np.diff(file[name][()]) > 0).all()):
+        if name in NAMES and not _is_axis(file[name][()]):
             raise ValueError(f"the values of '{name}' are no axis")
+
+
+def _is_axis(values: np.ndarray) -> bool:
+    return values.ndim == 1 and bool(np.isfinite(values).all() and (np.diff(values) > 0).all())
 
 
 def _datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
@@ -355,7 +360,10 @@ def read_values(path: str, name: str) -> np.ndarray:
         if name not in file or not isinstance(file[name], h5py.Dataset):
             have = sorted(name for name, dataset in _datasets(file) if not dataset.is_scale)
             raise UserError(f"{path} has no '{name}'; it has {', '.join(have)}")
-        return file[name][()]
+        try:
+            return file[name][()]
+        except OSError as error:
+            raise UserError(f"{damaged(path)}: '{name}': {reason(error)}") from None
 
 
 def read_arrays(path: str, group: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import sys
 import h5py
 
 from ..errors import UserError, printable
+from ..ranks.launcher import PREFIXES
 
 PROBE_SECONDS = 60.0  # that looking at one thing in a file may take before it counts as damaged: they may be many
 ELSEWHERE = "leads elsewhere: "
@@ -70,7 +71,6 @@ try:
 except Exception as error:
     sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
 """
-_LAUNCHER_PREFIXES = ("OMPI_", "PMI", "PMIX", "HYDI_", "MPI_", "SLURM_", "PALS_")
 
 
 def opened(path: str) -> h5py.File:
@@ -99,7 +99,7 @@ def probe(path: str, seconds: float | None = None) -> None:
         raise UserError(f"{path}: no permission to read it")
     if not h5py.is_hdf5(path):
         raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIXES)}
     environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
     command = [sys.executable, "-c", _PROBE, path, str(seconds)]
     found = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from ..directions.registry import kind_in_file
 from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
-from .barrier import SAME
 from .field import Field, default_metric, read_field, setting
-from .numbers import Numbers, Options, measured
+from .numbers import Numbers, Options, choose, measured
 from .scale import number
 from .tables import Number, aligned, finite, text, to_csv, to_json
 
@@ -103,8 +103,8 @@ class Comparison:
 
 
 def compare(
-    a: str,
-    b: str,
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
     metric: str | None = None,
     radius: float | None = None,
     level: float | None = None,
@@ -118,13 +118,13 @@ def compare(
     Raises:
         UserError: where a file is none of ours, has no value of the metric or one point, or where the grids differ.
     """
+    a, b = os.fspath(a), os.fspath(b)
     stored = layout.read(a), layout.read(b)
     _check_grids(a, b, *stored)
     metric = metric or default_metric(stored[0])
     fields = read_field(a, stored[0], metric), read_field(b, stored[1], metric)
-    first = measured(a, stored[0], fields[0], radius, level, factor, persistence)
-    chosen = first.options
-    second = measured(b, stored[1], fields[1], chosen.radius, chosen.level, factor, chosen.persistence)
+    chosen = choose(a, stored[0], fields[0], radius, level, factor, persistence)
+    first, second = (measured(*one, chosen) for one in zip((a, b), stored, fields, strict=True))
     attributes = stored[0].attributes, stored[1].attributes
     return Comparison(
         a,
@@ -141,26 +141,8 @@ def compare(
 
 def _check_grids(a: str, b: str, first: Stored, second: Stored) -> None:
     """UserError where the points of the one are not those of the other."""
-    if first.grid.names != second.grid.names:
-        counts = [
-            f"{len(s.grid.names)} axis" if len(s.grid.names) == 1 else f"{len(s.grid.names)} axes"
-            for s in (first, second)
-        ]
-        raise UserError(
-            f"{a} and {b} are not on one grid: {counts[0]} and {counts[1]}; compute both with the same axes"
-        )
-    axes = zip(
-        first.grid.names,
-        first.grid.axes,
-        first.grid.coordinates,
-        second.grid.axes,
-        second.grid.coordinates,
-        strict=True,
-    )
-    for name, axis, c, other, d in axes:
-        if len(c) != len(d) or np.abs(c - d).max() > SAME * max(1.0, float(c[-1] - c[0])):
-            where = f"{axis} and {other}" if str(axis) != str(other) else "other points between the same ends"
-            raise UserError(f"{a} and {b} are not on one grid: {name} is {where}; compute both with the same --{name}")
+    if words := first.grid.apart(second.grid):
+        raise UserError(f"{a} and {b} are not on one grid: {words}; compute both with the same axes")
 
 
 def _pointwise(a: Field, b: Field) -> Iterator[Number]:

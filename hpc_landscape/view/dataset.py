@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .numbers import Numbers
 
 
-def open(path: str) -> xarray.Dataset:
+def open(path: str | os.PathLike[str]) -> xarray.Dataset:
     """The landscape at path, which may be in use: values in memory, and the file neither locked nor kept open.
 
     Coordinates x[, y[, z]]; every metric, ``wall_time`` (s) and a metric's own trailing axes; ``done`` and ``failed``,
@@ -34,6 +34,7 @@ def open(path: str) -> xarray.Dataset:
     Raises:
         UserError: where the file is missing, damaged or none of ours, or xarray or h5netcdf is missing.
     """
+    path = os.fspath(path)
     need_xarray(path)
     _register()
     stored = layout.read(path)
@@ -108,11 +109,11 @@ class Landscape:
 
         return numbers(self._whole, metric, **options)
 
-    def compare(self, other: xarray.Dataset | str, **options: Any) -> Comparison:
+    def compare(self, other: xarray.Dataset | str | os.PathLike[str], **options: Any) -> Comparison:
         """Its numbers beside those of another, a Dataset or a file. options: as ``hpc_landscape.compare``."""
         from .compare import compare
 
-        return compare(self._whole, other if isinstance(other, str) else Landscape(other)._whole, **options)
+        return compare(self._whole, _file_of(other), **options)
 
     def export(self, output: str, **options: Any) -> str:
         """Another format; returns output. options: as of the command ``export``: format, metric, log."""
@@ -141,6 +142,10 @@ class Landscape:
         shape = np.shape(columns.get("x", ()))
         names = [k for k, a in columns.items() if a.shape == shape and a.ndim == 1 and not k.startswith("along_")]
         return xarray.Dataset({name: ("checkpoint", (columns | texts)[name]) for name in names})
+
+
+def _file_of(other: xarray.Dataset | str | os.PathLike[str]) -> str:
+    return os.fspath(other) if isinstance(other, (str, os.PathLike)) else Landscape(other)._whole
 
 
 class Arrays(Mapping[str, np.ndarray]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
@@ -105,16 +106,26 @@ def _npz(name: str, stored: Stored, values: Values) -> None:
     """Axes, metrics, done, wall_time; the file's attributes as JSON text in ``attributes``."""
     arrays: dict[str, Any] = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True)) | values
     arrays |= {layout.DONE: stored.done, "attributes": np.array(json.dumps(_about(stored), default=_json))}
-    with open(name, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:  # np.savez takes no array called "file"
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def _nc(name: str, stored: Stored, values: Values) -> None:
     """A Dataset over the axes, with the file's attributes."""
     data = as_dataset(stored, values)
-    about = {key: int(value) if isinstance(value, bool) else value for key, value in _about(stored).items()}
-    data.attrs = {k: list(v) if isinstance(v, np.ndarray) and v.dtype == object else v for k, v in about.items()}
+    data.attrs = {key: _plain(value) for key, value in _about(stored).items()}
     data.to_netcdf(name, engine="h5netcdf")
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as NetCDF has it: no bool, no objects, and no zeros in a text."""
+    if isinstance(value, str):
+        return value.replace("\0", r"\x00")
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [_plain(one) for one in value.reshape(-1)]
+    return np.int8(value) if np.asarray(value).dtype == bool else value
 
 
 def _vtkhdf(name: str, stored: Stored, values: Values) -> None:

@@ -47,7 +47,7 @@ class Field:
 
     @property
     def larger_is_better(self) -> bool:
-        return any(word in self.name.lower() for word in _LARGER_IS_BETTER)
+        return not {*_LARGER_IS_BETTER}.isdisjoint(re.split(r"[\W_]+", self.name.lower()))
 
     @property
     def best(self) -> tuple[int, ...] | None:
@@ -89,6 +89,11 @@ def read_field(path: str, stored: Stored, name: str) -> Field:
     return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities)
 
 
+def split_metrics(text: str) -> list[str]:
+    """``loss, eigenvalues[0,1]`` -> two names."""
+    return re.split(r"\s*,\s*(?![^\[]*\])", text.strip())
+
+
 def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
     """``eigenvalues[2]`` -> ``("eigenvalues", (2,))``."""
     shapes = {q.name: q.shape for q in stored.quantities} | {layout.WALL_TIME: ()}
@@ -97,7 +102,7 @@ def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
     have = ", ".join(component for q in ordered(stored) for component in _some_components(q))
     if name in shapes:
         raise UserError(f"{path}: '{name}' has several values a point; choose one of {have}")
-    match = re.fullmatch(r"(.+)\[([\d, ]+)\]", name)
+    match = re.fullmatch(r"(.+)\[((?:\d{1,9}[, ]*)+)\]", name)
     if match and match[1] in shapes:
         shape = shapes[match[1]]
         index = tuple(int(i) for i in match[2].replace(",", " ").split())
@@ -188,7 +193,8 @@ def read_trajectories(path: str) -> list[Trajectory]:
         x, y = (column[()] for column in columns)
         if len(x) != len(y):
             return []
-        labels: Iterable[object] = np.atleast_1d(file["trajectory/label"][()]) if "trajectory/label" in file else []
+        said = file.get("trajectory/label")
+        labels: Iterable[object] = np.atleast_1d(said[()]) if isinstance(said, h5py.Dataset) else []
         text = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
         distance = file.get("trajectory/distance")
         distance = distance[()] if _numbers(distance) and len(distance) == len(x) else None

@@ -90,7 +90,8 @@ def normalized(stored: Stored) -> str:
 
 
 def scale_label(field: Field, scale: Scale) -> str:
-    return f"{field.label} (log scale)" if scale.log else field.label
+    label = printable(field.label).replace("$", r"\$")  # a text, no formula
+    return f"{label} (log scale)" if scale.log else label
 
 
 def add_bar(

@@ -52,9 +52,12 @@ _ERROR = "execution_error_"
 _TOLD |= {f"{key}_version" for key in _VERSIONS}
 
 
-def info(path: str) -> str:
-    """A page of text on the file at path, which may be in use; UserError where it is not one of ours."""
-    stored = layout.read(path)
+def info(path: str, stored: Stored | None = None) -> str:
+    """A page of text on the file at path, which may be in use; UserError where it is not one of ours.
+
+    stored: what it says of itself, where that has been read.
+    """
+    stored = stored or layout.read(path)
     attributes = stored.attributes
     rows = [
         ("file", f"{path}, {size(os.path.getsize(path))}"),

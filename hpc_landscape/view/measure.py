@@ -38,7 +38,7 @@ def convexity(coordinates: Coordinates, values: np.ndarray) -> np.ndarray:
 
     It is that of the parabola through three points along each axis, and of the bilinear surface through four for each
     two axes: by central differences, exact for a quadratic function. Definite means beyond what rounding explains: the
-    smallest eigenvalue, per step of the grid, is over 64 units of rounding of the largest value.
+    smallest eigenvalue, per step of the grid, is over 64 units of rounding of the neighbourhood's largest value.
 
     Returns:
         bool, 1-D. Empty where an axis has fewer than 3 points.
@@ -50,11 +50,13 @@ def convexity(coordinates: Coordinates, values: np.ndarray) -> np.ndarray:
     core = tuple(np.s_[1:-1] for _ in range(n))
     hessian = np.empty((*values[core].shape, n, n))
     windows = np.lib.stride_tricks.sliding_window_view(values, (3,) * n)
-    whole = np.isfinite(windows).all(axis=tuple(range(n, 2 * n)))
+    around = tuple(range(n, 2 * n))
+    whole = np.isfinite(windows).all(axis=around)
+    largest = np.maximum(windows.max(axis=around), -windows.min(axis=around))[whole]
     for i in range(n):
         for j in range(i + 1):
             hessian[..., i, j] = hessian[..., j, i] = _second(coordinates, values, i, j)
-    return np.asarray(np.linalg.eigvalsh(hessian[whole])[:, 0] > 64 * np.finfo(np.float64).eps)
+    return np.asarray(np.linalg.eigvalsh(hessian[whole])[:, 0] > 64 * np.finfo(np.float64).eps * largest)
 
 
 def _second(coordinates: Coordinates, values: np.ndarray, i: int, j: int) -> np.ndarray:
@@ -90,15 +92,15 @@ def rise(coordinates: Coordinates, values: np.ndarray, centre: Sequence[float], 
         (directions,). Infinite where they do not reach it before the grid's end, or before a point without a value.
     """
     rays = _rays(len(coordinates))
-    low = np.array([c[0] for c in coordinates])
-    high = np.array([c[-1] for c in coordinates])
-    ends = np.where(rays > 0, high - centre, np.where(rays < 0, low - centre, np.inf))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        length = np.min(np.where(rays != 0, ends / rays, np.inf), axis=1)
-    parts = np.linspace(0, 1, 4 * max(values.shape))
-    return np.array(
-        [_first(coordinates, values, centre, ray, far * parts, level) for ray, far in zip(rays, length, strict=True)]
-    )
+    return np.array([_first(coordinates, values, centre, ray, _stops(coordinates, centre, ray), level) for ray in rays])
+
+
+def _stops(coordinates: Coordinates, centre: Sequence[float], ray: np.ndarray) -> np.ndarray:
+    """Distances on a ray up to the grid's end: where it crosses the grid's lines, and three between every two."""
+    crossed = [(c - at) / part for c, at, part in zip(coordinates, centre, ray, strict=True) if part]
+    far = min(float(t.max()) for t in crossed)
+    t = np.unique(np.clip(np.concatenate([[0.0], *crossed]), 0, far))
+    return np.interp(np.arange(4 * len(t) - 3) / 4, np.arange(len(t)), t)
 
 
 def _first(

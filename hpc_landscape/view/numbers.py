@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +14,7 @@ from ..directions.base import OTHERS
 from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
-from .barrier import Barrier, Index, Model, barrier, between, index_of, models
+from .barrier import Index, Model, between, index_of, models
 from .field import Field, default_metric, read_field
 from .measure import convexity, rise, share_at_most, within
 from .persistence import Minimum, SublevelSets
@@ -93,7 +94,7 @@ class Numbers:
 
 
 def numbers(
-    path: str,
+    path: str | os.PathLike[str],
     metric: str | None = None,
     radius: float | None = None,
     level: float | None = None,
@@ -115,12 +116,13 @@ def numbers(
         UserError: where the file is none of ours, has one point or no finite value of the metric, or where an option
             makes no sense.
     """
+    path = os.fspath(path)
     stored = layout.read(path)
     field = read_field(path, stored, metric or default_metric(stored))
-    return measured(path, stored, field, radius, level, factor, persistence)
+    return measured(path, stored, field, choose(path, stored, field, radius, level, factor, persistence))
 
 
-def measured(
+def choose(
     path: str,
     stored: Stored,
     field: Field,
@@ -128,37 +130,9 @@ def measured(
     level: float | None = None,
     factor: float = 2.0,
     persistence: float | None = None,
-) -> Numbers:
-    """The numbers of a field that has been read; as ``numbers``."""
-    _check(path, field, radius, level, factor, persistence)
-    scene = _Scene(stored, field)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no finite number then is told as none
-        least, most = float(field.finite.min()), float(field.finite.max())
-        options = Options(
-            scene.half_way() if radius is None else radius,
-            scene.risen(factor) if level is None else level,
-            factor,
-            SHARE * most - SHARE * least if persistence is None else persistence,
-        )
-        found = scene.sets.minima()
-        rows = (
-            *_counts(field), *_at_models(scene), *_extremes(field), *_barriers(scene), *_near(scene, options.radius),
-            _share(scene, options.level), *_rise(scene, factor), _convexity(scene),
-            *_minima(found, options.persistence), *_smad(found, most - least),
-        )  # fmt: skip
-        pits = tuple(_pits(scene, found, options.persistence))
-    return Numbers(path, field.name, field.values.shape, field.larger_is_better, options, rows, pits)
-
-
-def _check(
-    path: str, field: Field, radius: float | None, level: float | None, factor: float, persistence: float | None
-) -> None:
-    if field.values.size == 1:
-        raise UserError(
-            f"{path} has one point: that is no landscape to measure; info without --numbers tells its values"
-        )
-    if not field.finite.size:
-        raise UserError(f"{path}: {field.name} has no finite value: {field.gaps}")
+) -> Options:
+    """What a field is asked of; as ``numbers``, for a field that has been read."""
+    _check(path, field)
     if radius is not None and not 0 < radius < math.inf:
         raise UserError(f"radius {radius:g}: expected a number above 0, in units of the coordinates")
     if level is not None and not math.isfinite(level):
@@ -167,6 +141,38 @@ def _check(
         raise UserError(f"factor {factor:g}: expected a number above 1")
     if persistence is not None and not 0 <= persistence < math.inf:
         raise UserError(f"persistence {persistence:g}: expected a number from 0 on, in units of the metric")
+    scene = _Scene(stored, field)
+    return Options(
+        scene.half_way() if radius is None else radius,
+        scene.risen(factor) if level is None else level,
+        factor,
+        SHARE * float(field.finite.max()) - SHARE * float(field.finite.min()) if persistence is None else persistence,
+    )
+
+
+def measured(path: str, stored: Stored, field: Field, options: Options) -> Numbers:
+    """The numbers of a field that has been read."""
+    _check(path, field)
+    scene = _Scene(stored, field)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no finite number then is told as none
+        found = scene.sets.minima()
+        rows = (
+            *_counts(field), *_at_models(scene), *_extremes(field), *_barriers(scene), *_near(scene, options.radius),
+            _share(scene, options.level), *_rise(scene, options.factor), _convexity(scene),
+            *_minima(found, options.persistence), *_smad(found, float(field.finite.max()) - float(field.finite.min())),
+        )  # fmt: skip
+        pits = tuple(_pits(scene, found, options.persistence))
+    return Numbers(path, field.name, field.values.shape, field.larger_is_better, options, rows, pits)
+
+
+def _check(path: str, field: Field) -> None:
+    """UserError where there is nothing to measure."""
+    if field.values.size == 1:
+        raise UserError(
+            f"{path} has one point: that is no landscape to measure; info without --numbers tells its values"
+        )
+    if not field.finite.size:
+        raise UserError(f"{path}: {field.name} has no finite value: {field.gaps}")
 
 
 class _Scene:
@@ -304,7 +310,7 @@ def _rise(scene: _Scene, factor: float) -> Iterator[Number]:
     step = max(float(np.diff(c).max()) for c in scene.coordinates)
     coarse = f"less than a step of the grid, {number(step, 3)}: too coarse to say; take a smaller or a finer one"
     for name, value in zip(names, (found.min(), np.median(found)), strict=True):
-        yield Number(name, None, coarse) if value < step else finite(name, float(value), note, note)
+        yield Number(name, None, coarse) if value < step * (1 - 1e-9) else finite(name, float(value), note, note)
 
 
 def _convexity(scene: _Scene) -> Number:
@@ -331,8 +337,11 @@ def _minima(found: Sequence[Minimum], persistence: float) -> Iterator[Number]:
 def _smad(found: Sequence[Minimum], spread: float) -> Iterator[Number]:
     """The mean height of the first saddle above each minimum, of all of them; 0 for a single one (as in Landscaper)."""
     gaps = [m.saddle - m.value for m in found if math.isfinite(m.saddle)]
+    if not gaps and len(found) > 1:
+        yield from (Number(name, None, "gaps part the minima") for name in ("smad", "smad_of_range"))
+        return
     smad = float(np.mean(gaps)) if gaps else 0.0
-    note = f"over {len(gaps)} minima" if gaps else "no saddle joins two minima"
+    note = f"over {len(gaps)} minima" if gaps else "there is one minimum"
     yield finite("smad", smad, note)
     yield finite("smad_of_range", smad / spread if 0 < spread < math.inf else smad * spread, note)
 
@@ -346,6 +355,3 @@ def _pits(scene: _Scene, found: Sequence[Minimum], persistence: float) -> Iterat
 def _text(where: tuple[float, ...]) -> str:
     words = ", ".join(number(at, 3) for at in where)
     return f"({words})" if len(where) > 1 else words
-
-
-__all__ = ["Barrier", "Number", "Numbers", "Options", "barrier", "numbers"]

@@ -71,10 +71,10 @@ def choose(
         chosen = np.unique(asked_levels)
     else:
         chosen = (_log_levels if log else _linear_levels)(low, high, int(asked_levels))
-        inside = chosen[(chosen > low) & (chosen < high)]
         first = low if vmin is not None else chosen[0]
         last = high if vmax is not None else chosen[-1]
-        chosen = np.array([first, *inside, last])
+        ends = np.isclose(chosen, first, 1e-14, 0) | np.isclose(chosen, last, 1e-14, 0)  # to within rounding
+        chosen = np.array([first, *chosen[(chosen > first) & (chosen < last) & ~ends], last])
     below = values.size and values.min() < chosen[0]
     above = values.size and values.max() > chosen[-1]
     extend: Extend = ("both" if above else "min") if below else ("max" if above else "neither")

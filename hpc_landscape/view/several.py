@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..grid import Grid
 from . import sheet
 from .base import Comparing
 from .field import Field
 from .frame import extremes_of, models_of
-from .scale import Scale, choose, number
+from .scale import Scale, choose
 from .sheet import SUFFIXES, Options, Source
 from .titles import gaps, labels, model_of, shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SAME = 1e-9  # of an axis's length: coordinates that coincide
 
 
 def several(paths: Sequence[str], output: str, options: Options) -> str:
@@ -62,7 +59,8 @@ def subtract(paths: Sequence[str], output: str, options: Options) -> str:
         raise UserError("--difference has values below 0: leave out --log")
     suffix, picture, sources = sheet.read_all(paths, output, SUFFIXES, options)
     first, second = sources
-    check_same_grid(paths, first.stored.grid, second.stored.grid)
+    if words := first.stored.grid.apart(second.stored.grid):
+        raise UserError(f"{paths[0]} and {paths[1]} are not on one grid: {words}; --difference needs the same points")
     field = subtracted(first.fields[0], second.fields[0])
     scale = centred(field.finite, options)
     source = Source(first.path, first.stored, [field])
@@ -77,17 +75,6 @@ def subtract(paths: Sequence[str], output: str, options: Options) -> str:
     return output
 
 
-def check_same_grid(paths: Sequence[str], first: Grid, second: Grid) -> None:
-    """Raise UserError, which names the axis, where the two grids do not have the same points."""
-    for name, a, b in zip(first.names, first.coordinates, second.coordinates, strict=True):
-        if len(a) != len(b) or np.abs(a - b).max() > SAME * max(np.abs(a).max(), np.abs(b).max()):
-            ends = [f"{number(c[0])} to {number(c[-1])} in {len(c)} points" for c in (a, b)]
-            raise UserError(
-                f"--difference needs the same grid in both: {name} goes from {ends[0]} in {paths[0]} and from "
-                f"{ends[1]} in {paths[1]}"
-            )
-
-
 def subtracted(first: Field, second: Field) -> Field:
     """second - first; a gap where either has one."""
     values, done = second.values - first.values, first.done & second.done
@@ -99,6 +86,6 @@ def centred(values: np.ndarray, options: Options) -> Scale:
     ends = [abs(end) for end in (options.vmin, options.vmax) if end is not None]
     end = max(ends, default=None)
     levels = options.levels
-    if not isinstance(levels, int):
+    if not isinstance(levels, (int, np.integer)):
         levels = [sign * level for sign in (-1, 1) for level in levels]
     return choose(np.concatenate([values, -values]), False, levels, None if end is None else -end, end)

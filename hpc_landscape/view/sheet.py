@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from ..store.layout import Stored
 from .barrier import barrier
 from .base import NO, Picture, Shown
 from .draw import Look
-from .field import Field, default_metric, read_field, read_trajectories
+from .field import Field, default_metric, read_field, read_trajectories, split_metrics
 from .frame import marks_of
 from .output import checked, write_whole
 from .registry import picture_of
@@ -58,7 +57,7 @@ class Options:
         """Raise UserError for what a page does not take."""
         usual = Options()
         for name in ("kind", "levels", "dpi", "elevation", "azimuth"):
-            if getattr(self, name) != getattr(usual, name):
+            if not np.array_equal(getattr(self, name), getattr(usual, name)):
                 raise UserError(f"--{name} is of pictures: leave it out with --html, whose page is turned by hand")
 
     def check(self) -> None:
@@ -104,7 +103,7 @@ def read(path: str, stored: Stored, metric: str, picture: Picture) -> Source:
     """What is drawn of a file; UserError where there is no such metric, or not a point yet."""
     if not stored.done.any():
         raise UserError(f"{path}: no point is done yet, so there is nothing to plot")
-    asked = re.split(r"\s*,\s*(?![^\[]*\])", metric.strip())  # not in eigenvalues[0,1]
+    asked = split_metrics(metric)
     if len(asked) > picture.most:
         most = {1: "one metric", 2: "one metric or two"}.get(picture.most, f"at most {picture.most} metrics")
         raise UserError(f"metric '{metric}': a {picture.name} shows {most}")

@@ -91,6 +91,15 @@ def commands(path: Path, shape: str, picture: Path) -> list[list[str]]:
     return [["info", str(path)], ["plot", str(path), "-o", str(picture), "--dpi", "30"], resume]
 
 
+def views(path: Path, folder: Path) -> list[list[str]]:
+    """The other commands that read a file."""
+    out = ["-o", str(folder / "a.html")], *(["-o", str(folder / f"a{suffix}")] for suffix in (".npz", ".nc"))
+    return [
+        *(["info", str(path), "--numbers"], ["info", str(path), "--cite"], ["compare", str(path), str(path)]),
+        *(["plot", str(path), *out[0]], ["export", str(path), *out[1]], ["export", str(path), *out[2]]),
+    ]
+
+
 # Damage
 
 
@@ -173,6 +182,7 @@ ANYTHING = {
     "complex": 1 + 2j,
     "a record": np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
     "no UTF-8": np.bytes_(b"\xff\xfe"),
+    "yes and no": np.array([True, False]),
 }
 KEPT = ("format", "format_version")
 
@@ -188,6 +198,7 @@ def test_attributes_that_are_something_else(whole: Path, tmp_path: Path, reader:
     assert info["code"] == plot["code"] == 0 and "2 of 12 done" in info["out"]
     assert resume["code"] == 2 and "is of another run" in resume["err"]
     assert "\x1b" not in info["out"] + resume["err"]
+    assert not any(end["code"] for end in reader.ends(path, *views(path, whole)))
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -232,6 +243,7 @@ MADE = {
     "axis without points": (_replaced("x", np.zeros(0)), True),
     "axis that goes back": (_replaced("x", [0.0, 2.0, 1.0, 3.0]), True),
     "axis with NaN": (_replaced("x", [0.0, np.nan, 1.0, 3.0]), True),
+    "axis that has no end": (_replaced("x", [0.0, 1.0, 2.0, np.inf]), True),
     "axis that links nowhere": (_replaced("x", h5py.SoftLink("/nowhere")), True),
     "axis that links to itself": (_replaced("x", h5py.SoftLink("/x")), True),
     "axis in another file": (_replaced("x", h5py.ExternalLink("/etc/passwd", "/x")), True),
@@ -248,6 +260,7 @@ MADE = {
     "no wall time": (lambda file: file.pop("wall_time"), True),
     "wall time of text": (_replaced("wall_time", np.full((4, 3), "1", dtype=h5py.string_dtype())), True),
     "wall time of another shape": (_replaced("wall_time", np.zeros(5)), True),
+    "failed of another shape": (_replaced("failed", np.zeros(7, np.uint8)), True),
     "directions that are numbers": (_replaced("directions", np.zeros(3)), False),
     "model that is a number": (_replaced("model", 3.0), False),
     "model without names": (lambda file: file["model"].clear(), False),
@@ -255,6 +268,15 @@ MADE = {
     "trajectory of text": (lambda file: file.update({"trajectory/x": ["a"], "trajectory/y": ["b"]}), False),
     "trajectory of two lengths": (lambda file: file.update({"trajectory/x": [1.0], "trajectory/y": [1.0, 2]}), False),
     "trajectory that is a number": (lambda file: file.update({"trajectory": 1.0}), False),
+    "trajectory whose labels are a group": (
+        lambda file: file.update({"trajectory/x": [1.0], "trajectory/y": [1.0], "trajectory/label/a": 1.0}),
+        False,
+    ),
+    "names that are formulas": (lambda file: file.move("loss", r"a$\frac$"), False),
+    "names of arguments": (
+        lambda file: file.update({name: np.zeros((4, 3)) for name in ("file", "allow_pickle", "attributes")}),
+        False,
+    ),
     "names that steer": (lambda file: file.update({"a\n\x1b[2J": np.zeros((4, 3)), "directions/\n": 1.0}), False),
 }
 
@@ -266,7 +288,7 @@ def test_datasets_that_are_something_else(whole: Path, tmp_path: Path, reader: R
     with h5py.File(path, "r+", locking=False) as file:
         change(file)
     info, *others = commands(path, "plane", whole / "a.png")
-    ends = reader.ends(path, info, *([] if refused else others))  # all read it by the same function
+    ends = reader.ends(path, info, *([] if refused else [*others, *views(path, whole)]))  # all read it the same way
     assert (ends[0]["code"] == 2) == refused, ends
     assert "\x1b" not in "".join(end["out"] + end["err"] for end in ends)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import yaml
 from programs import ROOT, run_program
@@ -190,3 +191,20 @@ def test_of_several_ranks_one_speaks_and_mpi_is_cited(tmp_path):
     assert finished.code == 0 and finished.err == "", finished
     assert "dalcin2021mpi4py" in entries(finished.out)  # which fails where one is there twice
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_puts_no_entry_of_its_own_into_the_answer(tmp_path, capsys):
+    path = stored(tmp_path / "a.h5")
+    with h5py.File(path, "r+", locking=False) as file:
+        file.move("loss", "\x1b[31m\n@misc{fake}\n_curvature")
+    assert main(["info", path, "--cite"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\n@misc{fake}" not in said
+
+
+def test_an_own_metric_is_not_taken_for_a_built_in_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text('class fast_curvature:\n    cites = "@misc{mine2026,\\n  title = {Mine},\\n}"\n')
+    assert main(["--metrics", "mine.py:fast_curvature", "--cite"]) == 0
+    said = capsys.readouterr().out
+    assert "mine2026" in said and "pearlmutter" not in said.lower()

@@ -182,3 +182,10 @@ def test_a_file_is_asked_for_by_itself(tmp_path, capsys):
         assert main(words) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["h5py", "torch", "json"])
+def test_nothing_is_imported_from_the_folder(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}.py").write_text("open('run', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert "version" in str(ask("h5py")) and not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from test_view_files import AXES, make, read_at_once
 from test_view_numbers import LINE, PLANE, bowl, refused, strict, well
 
 from hpc_landscape.cli import main
-from hpc_landscape.grid import Axis
+from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.store import layout
 from hpc_landscape.view.compare import compare, pearson, ranks
 
@@ -175,6 +175,27 @@ def test_grids_that_differ_by_rounding_are_one(tmp_path):
     a = make(tmp_path / "a.h5", PLANE, bowl)
     b = make(tmp_path / "b.h5", (Axis(-1 - 1e-13, 1, 41), Axis(-1, 1, 41)), bowl)
     assert compare(a, b)["points_in_both"] == 41 * 41
+
+
+@pytest.mark.parametrize(
+    ("axis", "other", "same"),
+    [
+        (Axis(1000, 1000.001, 5), Axis(1000, 1000.001 + 1e-11, 5), True),
+        (Axis(1000, 1000.001, 5), Axis(1000, 1000.0011, 5), False),
+        (Axis(-1e-10, 1e-10, 5), Axis(-4e-10, 4e-10, 5), False),
+        (Axis(0, 0, 1), Axis(1, 1, 1), False),
+    ],
+)
+def test_points_coincide_to_a_millionth_of_a_step(axis, other, same):
+    assert (Grid(axis).apart(Grid(other)) == "") == same
+
+
+def test_a_level_that_the_first_has_not_is_not_taken_from_the_second(tmp_path):
+    """0 at the model of the one, so that no level is a multiple of it; what is chosen by a goes for b, too."""
+    a = make(tmp_path / "a.h5", PLANE, lambda x, y: x**2 + y**2)
+    b = make(tmp_path / "b.h5", PLANE, lambda x, y: 1 + x**2 + y**2)
+    row = next(row for row in compare(a, b).rows if row.name == "share_under_level")
+    assert (row.a, row.b, row.difference) == (None, None, None)
 
 
 def test_files_that_cannot_be_compared_are_refused_in_a_line(tmp_path, capsys, monkeypatch):

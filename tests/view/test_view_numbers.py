@@ -21,9 +21,10 @@ from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis
 from hpc_landscape.store import layout
 from hpc_landscape.store.layout import Quantity
+from hpc_landscape.view.barrier import barrier
 from hpc_landscape.view.field import read_field
 from hpc_landscape.view.measure import convexity, interpolate, rise, within
-from hpc_landscape.view.numbers import Numbers, barrier, numbers
+from hpc_landscape.view.numbers import Numbers, numbers
 from hpc_landscape.view.persistence import Minimum, SublevelSets
 from hpc_landscape.view.tables import aligned
 
@@ -550,3 +551,33 @@ def test_a_file_of_an_unknown_kind_and_hostile_texts_is_measured(tmp_path, capsy
 
 def test_a_table_steers_no_terminal():
     assert aligned([("a", "bc"), ("def", "\x1b[31m")]) == ["a    bc", "def  \\x1b[31m"]
+
+
+def test_one_large_value_hides_no_convexity():
+    """The bowl is convex wherever its corner is not a neighbour."""
+    x = np.linspace(-1, 1, 21)
+    values = x[:, None] ** 2 + x**2
+    values[0, 0] = 1e13
+    assert convexity((x, x), values).sum() == 19 * 19 - 1
+
+
+def test_a_rise_at_a_grid_point_is_there():
+    """1 + 4 x^2 is 2 at 0.5, which is a point of the grid: linear interpolation reaches it there, and no earlier."""
+    x = np.linspace(-1, 1, 5)
+    np.testing.assert_allclose(rise((x,), 1 + 4 * x**2, [0.0], 2.0), 0.5, rtol=1e-12)
+
+
+def test_a_rise_of_one_step_is_told(tmp_path):
+    path = make(tmp_path / "a.h5", (Axis(-1, 1, 5),), bowl)
+    assert numbers(path)["smallest_radius_of_rise"] == pytest.approx(0.5)
+
+
+def test_minima_that_gaps_part_have_no_saddle(tmp_path):
+    path = make(tmp_path / "a.h5", (Axis(-2, 2, 5),), lambda x: np.where(x == 0, np.nan, np.abs(np.abs(x) - 1)))
+    found = numbers(path)
+    assert found["minima"] == 2 and found["smad"] is None and "gaps" in note(found, "smad")
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    make(tmp_path / "a.h5", LINE, bowl)
+    assert strict(numbers(tmp_path / "a.h5").json())["file"] == str(tmp_path / "a.h5")

@@ -471,3 +471,21 @@ def test_levels_that_are_no_numbers(tmp_path, capsys, text):
     assert main(["plot", make(tmp_path / "a.h5"), "--levels", text]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "expected how many, or the levels with commas between" in said
+
+
+@pytest.mark.parametrize("n", [6, 11, 21])
+@pytest.mark.parametrize("size", [0.5, 1.0, 1.2, 2.0])
+def test_levels_increase_where_the_lowest_value_is_one_but_for_rounding(n, size):
+    x, y = np.meshgrid(np.linspace(-1, 1, n), np.linspace(-1, 1, n))
+    for log in (True, False):
+        assert (np.diff(scale.choose((size * (x**2 + y**2)).reshape(-1), log).levels) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "larger"),
+    [("accuracy", True), ("test_accuracy", True), ("expected_return", True), ("f1", True), ("loss", False)]
+    + [("cauchy_loss", False), ("returned_loss", False)],
+)
+def test_which_metrics_are_better_where_they_are_larger(tmp_path, name, larger):
+    path = make(tmp_path / "a.h5", values={name: slanted}, quantities=(Quantity(name),))
+    assert read_field(path, layout.read(path), name).larger_is_better == larger

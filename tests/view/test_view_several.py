@@ -241,7 +241,7 @@ def test_differences_of_lines_and_volumes_have_no_barrier(tmp_path, figures):
 @pytest.mark.parametrize("other", [(Axis(-1, 1, 5), Axis(-2, 3, 5)), (Axis(-1, 1, 5), Axis(-2, 3.00001, 4))])
 def test_grids_that_do_not_coincide_have_no_difference(tmp_path, other):
     files = [make(tmp_path / "a.h5", PLANE), make(tmp_path / "b.h5", other)]
-    with pytest.raises(UserError, match=r"needs the same grid in both: y goes from -2 to 3 in 4 points"):
+    with pytest.raises(UserError, match=r"are not on one grid: y is -2:3:4 and -2:3"):
         plot(files, difference=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from types import EllipsisType
@@ -18,7 +17,7 @@ from ...store.layout import Quantity, Stored
 from ..barrier import barrier
 from ..base import long_axes
 from ..draw import Mark
-from ..field import Field, components, default_metric, ordered, read_field, read_trajectories
+from ..field import Field, components, default_metric, ordered, read_field, read_trajectories, split_metrics
 from ..frame import axis_label, marks_of, short
 from ..info import info
 from ..scale import Scale, choose
@@ -68,7 +67,7 @@ def content(
         "shown": [[field.name for field in fields].index(name) for name in first],
         "start": {"log": scale.log, "low": limits[0], "high": limits[1], "colors": cmap.lower()},
         "maps": maps,
-        "info": _info(path),
+        "info": _info(path, stored),
     }
 
 
@@ -81,7 +80,7 @@ def _scalars(quantity: Quantity) -> list[Scalar]:
 
 def _asked(path: str, stored: Stored, metric: str | None) -> list[str]:
     """The metrics to begin with: one, or on a line several."""
-    names = re.split(r"\s*,\s*(?![^\[]*\])", (metric or default_metric(stored)).strip())  # not in eigenvalues[0,1]
+    names = split_metrics(metric or default_metric(stored))
     if len(names) > 1 and len(long_axes(stored.grid.shape)) != 1:
         raise UserError(f"metric '{metric}': the page of a plane or a volume begins with one metric")
     for name in names:
@@ -168,7 +167,7 @@ def _mark(mark: Mark) -> dict[str, Any]:
 def _barrier(stored: Stored, field: Field) -> dict[str, Any] | None:
     """The barrier between two models, where the axes lead from one to the other."""
     found = barrier(stored, field)
-    if found is None:
+    if found is None or not math.isfinite(found.height):
         return None
     return {"height": found.height, "where": list(found.where), "between": list(found.between)}
 
@@ -199,6 +198,6 @@ def _color_maps(cmap: str) -> dict[str, list[str]]:
         raise UserError(f"unknown colour map '{cmap}'; the page has {known}") from None
 
 
-def _info(path: str) -> str:
+def _info(path: str, stored: Stored) -> str:
     """What ``info`` says of the file, wherever it may be."""
-    return "\n".join(line for line in info(path).splitlines() if line[:11].strip() not in _OF_THE_MOMENT)
+    return "\n".join(line for line in info(path, stored).splitlines() if line[:11].strip() not in _OF_THE_MOMENT)
