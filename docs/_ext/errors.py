@@ -20,6 +20,59 @@ ROOT = Path(hpc_landscape.__file__).parent
 MOST = 8  # texts of one place in the code
 DEPTH = 4  # of names that stand for names
 
+# What helps in general, by what the messages are about: the titles of reference.ABOUT. Markdown.
+REMEDIES = {
+    "The command line and the settings": (
+        "`--help` says what each option takes, `--help KIND` the arguments of one kind, and `--print_config` how the "
+        "command was understood. Of a file that is named (`--config run.yaml`) mend the line that the message quotes. "
+        "All [options](options.md) and [kinds](kinds.md)."
+    ),
+    "The problem, its loss and its data": (
+        "Mend the factory. [What you may bring](../what_you_bring.md) has a row for each kind of loss and data, [a "
+        "model of your own](../howto/own_model.md) what `forward`, `loss` and `count` receive. To see the fault "
+        "without the program, call the factory, and its loss on one batch, in Python; "
+        "`hpc_landscape.testing.check_problem` does."
+    ),
+    "The model and its checkpoints": (
+        "Put the names in the file, `torch.load(path).keys()`, beside those of `model.state_dict()`: the factory has "
+        "to build the network that was trained, with the same `--problem.ARGUMENT`s. Of several networks in a file "
+        "[`--checkpoint_key`](#option-checkpoint_key) takes one; which parameters move is said by "
+        "[`--include`](#option-include) and [`--exclude`](#option-exclude)."
+    ),
+    "Directions": (
+        "[Choose directions](../howto/directions_and_size.md) says what each kind needs. Directions and other models "
+        "have to be of parameters of the same names and shapes as the model's; random directions need nothing."
+    ),
+    "Metrics": (
+        "[Metrics](metrics.md) have their arguments there, and in `--help METRIC`. Leave out the metric that is named, "
+        "and the rest can be computed. One of your own is tried by `hpc_landscape.testing.check_metric` ([a kind of "
+        "your own](../kinds.md)); where a loss has no second derivative, curvature cannot be had."
+    ),
+    "Evaluating points": (
+        "What is said here shows at a single point already: find it with one process and `--x=0:0:1 --y none`. Seed "
+        "what a factory draws; a batch of one sample goes away with another [`--batch_size`](#option-batch_size)."
+    ),
+    "The file that is written": (
+        "A file that is not understood is never written to: choose another [`--output`](#option-output), or begin "
+        "again by [`--overwrite`](#option-overwrite) where the file is of another run. Where room is missing, make "
+        "some, choose another file system, or take fewer points. [What a run compares](../concepts/identity.md) and "
+        "[what a fault costs](../howto/resume_and_faults.md)."
+    ),
+    "Ranks, GPUs and MPI": (
+        "`info --environment`, started as the run was, says what each process has of MPI, GPUs and cores ([what to "
+        "look at](../howto/report_a_bug.md)); [a cluster, step by step](../howto/cluster.md) has the usual causes. "
+        "Without `mpirun`, and with `--device cpu`, the program needs neither MPI nor GPU."
+    ),
+    "Pictures, numbers and other formats": (
+        "`info FILE` says which metrics and axes a file has, and what is done; `plot --help` and the others' say what "
+        "each option takes ([commands](commands.md)). These commands never change a landscape file."
+    ),
+    "The library": (
+        "First say where to go (`random_plane`, `interpolation`, `pca`, ...), then `warm_up` where it is wanted, then "
+        "`compute`, then `save`: [the library](api.md) has the arguments of each."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Site:

@@ -115,7 +115,7 @@ def exit_codes() -> str:
     rows = {
         COMPLETE: ("complete", "nothing is left to do"),
         FAILED: ("failed", "the last lines say why: the machine, or code of yours; mended, the same command goes on"),
-        USER_ERROR: ("a mistake to mend", "one line says what, where, and what to do; nothing was written"),
+        USER_ERROR: ("a mistake to mend", "one line says what, where, and what to do; what was in the file stays"),
         STOPPED: ("stopped by SIGTERM, SIGUSR1, SIGHUP or SIGXCPU", "the same command goes on; templates requeue it"),
         INTERRUPTED: ("stopped by Ctrl-C", "the same command goes on"),
     }
@@ -124,12 +124,14 @@ def exit_codes() -> str:
 
 
 def messages() -> str:
-    """Every message of a user's mistake, by what it is about."""
+    """Every message of a user's mistake, by what it is about, after what helps there."""
     said: dict[str, dict[str, None]] = {title: {} for title in ABOUT}
     for site in errors.sites():
         said[topic(site.module)] |= dict.fromkeys(site.texts)
     return "".join(
-        f"## {title}\n\n" + "".join(f"- {_code(text)}\n" for text in sorted(texts, key=_sorting)) + "\n"
+        f"## {title}\n\n{errors.REMEDIES[title]}\n\n"
+        + "".join(f"- {_code(text)}\n" for text in sorted(texts, key=_sorting))
+        + "\n"
         for title, texts in said.items()
     )
 
