@@ -117,6 +117,14 @@ def test_when_a_job_comes_back(tmp_path: Path, state: str, code: int, log: str, 
         assert kept <= set(words) and (tmp_path / "jobs").read_text() == "5 7\n"
 
 
+def test_a_requeue_that_ends_the_job_before_it_has_answered_is_no_refusal(tmp_path: Path) -> None:
+    """Slurm ends all of the job's processes, the one that has asked among them: no second job beside this one."""
+    scontrol = f'[ "$1" = requeue ] || exec echo "{RUNNING}"; kill -TERM $$; echo requeued >>calls'
+    programs = {"python": "exit 75", "scontrol": scontrol, "sbatch": "echo sbatch >>calls", "squeue": "echo 7:00"}
+    _run(tmp_path, "one_gpu.slurm", programs)
+    assert (tmp_path / "calls").read_text() == "requeued\n"
+
+
 def test_a_task_of_an_array_comes_back_alone(tmp_path: Path) -> None:
     scontrol = f'echo "$@" >>calls; [ "$1" != requeue ] || exit 1; echo "{PREEMPTED}"'
     programs = {"python": "exit 143", "scontrol": scontrol, "sbatch": 'printf "%s\\n" "$@" >words', "squeue": "echo 9"}
