@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
 
-from .ranks.launcher import PREFIXES
+from .ranks.launcher import alone
 
 SECONDS = 120.0  # for an import from a slow, shared file system
 _BEGIN = """
@@ -70,14 +69,12 @@ def ask(name: str) -> dict[str, Any]:
 
     libmpi: the files of the MPI libraries in the process, where the system tells.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIXES)}
-    environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
     try:
         done = subprocess.run(
             [sys.executable, "-c", _BEGIN + _CODE[name]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=environment,
+            env=alone(),
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:

@@ -20,7 +20,7 @@ FAMILIES = (
 # Of launchers that tell no size, since MPI knows it: the rank, and what is there as well
 RANKS_ALONE = {"PMIX_RANK": "PMIX_NAMESPACE", "ALPS_APP_PE": "ALPS_APP_PE"}
 # How all those begin by which a process is told that it is a rank.
-PREFIXES = ("OMPI_", "PMI", "HYDI_", "MPI_", "SLURM_", "PALS_", "FLUX_", "JSM_", "MV2_", "ALPS_", "PRTE_")
+_PREFIXES = ("OMPI_", "PMI", "HYDI_", "MPI_", "SLURM_", "PALS_", "FLUX_", "JSM_", "MV2_", "ALPS_", "PRTE_")
 HYDRA = ("PMI_FD", "PMI_PORT")  # by which a process reaches MPICH's mpirun; one of them is not inherited from afar
 
 
@@ -34,6 +34,12 @@ class Told(NamedTuple):
     @property
     def size_unknown(self) -> bool:
         return self.variable in RANKS_ALONE
+
+
+def alone() -> dict[str, str]:
+    """The environment of a process that this one starts, and that is no rank: a parallel h5py starts no MPI in it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
+    return environment | {"MPI4PY_RC_INITIALIZE": "0"}
 
 
 def launched() -> Told:

@@ -15,7 +15,7 @@ import sys
 import h5py
 
 from ..errors import UserError, printable
-from ..ranks.launcher import PREFIXES
+from ..ranks.launcher import alone
 
 PROBE_SECONDS = 60.0  # that looking at one thing in a file may take before it counts as damaged: they may be many
 ELSEWHERE = "leads elsewhere: "
@@ -99,10 +99,8 @@ def probe(path: str, seconds: float | None = None) -> None:
         raise UserError(f"{path}: no permission to read it")
     if not h5py.is_hdf5(path):
         raise UserError(f"{path} is not an HDF5 file, or its beginning is damaged; it is left as it is")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIXES)}
-    environment["MPI4PY_RC_INITIALIZE"] = "0"  # a parallel h5py would start MPI
     command = [sys.executable, "-c", _PROBE, path, str(seconds)]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = subprocess.run(command, capture_output=True, text=True, env=alone())
     if found.returncode == -getattr(signal, "SIGALRM", math.inf):
         raise UserError(f"{damaged(path)}: reading it did not end in {seconds:g} s")
     if found.returncode:

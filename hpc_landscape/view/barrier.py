@@ -9,10 +9,9 @@ import numpy as np
 
 from ..store.layout import Stored
 from .field import Field
-from .frame import kind_of
+from .frame import Model, models
 
 Index = tuple[int, ...]
-Model = tuple[str, tuple[float, ...]]  # its name, and its coordinates
 SAME = 1e-9  # of an axis's length, or of 1 where that is less: coordinates so close are one
 
 
@@ -39,15 +38,8 @@ def barrier(stored: Stored, field: Field) -> Barrier | None:
     None where there is one model, or where no two are on the grid with points on the straight line between them that
     all have a value.
     """
-    found = [b for a, z in combinations(models(stored, field), 2) if (b := between(field, a, z)) is not None]
+    found = [b for a, z in combinations(models(stored), 2) if (b := between(field, a, z)) is not None]
     return max(found, key=lambda b: b.height, default=None)
-
-
-def models(stored: Stored, field: Field) -> list[Model]:
-    """The models and their coordinates: one at the origin, and at 1 along each axis that leads to another."""
-    n = len(field.coordinates)
-    places = [(0.0,) * n, *(tuple(map(float, unit)) for unit in np.eye(n))]
-    return list(zip(kind_of(stored).models or ("model",), places, strict=False))
 
 
 def index_of(field: Field, where: tuple[float, ...]) -> Index | None:
@@ -70,13 +62,13 @@ def between(field: Field, first: Model, last: Model) -> Barrier | None:
         above = worse - ((1 - t) * worse[0] + t * worse[-1])
         above_mean = worse.max() - (worse[0] / 2 + worse[-1] / 2)
     top = int(above.argmax())
-    where = tuple(float(c[i]) for c, i in zip(field.coordinates, way[top], strict=True))
+    where = field.at(way[top])
     return Barrier(float(above[top]), float(above_mean), where, (first[0], last[0]))
 
 
 def _way(field: Field, first: Index, last: Index) -> tuple[np.ndarray, np.ndarray]:
     """The grid points on the straight line: how far each is on the way, from 0 to 1, and its index, (n, axes)."""
-    a, z = (np.array([c[i] for c, i in zip(field.coordinates, end, strict=True)]) for end in (first, last))
+    a, z = (np.array(field.at(end)) for end in (first, last))
     along = int(np.abs(np.subtract(last, first)).argmax())  # the axis that has most points on it
     step = 1 if last[along] > first[along] else -1
     t = (field.coordinates[along][np.arange(first[along], last[along] + step, step)] - a[along]) / (z - a)[along]

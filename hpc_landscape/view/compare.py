@@ -161,7 +161,7 @@ def _pointwise(a: Field, b: Field) -> Iterator[Number]:
         apart = np.abs(b.values - a.values)
         index = np.unravel_index(int(np.nanargmax(np.where(both, apart, np.nan))), apart.shape)
         place = tuple(int(i) for i in index)
-        at = tuple(float(c[i]) for c, i in zip(a.coordinates, place, strict=True))
+        at = a.at(place)
         yield finite(names[2], float(apart[index]), f"|b - a| at {a.place(place)}", at=at)
         yield finite(names[3], float(apart[both].mean()), "of |b - a|")
 

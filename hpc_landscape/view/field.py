@@ -63,9 +63,13 @@ class Field:
         with np.errstate(over="ignore"):
             return tuple(int(i) for i in same[np.square(places).sum(axis=1).argmin()])
 
+    def at(self, index: Iterable[int]) -> tuple[float, ...]:
+        """The coordinates of the point with this index."""
+        return tuple(float(c[i]) for c, i in zip(self.coordinates, index, strict=True))
+
     def place(self, index: tuple[int, ...], digits: int = 3) -> str:
         """The coordinates of the point with this index, as text."""
-        text = ", ".join(number(c[i], digits) for c, i in zip(self.coordinates, index, strict=True))
+        text = ", ".join(number(at, digits) for at in self.at(index))
         return f"({text})" if len(index) > 1 else text
 
     @property

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .draw import Drawn
 
 LONGEST = 48  # characters of a name in a legend
+Model = tuple[str, tuple[float, ...]]  # its name, and its coordinates
 
 
 def make_figure(width: float, height: float) -> Figure:
@@ -40,10 +41,7 @@ def marks_of(stored: Stored, field: Field) -> list[Mark]:
 def models_of(stored: Stored, field: Field) -> list[Mark]:
     """The models that are in the grid."""
     points = []
-    n = len(field.coordinates)
-    places = [(0.0,) * n, *map(tuple, np.eye(n))]
-    models = zip(kind_of(stored).models, places, ("model", *OTHERS), strict=False)
-    for name, where, style in models:
+    for (name, where), style in zip(models(stored), ("model", *OTHERS), strict=False):
         if all(c[0] <= at <= c[-1] for c, at in zip(field.coordinates, where, strict=True)):
             index = stored.grid.nearest(where)
             value = float(field.values.reshape(-1)[index]) if np.allclose(stored.grid.point(index), where) else np.nan
@@ -58,10 +56,17 @@ def extremes_of(field: Field, styles: Mapping[str, str]) -> list[Mark]:
     for name, style in styles.items():
         index = field.extreme(name == "maximum")
         if index is not None and field.finite.min() < field.finite.max():
-            where = tuple(float(c[i]) for c, i in zip(field.coordinates, index, strict=True))
+            where = field.at(index)
             value = float(field.values[index])
             points.append(Mark(name, f"{name}: {number(value)} at {field.place(index)}", where, value, style))
     return points
+
+
+def models(stored: Stored) -> list[Model]:
+    """The models and their coordinates: one at the origin, and at 1 along each axis that leads to another."""
+    n = len(stored.grid.axes)
+    places = [(0.0,) * n, *(tuple(map(float, unit)) for unit in np.eye(n))]
+    return list(zip(kind_of(stored).models, places, strict=False))
 
 
 def kind_of(stored: Stored) -> DirectionKind:

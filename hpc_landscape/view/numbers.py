@@ -14,8 +14,9 @@ from ..directions.base import OTHERS
 from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
-from .barrier import Index, Model, between, index_of, models
+from .barrier import Index, between, index_of
 from .field import Field, default_metric, read_field
+from .frame import Model, models
 from .measure import convexity, rise, share_at_most, within
 from .persistence import Minimum, SublevelSets
 from .scale import number
@@ -194,9 +195,9 @@ class _Scene:
         long = [k for k, n in enumerate(field.values.shape) if n > 1]
         self.flat = self.worse.reshape([field.values.shape[k] for k in long])
         self.coordinates = [field.coordinates[k] for k in long]
-        self.models = models(stored, field)
+        self.models = models(stored)
         self.model = self._nearest(self.models[0][1])
-        self.centre = [] if self.model is None else [self.place(self.model)[k] for k in long]
+        self.centre = [] if self.model is None else [field.at(self.model)[k] for k in long]
 
     def _nearest(self, where: tuple[float, ...]) -> Index | None:
         """The point nearest to these coordinates; None where they are more than half a step beyond the grid."""
@@ -206,10 +207,6 @@ class _Scene:
             if abs(c[i] - at) > (0.5 + 1e-9) * step + 1e-12:
                 return None
         return tuple(map(int, index))
-
-    def place(self, index: Index) -> tuple[float, ...]:
-        """A point's coordinates."""
-        return tuple(float(c[i]) for c, i in zip(self.field.coordinates, index, strict=True))
 
     def half_way(self) -> float | None:
         """Half of the way from the model to the nearest end of an axis."""
@@ -242,13 +239,13 @@ def _at_models(scene: _Scene) -> Iterator[Number]:
             yield Number(name, None, f"the {label} is not on the grid" if other else OFF)
             continue
         near = "" if exact else f"at {scene.field.place(index)}, the point nearest to the model"
-        yield finite(name, float(scene.field.values[index]), near, "no value there", scene.place(index))
+        yield finite(name, float(scene.field.values[index]), near, "no value there", scene.field.at(index))
 
 
 def _extremes(field: Field) -> Iterator[Number]:
     for name, largest in (("minimum", False), ("maximum", True)):
         if (index := field.extreme(largest)) is not None:
-            at = tuple(float(c[i]) for c, i in zip(field.coordinates, index, strict=True))
+            at = field.at(index)
             yield Number(name, float(field.values[index]), f"at {field.place(index)}", at)
 
 
@@ -349,7 +346,7 @@ def _smad(found: Sequence[Minimum], spread: float) -> Iterator[Number]:
 def _pits(scene: _Scene, found: Sequence[Minimum], persistence: float) -> Iterator[Pit]:
     for m in [m for m in found if m.persistence >= persistence][:MOST_PITS]:
         depth = m.persistence if math.isfinite(m.persistence) else None
-        yield Pit(scene.sign * m.value, depth, scene.place(m.index))
+        yield Pit(scene.sign * m.value, depth, scene.field.at(m.index))
 
 
 def _text(where: tuple[float, ...]) -> str:

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_view_files import AXES, make, read_at_once
+from test_view_files import AXES, make
 from test_view_numbers import LINE, PLANE, bowl, refused, strict, well
 
 from hpc_landscape.cli import main
 from hpc_landscape.grid import Axis, Grid
-from hpc_landscape.store import layout
 from hpc_landscape.view.compare import compare, pearson, ranks
+
+pytestmark = pytest.mark.usefixtures("at_once")
 
 MADE = {
     "directions": "random",
@@ -57,11 +58,6 @@ def two(folder: Any, first: Any, second: Any, axes: tuple[Axis, ...] = PLANE, **
         make(folder / "a.h5", axes, first, **made[0]),
         make(folder / "b.h5", axes, second, **{k: v for k, v in made[1].items() if v is not None}),
     )
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(layout, "read", read_at_once)
 
 
 # How alike the values are

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from test_view_files import make, read_at_once
+from test_view_files import make
 
 from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
@@ -27,6 +27,8 @@ from hpc_landscape.view.measure import convexity, interpolate, rise, within
 from hpc_landscape.view.numbers import Numbers, numbers
 from hpc_landscape.view.persistence import Minimum, SublevelSets
 from hpc_landscape.view.tables import aligned
+
+pytestmark = pytest.mark.usefixtures("at_once")
 
 PLANE = (Axis(-1, 1, 41), Axis(-1, 1, 41))
 LINE = (Axis(-0.5, 1.5, 41),)
@@ -52,11 +54,6 @@ def strict(text: str) -> Any:
 
 def note(found: Numbers, name: str) -> str:
     return next(n.note for n in found.numbers if n.name == name)
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(layout, "read", read_at_once)
 
 
 # A quadratic bowl

@@ -24,12 +24,9 @@ pytest.importorskip("plotly")
 from hpc_landscape.view.page import content  # noqa: E402
 from hpc_landscape.view.page.build import page  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("at_once")
+
 LOSS, ACCURACY = Quantity("loss"), Quantity("accuracy")
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(layout, "read", read_at_once)
 
 
 class Parts(html.parser.HTMLParser):

@@ -8,7 +8,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from test_view_files import AXES, make, read_at_once, slanted
+from test_view_files import AXES, make, slanted
 
 from hpc_landscape import commands
 from hpc_landscape.cli import main
@@ -24,6 +24,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from hpc_landscape.view.plot import plot  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("at_once")
+
 SUFFIX = {b"\x89PNG": ".png", b"%PDF": ".pdf", b"<?xm": ".svg"}
 
 
@@ -33,20 +35,6 @@ def axis(n, low=-1.0, high=1.0):
 
 def bowl(x, y=0.0, z=0.0):
     return 0.5 + x**2 + 2 * (y - 0.1) ** 2 + z**2
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(layout, "read", read_at_once)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that plot saves."""
-    saved = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (saved.append(self), save(self, *args, **kw))[1])
-    return saved
 
 
 def texts(figure):

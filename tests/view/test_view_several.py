@@ -15,7 +15,6 @@ import hpc_landscape
 from hpc_landscape.cli import main
 from hpc_landscape.errors import UserError
 from hpc_landscape.grid import Axis
-from hpc_landscape.store import layout
 from hpc_landscape.store.layout import Quantity
 from hpc_landscape.view import titles
 
@@ -23,32 +22,15 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.contour import ContourSet  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
+from test_view_plot import texts  # noqa: E402
 
 from hpc_landscape.view.panels import rows_and_columns  # noqa: E402
 from hpc_landscape.view.plot import plot  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("at_once")
+
 PLANE, LINE, VOLUME = (Axis(-1, 1, 5), Axis(-2, 3, 4)), (Axis(-0.5, 1.5, 9),), (Axis(-1, 1, 3),) * 3
 HOSTILE = "$\\frac{x_$ <script> \x1b[31m\n"
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(layout, "read", read_at_once)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that plot saves."""
-    saved = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (saved.append(self), save(self, *args, **kw))[1])
-    return saved
-
-
-def texts(figure):
-    """All text of a picture."""
-    figure.draw_without_rendering()
-    return " | ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text())
 
 
 def times(factor, offset=0.0):
