@@ -242,7 +242,7 @@ def _over(metric: BatchMetric, wrapper: ModelWrapper, batches: list[tuple[Tensor
         for batch in batches:
             Generators().seed(0)
             sums.add(weighed([metric], wrapper, metric.data, batch, batch_size(batch)))
-        return float(sums.on_device()[0, 0])
+        return sums.values()[0][0]
 
 
 def _is_tensors(batch: Any) -> bool:

@@ -24,10 +24,13 @@ def tuned(builder: EvaluatorBuilder, comm: Comm, any_error: bool = False) -> tup
 def first_mode(
     builder: EvaluatorBuilder, comm: Comm, tell: Callable[[str], None], any_error: bool = False
 ) -> ExecutionMode:
-    """The first mode that works, the one asked for first; the same on every rank. It is told where it is another."""
+    """The first mode that works, the one asked for first; the same on every rank.
+
+    It is told where it is another than was asked for. What may be folded, the builder knows on every rank then.
+    """
     candidates = builder.candidates()
-    number, why = comm.from_root(builder.first_that_works, any_error)
-    if candidates[number] != candidates[0]:
+    number, why, builder.pairs = comm.from_root(lambda: (*builder.first_that_works(), builder.pairs), any_error)
+    if builder.asked(candidates[number]) != builder.asked(candidates[0]):
         tell(f"{candidates[number]}, since this model cannot be evaluated as asked for: {why}")
     return dataclasses.replace(candidates[number], interleaved=builder.interleaved(_room(builder, comm)))
 

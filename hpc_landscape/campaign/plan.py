@@ -21,7 +21,7 @@ from ..errors import UserError, reason
 from ..evaluate.build import CHOICES
 from ..evaluate.evaluator import DTYPES, Evaluator
 from ..evaluate.exactness import ExecutionErrors
-from ..evaluate.execution import describe_dtype
+from ..evaluate.execution import ExecutionMode, describe_dtype
 from ..grid import Grid
 from ..metrics.criterion import Criterion
 from ..model import state
@@ -41,7 +41,7 @@ class Plan:
 
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
-    keeps_model: whether the file holds it.
+    keeps_model: whether the file holds it. advice: what would make the run shorter.
     """
 
     output: OutputSettings
@@ -60,6 +60,7 @@ class Plan:
     keeps_model: bool = False
     trajectory: layout.Trajectory | None = None
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
+    advice: str = ""
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -140,7 +141,7 @@ class Plan:
             "bn_kept": ",".join(norms.others if norms else ()) or "none",
             "mode": "none" if wrapper.mode == EVAL else wrapper.mode,
             **{name: (batches.batch_size or 0) for name, batches in sizes.items()},
-            "precision": self.evaluation.precision,
+            "precision": self.evaluator.precision,
             "execution": str(evaluator.execution),
             "device_kind": evaluator.device.type,
             **self.made_of,
@@ -192,9 +193,9 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None
 
 
-def chosen(speed: Any) -> dict[str, int]:
-    """The settings that the execution mode was chosen by, as a file keeps them."""
-    values = {name: getattr(speed, name) or 0 for name in CHOICES}
+def chosen(speed: Any, execution: ExecutionMode) -> dict[str, int]:
+    """The settings that the execution mode was chosen by, as a file keeps them; of the order, what came of it."""
+    values = {name: getattr(speed, name) or 0 for name in CHOICES} | {"channels_last": execution.channels_last}
     return {name: 1 if isinstance(value, str) else int(value) for name, value in values.items()}
 
 

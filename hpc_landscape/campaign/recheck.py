@@ -22,6 +22,7 @@ from .metrics import store_arrays
 NEAR = {"fp64": 1e-5, "fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
 SIDES = 2e-3
 CANCELLED = 1e-7
+ARITHMETIC = "2"  # of this program: another number where a version of it adds up in another order
 SEVERAL = "; "  # between what the ranks have not in common
 
 
@@ -89,11 +90,19 @@ def _compare(plan: Resumed, point: int, alike: bool) -> None:
 
 
 def environment(comm: Comm, device: torch.device) -> dict[str, str]:
-    """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads."""
+    """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads.
+
+    And a version of this program that computes in the same order.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     seen = comm.allgather((str(torch.get_num_threads()), name))
     threads, processors = (SEVERAL.join(sorted(set(texts))) for texts in zip(*seen, strict=True))
-    return {"torch_version": str(torch.__version__), "threads": threads, "processor": processors}
+    return {
+        "torch_version": str(torch.__version__),
+        "threads": threads,
+        "processor": processors,
+        "arithmetic": ARITHMETIC,
+    }
 
 
 def _processor() -> str:

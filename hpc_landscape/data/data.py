@@ -66,6 +66,13 @@ class Data:
             if not is_empty(items):
                 yield batch, items
 
+    def at_hand(self, model: ModelWrapper) -> bool:
+        """Whether the batches are tensors, all of them where the model is: to be read once for all points."""
+        if not isinstance(self.batches, (list, tuple)) and getattr(self.batches, "streamed", True):
+            return False
+        devices = {parameter.device for parameter in model.root.parameters()}
+        return all(_plain(batch) and all({t.device} == devices for t in batch) for batch in self.batches)
+
     def output(self, model: ModelWrapper, batch: Any) -> Any:
         """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
         if self.forward:

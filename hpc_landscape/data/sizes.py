@@ -24,6 +24,10 @@ def batch_size(batch: Any) -> int | None:
     samples, as a detector's images are: then its length; one of mappings, as its targets are, is nothing else. In
     (input, target) the input may be time first.
     """
+    if type(batch) in (tuple, list) and batch and all(isinstance(t, Tensor) and t.ndim for t in batch):
+        sizes = {tensor.size(0) for tensor in batch}
+        if len(sizes) == 1:  # what is read below, of most batches, soon
+            return sizes.pop()
     found = _readings(batch, top=True)
     if found and len(found) > 1 and type(batch) in (tuple, list):
         found = set.intersection(found, *({len(part)} for part in batch if _records(part)))

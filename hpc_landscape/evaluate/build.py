@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..data.resident import beginning
 from ..data.sets import Sets
@@ -18,8 +19,11 @@ from ..errors import UserError, user_traceback
 from ..metrics import Data, Loss
 from ..metrics.base import Metric
 from ..metrics.criterion import loss_on
+from ..metrics.without import no_gradients
 from ..model import state
 from ..model.batchnorm import batchnorm_layers, used_once
+from ..model.estimation import adds_up_exactly
+from ..model.folding import Pair, find_pairs
 from ..model.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from ..model.norms import is_norm
 from ..model.placement import Placement
@@ -51,15 +55,11 @@ def candidate_modes(
 ) -> list[ExecutionMode]:
     """The modes to try, the one asked for first, the plain one last; by the model and the kind of device alone.
 
-    Points are stacked where data is at hand; where it is streamed they are interleaved on each batch.
-
-    In float32 channels are last only when asked for, and so in every precision where that is inexact.
+    Points are stacked where data is at hand; where it is streamed they are interleaved on each batch. Channels are last
+    where that is asked for, and where nothing is said, unless it is less exact, or points are stacked.
     """
     kind = "" if device is None else device.type
-    images = any(isinstance(m, nn.Conv2d) for m in root.modules())
-    faster = (speed.compile or precision == "bf16") and not inexact_last(normalization, device)
-    wanted = speed.channels_last or faster
-    orders = [True, False] if images and wanted and kind in ("cpu", "cuda") else [False]
+    images = kind in ("cpu", "cuda") and any(isinstance(m, nn.Conv2d) for m in root.modules())
     dtypes: list[dict[str, Any]] = [{}]
     if precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
         dtypes = [{"compute_dtype": torch.bfloat16}] * (not own_forward) + [{"autocast": True}]
@@ -69,15 +69,28 @@ def candidate_modes(
     ways: list[dict[str, Any]] = [{}]
     if speed.compile or stacked > 1:
         ways = [{"compiled": speed.compile_mode or "", "stacked": stacked}, {}]
-    return [ExecutionMode(channels_last=order, **dtype, **way) for way in ways for dtype in dtypes for order in orders]
+    found = []
+    for way in ways:
+        exact = last_is_exact(root, normalization, kind, bool(way.get("compiled")))
+        last = exact and way.get("stacked", 1) == 1 if speed.channels_last is None else speed.channels_last
+        orders: list[dict[str, Any]] = [{"channels_last": True, "rounded": not exact}] * (images and last) + [{}]
+        found += [ExecutionMode(**order, **dtype, **way) for dtype in dtypes for order in orders]
+    return found
 
 
-def inexact_last(normalization: type[Normalization], device: torch.device | None) -> bool:
-    """Whether channels last would make values wrong by more than rounding: up to 1e-2.
+def last_is_exact(root: nn.Module, normalization: type[Normalization], kind: str, compiled: bool) -> bool:
+    """Whether channels last is as exact as PyTorch's own order: there its CPU kernels add up statistics in float32.
 
-    PyTorch adds up batch normalization's variance in float32 there: off by 1e-4 to 8e-3 where batches are large.
+    Not where ours take their place, nor where they are compiled; group normalization's are off by 4e-6.
     """
-    return device is not None and device.type == "cpu" and normalization.by_batch
+    if kind != "cpu" or compiled:
+        return True
+    for module in root.modules():
+        kept = is_norm(module)
+        by_batch = isinstance(module, _NormBase) and (normalization.by_batch or not kept)
+        if isinstance(module, nn.GroupNorm) or (by_batch and not (kept and adds_up_exactly(module))):
+            return False
+    return True
 
 
 class Subject(Protocol):
@@ -152,7 +165,8 @@ class EvaluatorBuilder:
     """Builds evaluators of one subject, on one device, in any execution mode.
 
     device: None: each parameter where it is. normalization: the policy. speed: the modes that are asked for.
-    is_additive: whether all metrics add up over batches. points: of a rank.
+    is_additive: whether all metrics add up over batches. points: of a rank. pairs: what may be folded. losses: of the
+    first batches at the origin, as the model is in the checkpoint, where trying a mode has computed them.
     """
 
     subject: Subject
@@ -165,6 +179,8 @@ class EvaluatorBuilder:
     is_additive: bool = False
     points: int = 1
     careful: bool = False
+    pairs: tuple[Pair, ...] = ()
+    losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dtype = DTYPES.get(self.precision)
@@ -180,6 +196,7 @@ class EvaluatorBuilder:
         here: the data as ``data`` gives it, where it is there already.
         """
         here = self.data(mode) if here is None else here
+        mode = replace(mode, folded=self.pairs if mode.folds else ())
         warmup_data = None if here.warmup is None else self.subject.on(here.warmup)
         evaluator = self._evaluator(mode, self.subject.placement(self.device, self.dtype, mode), {}, warmup_data)
         if self.careful:
@@ -196,6 +213,10 @@ class EvaluatorBuilder:
         """The modes to try, the one asked for first, the plain one last."""
         how = self.speed, self.precision, self.normalization
         return candidate_modes(*how, self.model.root, self.subject.own_forward, self.device, self.sets.streamed)
+
+    def asked(self, mode: ExecutionMode) -> ExecutionMode:
+        """The mode as far as it was asked for: where nothing is said of the order, it is no matter."""
+        return mode if self.speed.channels_last else replace(mode, channels_last=False, rounded=False)
 
     def room(self, sharers: int) -> int:
         """How many points can be evaluated together here: for how many there is memory, and as many as a rank has.
@@ -251,22 +272,40 @@ class EvaluatorBuilder:
         first = self.sets.each(lambda batches: beginning(batches, 1), False)
         here = first.to(self.device, self.dtype, False, mode.channels_last)
         placement = self.subject.placement(self.device, self.dtype, mode)
-        for batches in here.evaluation.values():
+        pairs: list[tuple[Pair, ...]] = []
+        for name, batches in here.evaluation.items():
             data = self.subject.on(batches)
             trial = self._evaluator(mode, placement, {"loss": self.subject.trial(data)}, data)
             if mode.exact and self.normalization.reads_data:
                 trial.normalization = Running()
             trial.careful = True  # nothing is known of it yet
             with trial.attached():
-                if self.normalization.reads_data and not mode.exact:
+                if self.normalization.reads_data and not mode.eager:
                     _check_uses(trial, data)
-                trial([0.0] * placement.dimensions)
+                found = trial([0.0] * placement.dimensions)
                 self.careful |= placement.left_behind()
+                if mode.eager and not trial.normalization.by_batch:
+                    self.losses[name] = found["loss"]
                 if mode.stacked > 1:
                     _check_rows(trial)
+                if mode.folds:
+                    pairs.append(_foldable(trial, data))
             if mode.compiled:
                 eager = self._evaluator(replace(mode, compiled=""), placement, trial.metrics, data)
                 _check_compiled(trial, eager)
+        self.pairs = tuple(pair for pair in pairs[0] if all(pair in others for others in pairs)) if pairs else ()
+
+
+def _foldable(evaluator: Evaluator, data: Data) -> tuple[Pair, ...]:
+    """What may be folded in a pass over such batches; nothing where that cannot be told."""
+    model, origin = evaluator.model, [0.0] * evaluator.placement.dimensions
+    if not any(map(is_norm, model.root.modules())):
+        return ()
+    try:
+        with evaluator.at(origin), evaluator.normalization.measuring(model), no_gradients():
+            return find_pairs(model.root, lambda: [data.output(model, batch) for batch in data.on(model)])
+    except Exception:  # of a kind of tensor that cannot be watched
+        return ()
 
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..data.data import Data
 from ..errors import UserError
 from ..metrics.base import BatchMetric, Metric
+from ..model.estimation import adds_up_exactly, exact_statistics
+from ..model.folding import OtherFlow
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
@@ -76,7 +78,7 @@ class Evaluator:
             self.placement.attached(self.model.root, interleaved, self._fully, self.model.mode),
         ):
             common = self.placement, self._generators, self.seed
-            self._one = Eager(self.fast, *common, layers_once=bool(self.execution.compiled))
+            self._one = Eager(self.fast, *common, bool(self.execution.compiled), self.execution.folded)
             self._many: Executor = self._one
             if self.execution.stacked > 1:
                 self._many = Stacked(self.model, *common)
@@ -102,10 +104,20 @@ class Evaluator:
             with self._arithmetic():
                 executor.place(points, self._fully)
                 self.normalization.estimate(executor)
-                with self.normalization.measuring(self.model):
+                with self.normalization.measuring(self.model), self._exactly():
                     return measure_all(executor, self.model, self.metrics)
+        except OtherFlow:  # from now on nothing is folded
+            self.execution = replace(self.execution, folded=())
+            self._one.pairs = ()
         finally:
             self._one.leave()
+        return self._evaluate(executor, points)
+
+    def _exactly(self) -> AbstractContextManager[Any]:
+        """While points are measured: layers that normalize by the batch do it exactly, where the model is called."""
+        layers = self._one.layers if self.normalization.by_batch and self.execution.eager else []
+        by_batch = [layer for layer in layers if layer.training and adds_up_exactly(layer)]
+        return exact_statistics(by_batch) if by_batch else nullcontext()
 
     def statistics(self, coordinates: Sequence[float]) -> Tensor:
         """The batch normalization statistics that the policy gives a point, as one vector on the CPU."""

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..data.data import each_tensor
 from ..data.precise import full_precision
+from ..model.folding import Pair
 from ..model.numbers import can_move, like
 from ..model.wrapper import ModelWrapper
 
@@ -21,18 +22,22 @@ from ..model.wrapper import ModelWrapper
 class ExecutionMode:
     """How points are evaluated. The plain mode is float32, eager, one point at a time.
 
-    channels_last: images and the weights on them in that order. compute_dtype: what a point's weights and the inputs
-    are cast to; autocast: torch chooses, operation by operation, what is computed in 16 bits. compiled: the mode of
-    torch.compile, ``default`` or ``reduce-overhead`` (CUDA graphs); empty: eager. stacked: points at a time, under
-    vmap. interleaved: points that share each batch of streamed data; that alone changes no value.
+    channels_last: images and the weights on them in that order; rounded: where kernels are less exact then.
+    compute_dtype: what a point's weights and the inputs are cast to; autocast: torch chooses, operation by operation,
+    what is computed in 16 bits. compiled: the mode of torch.compile, ``default`` or ``reduce-overhead`` (CUDA graphs);
+    empty: eager. stacked: points at a time, under vmap. interleaved: points that share each batch of streamed data;
+    that alone changes no value. folded: layers and batch normalizations that passes with fixed statistics compute as
+    one.
     """
 
     channels_last: bool = False
+    rounded: bool = False
     compute_dtype: torch.dtype | None = None
     autocast: bool = False
     compiled: str = ""
     stacked: int = 1
     interleaved: int = 1
+    folded: tuple[Pair, ...] = ()
 
     def __str__(self) -> str:
         words = [
@@ -46,8 +51,18 @@ class ExecutionMode:
 
     @property
     def exact(self) -> bool:
-        """Whether this is the plain mode, from which others differ by rounding at least."""
-        return replace(self, interleaved=1) == PLAIN
+        """Whether values are as exact as those of the plain mode: right to 1e-7."""
+        return replace(self, channels_last=False, interleaved=1, folded=()) == PLAIN
+
+    @property
+    def eager(self) -> bool:
+        """Whether the model is called as it is, at one point after the other."""
+        return not self.compiled and self.stacked == 1
+
+    @property
+    def folds(self) -> bool:
+        """Whether batch normalization is folded: compiled it is fused; in 16 bits weights would be less exact."""
+        return self.eager and self.compute_dtype is None and not self.autocast
 
     @property
     def points(self) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.batchnorm import read_statistics, statistics, write_statistics
+from ..data.data import Data
+from ..metrics.base import Counted, counted
+from ..model.batchnorm import as_vector, batchnorm_layers, statistics, write_vector
+from ..model.estimation import AveragedStatistics, RunningStatistics
+from ..model.folding import Pair, folded
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
@@ -30,6 +35,9 @@ class Executor(abc.ABC):
     def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
         self.model, self.placement, self.generators, self.seed = model, placement, generators, seed
         self.points: Sequence[Point] = ()
+        self.layers = batchnorm_layers(model)
+        self._counted: dict[Data, list[Counted]] = {}
+        self._sampled: dict[Data, list[tuple[Any, float]]] = {}
 
     @abc.abstractmethod
     def place(self, points: Sequence[Point], full: bool) -> None:
@@ -41,6 +49,33 @@ class Executor(abc.ABC):
 
         One result for each point; or a single one, of which every tensor has the points along dimension 0.
         """
+
+    def counted(self, data: Data) -> Iterable[Counted]:
+        """The batches of an evaluation set, with what is known of each: read once where they stay."""
+        if (kept := self._counted.get(data)) is not None:
+            return kept
+        if not data.at_hand(self.model):
+            return counted(self.model, data)
+        self._counted[data] = kept = [(batch, items, {}) for batch, items in data.counted(self.model)]
+        return kept
+
+    def sampled(self, data: Data) -> Iterable[tuple[Any, float]]:
+        """The batches of a warm-up set that hold samples, and how many: read once where they stay."""
+        if (kept := self._sampled.get(data)) is not None:
+            return kept
+        found = ((batch, samples) for batch in data.shared(self.model) if (samples := data.samples(batch)))
+        if not data.at_hand(self.model):
+            return found
+        self._sampled[data] = kept = list(found)
+        return kept
+
+    def estimation(self) -> AveragedStatistics | RunningStatistics:
+        """What re-estimates statistics of the points in the next pass; use ``with``."""
+        return AveragedStatistics(self.layers, self.statistics())
+
+    def folding(self) -> AbstractContextManager[Any]:
+        """While passes measure with fixed statistics: batch normalization is folded into layers, where it can be."""
+        return nullcontext()
 
     @abc.abstractmethod
     def statistics(self) -> list[Tensor]:
@@ -73,9 +108,11 @@ class Eager(Executor):
         generators: Generators,
         seed: int,
         layers_once: bool = False,
+        pairs: Sequence[Pair] = (),
     ):
         super().__init__(model, placement, generators, seed)
-        self.layers_once = layers_once
+        self.layers_once, self.pairs = layers_once, pairs
+        self.running = RunningStatistics(self.layers, self)
         self._states: list[Any] = []
 
     def place(self, points: Sequence[Point], full: bool) -> None:
@@ -95,16 +132,22 @@ class Eager(Executor):
             found.append(function())
         return found
 
+    def estimation(self) -> AveragedStatistics | RunningStatistics:
+        return super().estimation() if self.layers_once else self.running
+
+    def folding(self) -> AbstractContextManager[Any]:
+        return folded(self.model.root, self.pairs, lambda: self.row, self.each) if self.pairs else nullcontext()
+
     def statistics(self) -> list[Tensor]:
-        return [buffer for buffers in self.each(lambda: statistics(self.model)) for buffer in buffers]
+        return [buffer for buffers in self.each(lambda: statistics(self.layers)) for buffer in buffers]
 
     def read_statistics(self) -> list[Tensor]:
-        return self.each(lambda: read_statistics(self.model))
+        return self.each(lambda: as_vector(statistics(self.layers)))
 
     def write_statistics(self, values: Sequence[Tensor]) -> None:
         for row, vector in enumerate(values):
             self._select(row)
-            write_statistics(self.model, vector)
+            write_vector(statistics(self.layers), vector)
 
     def start_pass(self) -> None:
         super().start_pass()

@@ -13,25 +13,19 @@ from ..data.data import Data, fresh
 from ..errors import UserError
 from ..metrics.base import BatchMetric, Metric, measure
 from ..metrics.without import no_gradients
-from ..model.batchnorm import AveragedStatistics, RunningStatistics, batchnorm_layers
 from ..model.wrapper import ModelWrapper
 from .executor import Executor
 
 
 def warm_up(executor: Executor, run: Data | Metric) -> None:
     """Re-estimate every point's statistics on data, or on what a metric passes through the model."""
-    model, layers = executor.model, batchnorm_layers(executor.model)
-    estimate: AveragedStatistics | RunningStatistics = RunningStatistics(layers, executor)
-    if executor.layers_once:
-        estimate = AveragedStatistics(layers, executor.statistics())
-    with estimate:
+    model = executor.model
+    with executor.estimation() as estimate:
         if not isinstance(run, Data):
             executor.each(partial(run, model))
             return
         with no_gradients():
-            for batch in run.shared(model):
-                if not (samples := run.samples(batch)):
-                    continue
+            for batch, samples in executor.sampled(run):
                 estimate.begin(samples)
                 executor.each(partial(_pass, model, run, batch))
                 estimate.end(samples)
@@ -69,8 +63,8 @@ def measure_all(executor: Executor, model: ModelWrapper, metrics: Mapping[str, M
     found: list[dict[str, Any]] = [{} for _ in executor.points]
     for data, group in passes(metrics).items():
         executor.start_pass()
-        with no_gradients():
-            rows = measure(executor.model, data, list(group.values()), executor.each)
+        with no_gradients(), executor.folding():
+            rows = measure(executor.model, data, list(group.values()), executor.each, executor.counted(data))
         rows = rows * len(found) if len(rows) == 1 else rows[: len(found)]  # no batch at all; a stack that is not full
         for values, row in zip(found, rows, strict=True):
             values.update(zip(group, row, strict=True))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ..data.data import Data
+from ..metrics.base import Counted
 from ..model.batchnorm import as_vector, statistics, write_vector
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
@@ -37,7 +39,7 @@ class Stacked(Executor):
         self.call, rows = _Call(model), placement.rows
         self.parameters = {f"root.{name}": stacked for name, stacked in placement.stacked.items()}
         names = {id(b): f"root.{name}" for name, b in model.root.named_buffers()}
-        own = {names[id(b)]: b.detach() for b in statistics(model)}
+        own = {names[id(b)]: b.detach() for b in statistics(self.layers)}
         self.buffers = {name: b.repeat(rows, *[1] * b.ndim) for name, b in own.items()}
         self._start = {name: b.clone() for name, b in self.buffers.items()}
 
@@ -65,6 +67,9 @@ class Stacked(Executor):
         *tensors, _ = vmap(at, in_dims=(0, 0), randomness="same")(self.parameters, self.buffers)
         left = iter(tensors)
         return [[next(left) if number is None else number for number in numbers]]
+
+    def counted(self, data: Data) -> Iterable[Counted]:
+        return ((batch, items, None) for batch, items, _ in super().counted(data))  # a weight is of this stack alone
 
     def statistics(self) -> list[Tensor]:
         return list(self.buffers.values())

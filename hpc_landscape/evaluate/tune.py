@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..data.resident import beginning
 from ..errors import OURS
-from .build import CHOICES, EvaluatorBuilder, candidate_modes, inexact_last
+from .build import CHOICES, EvaluatorBuilder, candidate_modes
 from .execution import ExecutionMode, compiling
+
+if TYPE_CHECKING:
+    from ..settings import SpeedSettings
 
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a mode is
@@ -34,8 +37,11 @@ _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.__file__), "<"
 WORTH = 0.97  # of the plain mode's time: another one has to take less
 
 
-def recorded(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """(the choice of a run that is gone on with, what was measured then), as its file records them."""
+def recorded(attributes: Mapping[str, Any], speed: SpeedSettings) -> tuple[dict[str, Any], str]:
+    """(what these settings leave open of a run that is gone on with, what was measured then), as its file has them."""
+    if not speed.tune:
+        last = "channels last" in str(attributes.get("execution"))
+        return ({"channels_last": last} if speed.channels_last is None else {}), ""
     channels_last, compiled, block = (int(attributes.get(name, 0)) for name in CHOICES)
     choice = {"channels_last": bool(channels_last), "compile": bool(compiled), "block": block or None}
     return choice, str(attributes.get("tuned", ""))
@@ -110,8 +116,8 @@ class _Tuner:
             n = min(max(counts), max(2 * n, int(n * ENOUGH / seconds)))
 
     def _candidates(self, plain: ExecutionMode) -> Iterator[dict[str, Any]]:
-        if not inexact_last(self.whole.normalization, self.whole.device):
-            yield {"channels_last": True}
+        if plain.channels_last:
+            yield {"channels_last": False}
         small = self.seconds.get(plain, math.inf) < SMALL
         if small and self.whole.is_additive and not self.whole.sets.streamed:
             before = math.inf  # not the plain mode's: stacking costs something once, which many points share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,9 @@ class Metric(abc.ABC):
         """The quantity at the parameters that the model has now."""
 
 
+Counted = tuple[Any, Any, "dict[BatchMetric, Any] | None"]  # a batch, its items, what is known of its weights
+
+
 class DataMetric(Metric):
     """A metric on data: (inputs, target) tensors, a loader of such batches, or Data, on any device."""
 
@@ -56,6 +59,7 @@ class BatchMetric(DataMetric):
 
     shape = ()
     whole: Callable[[Any, Any], Any] | None = None
+    weighs_targets = False  # whether a batch's weight is the same at every point, by its target and the output's shape
     sums = False  # whether the numbers of batches are added up as they are, and not divided by their weights
 
     @abc.abstractmethod
@@ -89,78 +93,117 @@ class MetricPipeline(Metric):
         return tuple(metric(model_wrapper) for metric in self.metrics)
 
 
-def weighed(metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object) -> list[Any]:
-    """Each metric's mean over a batch of so many items times its weight, and then the weights.
+def weighed(
+    metrics: Sequence[BatchMetric],
+    model: ModelWrapper,
+    data: Data,
+    batch: object,
+    items: object,
+    known: dict[BatchMetric, Any] | None = None,
+) -> list[Any]:
+    """Each metric's mean over a batch of so many items, in float64, and then what each weighs. Without gradients.
 
-    What several are parts of is computed once.
+    What several are parts of is computed once. known: this batch's weights that are the same at every point.
     """
     output, target = data.output(model, batch), data.target(batch)
     wholes: dict[Any, Any] = {}
-    products, weights = [], []
+    means, weights = [], []
     for metric in metrics:
-        if metric.whole is None:
+        if (whole := metric.whole) is None:
             mean = metric.batch_mean(output, target)
         else:
-            if metric.whole not in wholes:
-                wholes[metric.whole] = metric.whole(output, target)
-            mean = metric.part(wholes[metric.whole])
-        weight = metric.batch_weight(output, target, items)
-        if isinstance(weight, Tensor):
-            weight = (weight.cpu() if weight.device.type == "mps" else weight).double().reshape(())
-        weight = data.unknown(batch) if weight is None else weight
-        products.append(times(mean, weight))
+            if whole not in wholes:
+                wholes[whole] = whole(output, target)
+            mean = metric.part(wholes[whole])
+        weight = None if known is None else known.get(metric)
+        if weight is None:
+            weight = _weight(metric, output, target, items, data, batch)
+            if known is not None and metric.weighs_targets:
+                here = isinstance(weight, Tensor) and weight.device.type == "cpu"  # elsewhere nobody waits for it
+                known[metric] = weight = float(weight) if here else weight
+        means.append(_double(mean))
         weights.append(weight)
-    return products + weights
+    return means + weights
+
+
+def _weight(metric: BatchMetric, output: Any, target: Any, items: Any, data: Data, batch: object) -> Any:
+    """A batch's weight: a number, or where only the device knows a 0-d tensor in float64."""
+    weight = metric.batch_weight(output, target, items)
+    if isinstance(weight, Tensor):
+        return _double(weight).reshape(())
+    return data.unknown(batch) if weight is None else weight
+
+
+def _double(number: Tensor) -> Tensor:
+    """A copy, that nothing larger hangs on; on the host where the device has no such numbers."""
+    if number.device.type == "mps":
+        number = number.cpu()
+    return number.to(torch.float64, copy=True)
 
 
 def _weighed_anew(
-    metrics: Sequence[BatchMetric], model: ModelWrapper, data: Data, batch: object, items: object
+    metrics: Sequence[BatchMetric],
+    model: ModelWrapper,
+    data: Data,
+    batch: object,
+    items: object,
+    known: dict[BatchMetric, Any] | None,
 ) -> list[Any]:
     """The same; the user's code may change the batch that it is given."""
-    return weighed(metrics, model, data, fresh(batch), items)
-
-
-def times(mean: Tensor, weight: Any) -> Tensor:
-    """A batch's mean times its weight, in float64; nothing, where it weighs nothing: its mean may be NaN then."""
-    mean = (mean.cpu() if mean.device.type == "mps" else mean).double()
-    if not isinstance(weight, Tensor):
-        return mean * weight if weight else torch.zeros_like(mean)
-    weight = weight.to(mean.device)
-    return torch.where(weight == 0, 0.0, mean * weight)
-
-
-def _to(device: torch.device, weight: object) -> Any:
-    return weight.to(device) if isinstance(weight, Tensor) else weight
+    return weighed(metrics, model, data, fresh(batch), items, known)
 
 
 class Sums:
     """Metrics over batches: means by their weights. For use without gradients.
 
-    Sums are float64 and stay on the device (on the host where it has no float64) until they are asked for. What is
-    added may be of several points, along dimension 0.
+    They stay on the device until they are asked for. What is added may be of several points, along dimension 0.
     """
 
     def __init__(self, metrics: Sequence[BatchMetric]):
         self.metrics = metrics
-        self.totals: list[Any] = [0.0] * 2 * len(metrics)
+        self.batches: list[Sequence[Any]] = []
 
     def add(self, found: Sequence[Any]) -> None:
         """What ``weighed`` has found of one more batch."""
-        for i, value in enumerate(found):
-            self.totals[i] += value
+        self.batches.append(found)
 
-    def on_device(self) -> Tensor:
-        """Each metric's mean over all batches, float64, without a wait for the device: (points, metrics).
+    def values(self) -> list[list[float]]:
+        """Each metric's mean over all batches, one list for each point: the only wait for the device. NaN over nothing.
 
-        NaN over nothing.
+        The mean of a batch that weighs nothing may be NaN, and counts for nothing.
         """
         n = len(self.metrics)
-        if not any(isinstance(total, Tensor) for total in self.totals[:n]):
-            return torch.full((1, n), float("nan"), dtype=torch.float64, device="cpu")
-        home = self.totals[0].device
-        pairs = zip(self.metrics, self.totals[:n], self.totals[n:], strict=True)
-        means = [total.to(home) if m.sums else total.to(home) / _to(home, w) for m, total, w in pairs]
-        return torch.stack([mean.reshape(-1) for mean in means], dim=1)
+        if not self.batches:
+            return [[float("nan")] * n]
+        return [[self._mean(batches, i) for i in range(n)] for batches in self._read()]
+
+    def _mean(self, batches: list[list[float]], i: int) -> float:
+        """The mean of a point's batches; in plain numbers, which there are few of."""
+        total = items = 0.0
+        for batch in batches:
+            mean, weight = batch[i], batch[len(self.metrics) + i]
+            if weight:
+                total += mean * weight
+                items += weight
+        return total if self.metrics[i].sums else total / items if items else float("nan")
+
+    def _read(self) -> list[list[list[float]]]:
+        """What was added: of each point, each batch's means and weights."""
+        tensors = [value for batch in self.batches for value in batch if isinstance(value, Tensor)]
+        home, points = tensors[0].device, max(value.numel() for value in tensors)
+        if points > 1 or len({value.device for value in tensors}) > 1:
+            tensors = [value.to(home).expand(points) for value in tensors]
+        numbers = torch.stack(tensors).reshape(len(tensors), points).T.tolist()
+        return [self._filled(iter(row)) for row in numbers]
+
+    def _filled(self, read: Iterator[float]) -> list[list[float]]:
+        """The batches of a point, with what was read of it in place of tensors."""
+        return [[next(read) if isinstance(value, Tensor) else value for value in batch] for batch in self.batches]
+
+
+def counted(model: ModelWrapper, data: Data) -> Iterator[Counted]:
+    """The batches, the items of each, and that no weights are known."""
+    return ((batch, items, None) for batch, items in data.counted(model))
 
 
 def once(function: Callable[[], Any]) -> list[Any]:
@@ -173,14 +216,16 @@ def total(
     data: Data,
     metrics: Sequence[BatchMetric],
     each: Callable[[Callable[[], Any]], list[Any]] = once,
+    batches: Iterable[Counted] | None = None,
 ) -> list[Sums]:
     """The metrics over all batches, in one pass.
 
     each: calls a function of the model at every point, and gives one result for each, or for all of them together.
+    batches: those of the data, where they have been counted before.
     """
     sums: list[Sums] = []
-    for batch, items in data.counted(model):
-        found = each(partial(_weighed_anew, metrics, model, data, batch, items))
+    for batch, items, known in counted(model, data) if batches is None else batches:
+        found = each(partial(_weighed_anew, metrics, model, data, batch, items, known))
         sums = sums or [Sums(metrics) for _ in found]
         for one, more in zip(sums, found, strict=True):
             one.add(more)
@@ -192,6 +237,7 @@ def measure(
     data: Data,
     metrics: Sequence[BatchMetric],
     each: Callable[[Callable[[], Any]], list[Any]] = once,
+    batches: Iterable[Counted] | None = None,
 ) -> list[list[float]]:
     """Each metric's mean over all batches, weighted by their items, in one pass: one list for each point."""
-    return [values for sums in total(model, data, metrics, each) for values in sums.on_device().tolist()]
+    return [values for sums in total(model, data, metrics, each, batches) for values in sums.values()]

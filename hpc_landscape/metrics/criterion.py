@@ -109,7 +109,7 @@ def number(value: Any, name: str = "") -> Tensor:
                 if not name
                 else f"{what} is a tensor of shape {tuple(value.shape)}: each term must be one number"
             )
-        return precise(value.reshape(()))
+        return precise(value.reshape(()) if value.ndim else value)
     try:
         return torch.as_tensor(float(value), dtype=torch.float64, device="cpu")
     except (TypeError, ValueError):

@@ -27,6 +27,7 @@ class Loss(BatchMetric):
     """
 
     name = "loss"
+    weighs_targets = True
 
     def __init__(
         self, loss_fn: Callable[..., Any], inputs: Any = None, target: Any = None, reduction: str | None = None
@@ -85,6 +86,7 @@ class Accuracy(BatchMetric):
     """
 
     name = "accuracy"
+    weighs_targets = True
 
     def __init__(self, inputs: Any, target: Any = None, k: int = 1, ignore_index: int | None = None):
         super().__init__(inputs, target)

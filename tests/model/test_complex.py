@@ -92,7 +92,6 @@ def test_curvature_is_of_the_dense_hessian():
 
 
 def test_lanczos_finds_what_the_pairs_have(monkeypatch):
-    pytest.importorskip("scipy")
     monkeypatch.setattr("hpc_landscape.metrics.curvature.DENSE", 0)
     values = np.linalg.eigvalsh(dense_hessian())
     found = PrincipalCurvatureEvaluator(F.mse_loss, *data(), n=1)(wrap_model(Net()))

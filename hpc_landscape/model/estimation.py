@@ -1,0 +1,261 @@
+"""Statistics of batch normalization that are re-estimated in a pass.
+
+They are the average over the warm-up batches of each batch's mean and (unbiased) variance, weighted by batch size. With
+equal batches that is ``torch.optim.swa_utils.update_bn``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .batchnorm import batch_statistics, running_means, running_variances
+from .moments import moments
+from .norms import is_norm
+
+Taker = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+
+
+class Points(Protocol):
+    """Where a model is at several points by turns: ``row`` says at which."""
+
+    row: int
+
+    @property
+    def points(self) -> Sequence[Any]:
+        """All of them."""
+
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        """What the function gives at every point."""
+
+
+class OnePoint:
+    """A model that stays where it is."""
+
+    row = 0
+    points: Sequence[Any] = ((),)
+
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        return [function()]
+
+
+def adds_up_exactly(layer: nn.Module) -> bool:
+    """Whether ``exact_statistics`` is for it: one of torch's own layers on a CPU, in float32."""
+    own = isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward and "forward" not in vars(layer)
+    if not own or layer.running_mean is None:
+        return False
+    here = cast(Tensor, layer.running_mean)
+    return here.device.type == "cpu" and here.dtype == torch.float32
+
+
+@contextmanager
+def exact_statistics(layers: Sequence[nn.Module], take: Taker | None = None) -> Iterator[None]:
+    """Let these layers, where they are in train mode, normalize by ``moments``; their running statistics stay.
+
+    take(layer, input, mean, variance): is told of each batch's; the variance is the unbiased one.
+    """
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = partial(_normalize, layer, take)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _normalize(layer: Any, take: Taker | None, input: Tensor) -> Tensor:
+    count = input.numel() // max(1, input.shape[1]) if input.ndim > 1 else 0
+    if not layer.training or count < 2:  # which is refused
+        return _BatchNorm.forward(layer, input)
+    layer._check_input_dim(input)
+    gradients = torch.is_grad_enabled()
+    with torch.no_grad():
+        mean, variance = moments(input.detach() if gradients else input)
+        if take is not None:
+            take(layer, input, mean, variance * (count / (count - 1)))
+    parameters = layer._parameters
+    weight, bias = parameters["weight"], parameters["bias"]
+    if gradients:
+        return torch.batch_norm(input, weight, bias, None, None, True, 0.0, layer.eps, False)
+    return torch.batch_norm(input, weight, bias, mean.float(), variance.float(), False, 0.0, layer.eps, False)
+
+
+class RunningStatistics:
+    """Re-estimates running statistics in a pass: the average of the batches', weighted by their samples.
+
+    Use ``with``, as often as wanted; call ``begin(n)`` before each batch of n samples: without it a layer counts the
+    samples by the length of its input. A layer may be used several times in a pass, or not at all. Only these layers
+    are in train mode. What torch's own layers see on a CPU is averaged in float64; others keep a running average, by
+    their momentum.
+    """
+
+    def __init__(self, layers: list[nn.Module], points: Points | None = None):
+        self.layers, self.points = layers, points or OnePoint()
+        self.exact = [layer for layer in layers if adds_up_exactly(layer)]
+        exact = set(self.exact)
+        self.others = [layer for layer in layers if layer not in exact]
+        self.stack = ExitStack()
+
+    def __enter__(self) -> RunningStatistics:
+        rows = range(len(self.points.points))
+        self.sums: list[dict[nn.Module, _Sum]] = [{} for _ in rows]
+        self.seen = [dict.fromkeys(self.others, 0.0) for _ in rows]
+        self.samples: float | None = None
+        self.stack.enter_context(batch_statistics(self.layers))
+        self.stack.enter_context(exact_statistics(self.exact, self._take))
+        if self.others:
+            self._observe()
+        return self
+
+    def _observe(self) -> None:
+        """Let layers that keep an average themselves do so."""
+        self.stack.enter_context(_momentum_preserved(self.others))
+        for layer in self.others:
+            self.stack.callback(layer.register_forward_pre_hook(self._count).remove)
+            if not is_norm(layer):
+                self.stack.callback(_BuffersInPlace(layer).remove)
+        self.points.each(lambda: reset(self.others))
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.stack.close()
+        if kind is None and self.exact:
+            self.points.each(self._write)
+
+    def begin(self, samples: float) -> None:
+        """Let the next batch count by its share of the samples so far."""
+        self.samples = samples
+
+    def end(self, samples: float) -> None:
+        """After that batch, at every point."""
+
+    def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor) -> None:
+        sums, weight = self.sums[self.points.row], self._weight(input)
+        if layer not in sums:
+            sums[layer] = _Sum(mean, variance, weight)
+        else:
+            sums[layer].add(mean, variance, weight)
+
+    def _weight(self, input: Tensor) -> float:
+        return len(input) if self.samples is None else self.samples
+
+    def _count(self, layer: nn.Module, inputs: Any) -> None:
+        """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
+        samples, seen = self._weight(inputs[0]), self.seen[self.points.row]
+        seen[layer] += samples
+        vars(layer)["momentum"] = samples / seen[layer]  # a Module's own way costs 20 times as much
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        sums = self.sums[self.points.row]
+        reset([layer for layer in self.exact if layer not in sums])
+        for layer, one in sums.items():
+            one.write(layer)
+
+
+class _Sum:
+    """A layer's means and variances, weighted and added up in float64."""
+
+    def __init__(self, mean: Tensor, variance: Tensor, weight: float):
+        self.mean, self.variance, self.weight = mean.double() * weight, variance.double() * weight, weight
+
+    def add(self, mean: Tensor, variance: Tensor, weight: float) -> None:
+        self.mean.add_(mean, alpha=weight)
+        self.variance.add_(variance, alpha=weight)
+        self.weight += weight
+
+    def write(self, layer: nn.Module) -> None:
+        buffers = cast("dict[str, Tensor]", layer._buffers)
+        buffers["running_mean"].copy_(self.mean.div_(self.weight))
+        buffers["running_var"].copy_(self.variance.div_(self.weight))
+
+
+class AveragedStatistics:
+    """The same where each layer is used exactly once in a pass: nothing differs from batch to batch.
+
+    That is what compilation and stacked points need. After each batch the buffers hold that batch's statistics alone;
+    their average, weighted by samples, is added up beside, and in the end is what they hold. buffers: of all points.
+    """
+
+    def __init__(self, layers: list[nn.Module], buffers: list[Tensor]):
+        self.layers, self.buffers, self.weight = layers, buffers, 0.0
+        self.totals = [torch.zeros_like(buffer) for buffer in buffers]
+        self.stack = ExitStack()
+
+    @torch.no_grad()
+    def __enter__(self) -> AveragedStatistics:
+        for buffer in self.buffers:
+            buffer.zero_()  # what is not finite would stay, even with no weight
+        self.stack.enter_context(batch_statistics(self.layers))
+        self.stack.enter_context(_momentum_preserved(self.layers))
+        for layer in self.layers:
+            vars(layer)["momentum"] = 1.0
+        return self
+
+    @torch.no_grad()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.stack.close()
+        if kind is None:
+            for buffer, total in zip(self.buffers, self.totals, strict=True):
+                buffer.copy_(total / self.weight)
+
+    def begin(self, samples: float) -> None:
+        """Before a batch."""
+
+    @torch.no_grad()
+    def end(self, samples: float) -> None:
+        """After a batch of so many samples, at every point."""
+        if self.buffers:
+            torch._foreach_add_(self.totals, self.buffers, alpha=samples)
+        self.weight += samples
+
+
+@contextmanager
+def _momentum_preserved(layers: list[nn.Module]) -> Iterator[None]:
+    before = [layer.momentum for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            vars(layer)["momentum"] = momentum
+
+
+@torch.no_grad()
+def reset(layers: list[nn.Module]) -> None:
+    """What ``reset_running_stats`` does to each, in a few calls for all: there may be a hundred, at every point."""
+    if layers:
+        means, variances = running_means(layers), running_variances(layers)
+        torch._foreach_zero_(means + variances)
+        torch._foreach_add_(variances, 1.0)
+        for layer in layers:
+            if (count := getattr(layer, "num_batches_tracked", None)) is not None:
+                count.zero_()
+
+
+class _BuffersInPlace:
+    """The buffers of a layer of the user's own stay the same tensors: what it puts in their place is copied there."""
+
+    def __init__(self, layer: nn.Module):
+        self.before: dict[str, Tensor | None] = {}
+        self.hooks = [layer.register_forward_pre_hook(self._remember), layer.register_forward_hook(self._copy)]
+
+    def _remember(self, layer: nn.Module, _: object) -> None:
+        self.before = dict(layer._buffers)
+
+    @torch.no_grad()
+    def _copy(self, layer: nn.Module, *_: Any) -> None:
+        for name, buffer in self.before.items():
+            now = layer._buffers.get(name)
+            if buffer is not None and now is not buffer:
+                assert now is not None, f"a layer has taken its {name} away"
+                buffer.copy_(now)
+                layer._buffers[name] = buffer
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
