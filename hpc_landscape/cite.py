@@ -122,30 +122,15 @@ BIBTEX = r"""
   doi       = {10.1162/neco.1994.6.1.147}
 }
 
-@book{lehoucq1998arpack,
-  author    = {Lehoucq, R. B. and Sorensen, D. C. and Yang, C.},
-  title     = {{ARPACK} Users' Guide: Solution of Large-Scale Eigenvalue Problems with Implicitly Restarted
-               {Arnoldi} Methods},
-  publisher = {SIAM},
-  year      = {1998},
-  doi       = {10.1137/1.9780898719628}
-}
-
-@article{virtanen2020scipy,
-  author    = {Virtanen, Pauli and Gommers, Ralf and Oliphant, Travis E. and Haberland, Matt and Reddy, Tyler and
-               Cournapeau, David and Burovski, Evgeni and Peterson, Pearu and Weckesser, Warren and Bright, Jonathan and
-               {van der Walt}, St{\'e}fan J. and Brett, Matthew and Wilson, Joshua and Millman, K. Jarrod and
-               Mayorov, Nikolay and Nelson, Andrew R. J. and Jones, Eric and Kern, Robert and Larson, Eric and
-               Carey, C J and Polat, {\.I}lhan and Feng, Yu and Moore, Eric W. and {VanderPlas}, Jake and
-               Laxalde, Denis and Perktold, Josef and Cimrman, Robert and Henriksen, Ian and Quintero, E. A. and
-               Harris, Charles R. and Archibald, Anne M. and Ribeiro, Ant{\^o}nio H. and Pedregosa, Fabian and
-               {van Mulbregt}, Paul and {SciPy 1.0 Contributors}},
-  title     = {{SciPy} 1.0: Fundamental Algorithms for Scientific Computing in {Python}},
-  journal   = {Nature Methods},
-  volume    = {17},
-  pages     = {261--272},
-  year      = {2020},
-  doi       = {10.1038/s41592-019-0686-2}
+@article{wu2000thick,
+  author    = {Wu, Kesheng and Simon, Horst},
+  title     = {Thick-Restart {Lanczos} Method for Large Symmetric Eigenvalue Problems},
+  journal   = {SIAM Journal on Matrix Analysis and Applications},
+  volume    = {22},
+  number    = {2},
+  pages     = {602--616},
+  year      = {2000},
+  doi       = {10.1137/S0895479898334605}
 }
 
 @article{hutchinson1989stochastic,
@@ -216,7 +201,7 @@ BIBTEX = r"""
 _entries = BIBTEX.strip().replace("VERSION", __version__).split("\n\n")
 ENTRIES = {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in _entries}
 
-_EIGENVALUES = ("pearlmutter1994fast", "lehoucq1998arpack", "virtanen2020scipy")
+_EIGENVALUES = ("pearlmutter1994fast", "wu2000thick")
 # What a kind is from; those that are not here are of the method's paper, or of nobody's.
 SOURCES: dict[tuple[Registry, str], tuple[str, ...]] = {
     (PROBLEMS, "digits"): ("alpaydin1998optical", "he2016deep"),
@@ -278,11 +263,11 @@ def _name(spec: str) -> str:
 def _sources(registry: Registry, spec: str, stored: bool) -> Iterable[str]:
     """Keys of entries; or BibTeX, of what is not built in."""
     name = _name(spec)
-    if registry is METRICS and ":" not in name and name not in registry.names():  # of several sets: train_curvature
+    if registry is METRICS and ":" not in name and name not in registry:  # of several sets: train_curvature
         name = next((known for known in registry.built_in if name.endswith(f"_{known}")), name)
     if name in registry.built_in:
         return SOURCES.get((registry, name), ())
-    if stored and name not in registry.names():
+    if stored and name not in registry:
         return ()
     try:
         cites = getattr(registry.load(name), "cites", "")

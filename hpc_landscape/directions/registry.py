@@ -78,6 +78,6 @@ def kind_in_file(spec: object) -> DirectionKind:
         return direction_kind("random")
     name = spec.partition("(")[0]
     try:
-        return direction_kind(spec) if name in DIRECTIONS.names() else Unknown(name)
+        return direction_kind(spec) if name in DIRECTIONS else Unknown(name)
     except UserError:
         return Unknown(name)

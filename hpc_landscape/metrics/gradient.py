@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.data import Data, fresh
+from ..data.nest import each_tensor
 from ..errors import UserError, warn
 from ..model.numbers import can_move, count, double, numbers_of
 from ..model.parameters import ModelParameters
@@ -61,12 +62,20 @@ def differentiable(model: ModelWrapper) -> Iterator[list[nn.Parameter]]:
 
 
 def batch_gradients(
-    model: ModelWrapper, parameters: Sequence[Tensor], loss_fn: LossFunction, data: Data, create_graph: bool = False
+    model: ModelWrapper,
+    parameters: Sequence[Tensor],
+    loss_fn: LossFunction,
+    data: Data,
+    create_graph: bool = False,
+    copied: bool = False,
 ) -> Iterator[tuple[Parts, float]]:
-    """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is."""
+    """(gradient of the batch's loss, by how much it weighs) of each batch. ``.grad`` stays as it is.
+
+    copied: whether a graph is of a copy of its batch, so that it may outlive that.
+    """
     criterion = Criterion.of(loss_fn)
     for batch, items in data.counted(model):
-        batch = fresh(batch)
+        batch = fresh(each_tensor(batch, torch.clone) if copied else batch)
         output, target = data.output(model, batch), data.target(batch)
         loss = criterion(output, target)
         weight = criterion.weight(output, target, items, data.count is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,12 @@ class MetricRegistry:
         self.problem, self.sets, self.loss = problem, sets, loss
         self._criterion = None if loss is None else Criterion(loss, problem.reduction)
         self.own = {metric.name: metric for metric in problem.metrics}
+
+    def on(self, sets: Mapping[str, Data]) -> MetricRegistry:
+        """The same for these sets in another place: what has been found out of the loss stays known."""
+        other = copy.copy(self)
+        other.sets = sets
+        return other
 
     @property
     def criterion(self) -> Criterion:
@@ -67,15 +74,14 @@ class MetricRegistry:
             return lambda: self.own[name], [""]
         if name == "expected_return" and self.problem.env is None:
             raise UserError("--metrics expected_return: the problem has no env: Problem(agent_wrapper, env=...)")
-        known = METRICS.names()
-        if name in known or ":" in name:
+        if name in METRICS or ":" in name:
             make = METRICS.load(name)
             on_data = {"inputs", "data"} & set(inspect.signature(make).parameters)
             if on_data and not self.sets:
                 raise UserError(f"--metrics {spec}: the problem has no data")
             return make, [*self.sets] if on_data else [""]
         for on in filter(None, self.sets):
-            if (inner := name.removeprefix(f"{on}_")) in known:
+            if (inner := name.removeprefix(f"{on}_")) in METRICS:
                 return METRICS.load(inner), [on]
         if spec.isidentifier() and self.sets and not isinstance(self.problem.loss, nn.Module):
             on_those = [on for on in self.sets if on and spec.startswith(f"{on}_")]

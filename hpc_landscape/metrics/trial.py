@@ -140,24 +140,32 @@ def _two_ways(batch: Any) -> bool:
 def _try_batch(
     model: ModelWrapper, criterion: Criterion, data: Data, batch: object, size: int, tolerance: float
 ) -> Finding | None:
+    """Taken apart at both cuts at once, as a pass over the parts tells; at each alone where that finds something."""
+
     def measured(some: object, items: int, seed: int = 0) -> Measured:
         return _measured(model, criterion, data, some, items, seed)
 
-    whole = measured(batch, size)
-    spread = abs(measured(batch, size, seed=1).terms - whole.terms)
-    if spread.any():
-        spread = np.max([abs(measured(batch, size, seed).terms - whole.terms) for seed in range(1, SEEDS)], axis=0)
-    splits = []
-    for cut in sorted({1, size // 2}):
+    def apart(*cuts: int) -> list[Measured] | None:
+        bounds = itertools.pairwise((0, *cuts, size))
         try:
-            splits.append([measured(part(batch, size, a, b), b - a) for a, b in ((0, cut), (cut, size))])
+            return [measured(part(batch, size, a, b), b - a) for a, b in bounds]
         except Exception as error:  # the user's code need not take parts of a batch, nor single samples
             if is_out_of_memory(error):
                 raise
+            return None
+
+    whole, cuts, counted = measured(batch, size), sorted({1, size // 2}), data.count is not None
+    exactly = np.zeros_like(whole.terms)
+    if (found := apart(*cuts)) is not None and _judged(whole, [found], exactly, tolerance, counted) is None:
+        return None
+    splits = [found for found in map(apart, cuts) if found is not None]
     if not splits:
         told = data.count or criterion.derived
         return None if told else Finding(0.0, 0.0, 0.0, False, False, unseen=True)
-    return _judged(whole, splits, SPREAD * spread, tolerance, data.count is not None)
+    spread = abs(measured(batch, size, seed=1).terms - whole.terms)
+    if spread.any():
+        spread = np.max([abs(measured(batch, size, seed).terms - whole.terms) for seed in range(1, SEEDS)], axis=0)
+    return _judged(whole, splits, SPREAD * spread, tolerance, counted)
 
 
 class Measured(NamedTuple):
@@ -171,19 +179,19 @@ class Measured(NamedTuple):
 def _judged(
     measured: Measured, splits: list[list[Measured]], drawn: np.ndarray, tolerance: float, counted: bool
 ) -> Finding | None:
-    """measured: a batch; splits: the two parts of each."""
+    """measured: a batch; splits: the parts of each."""
     whole, names = measured.terms, measured.names
     if measured.weight == 0 or not np.isfinite(whole).all():
         return None
     worst: Finding | None = None
     is_sum = True
-    for one, two in splits:
-        total = one.weight + two.weight
-        a, b = (np.where(p.weight == 0, 0.0, p.terms * p.weight) for p in (one, two))
-        parts = (a + b) / total if total else whole
-        scale = np.fmax(abs(whole), np.fmax(abs(one.terms), abs(two.terms)))
+    for split in splits:
+        total = sum(one.weight for one in split)
+        weighed = np.sum([np.where(one.weight == 0, 0.0, one.terms * one.weight) for one in split], axis=0)
+        parts = weighed / total if total else whole
+        scale = np.fmax.reduce([abs(whole), *(abs(one.terms) for one in split)])
         allowed = tolerance * scale + drawn + FLOOR
-        is_sum = is_sum and bool((abs(whole - one.terms - two.terms) <= allowed).all())
+        is_sum = is_sum and bool((abs(whole - np.sum([one.terms for one in split], axis=0)) <= allowed).all())
         off = abs(whole - parts)
         off[~np.isfinite(parts)] = np.inf  # a part has no loss, though it has samples
         if (off > allowed).any():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
-import inspect
 import warnings
 
 import numpy as np
@@ -22,8 +20,8 @@ from hpc_landscape.metrics import (
     Loss,
     LossGradient,
     PrincipalCurvatureEvaluator,
-    curvature,
     hessian_eigenvectors,
+    lanczos,
 )
 from hpc_landscape.metrics.statistics import mean_and_error
 from hpc_landscape.model import state
@@ -73,18 +71,6 @@ def wide(dtype: torch.dtype = torch.float64) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4)).to(dtype)
 
 
-@pytest.fixture
-def no_scipy(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-
-
 # Eigenvalues
 
 
@@ -107,7 +93,6 @@ def spectrum(kind: str) -> np.ndarray:
     ["one negative far below", "largest far below", "clusters at the ends", "a network's", "all negative", "tiny"],
 )
 def test_of_a_quadratic(kind, n):
-    pytest.importorskip("scipy")
     eigenvalues = spectrum(kind)
     metric = CurvatureOf(passed_on, NOTHING, n=n)
     found = metric(wrap_model(Bowl(eigenvalues)))
@@ -117,7 +102,6 @@ def test_of_a_quadratic(kind, n):
 
 def test_zeros_are_found():
     """No product tells an eigenvalue of zero from its rounding error: the search ends all the same."""
-    pytest.importorskip("scipy")
     eigenvalues = np.concatenate([np.zeros(100), np.linspace(0.1, 1, 30), [50.0]])
     np.testing.assert_allclose(CurvatureOf(passed_on, NOTHING)(wrap_model(Bowl(eigenvalues))), [0, 50], atol=1e-9)
     flat = CurvatureOf(passed_on, NOTHING, n=2)(wrap_model(Bowl(np.zeros(90))))
@@ -129,7 +113,6 @@ def test_zeros_are_found():
 
 
 def test_float32_is_right_to_its_precision():
-    pytest.importorskip("scipy")
     eigenvalues = spectrum("one negative far below")
     found = CurvatureOf(passed_on, NOTHING)(wrap_model(Bowl(eigenvalues, torch.float32)))
     np.testing.assert_allclose(found, [-0.01, 100], atol=1e-7 * 100, rtol=1e-6)
@@ -137,7 +120,6 @@ def test_float32_is_right_to_its_precision():
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_of_a_network(n):
-    pytest.importorskip("scipy")
     model, (x, y) = wide(), one([20])
     expected = ends(dense(model, x, y), n)
     assert expected[0] < 0 < expected[-1]
@@ -152,7 +134,7 @@ def list_of(x: Tensor, y: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_few_parameters_need_no_scipy(n, no_scipy):
+def test_few_parameters(n):
     torch.manual_seed(0)
     model, (x, y) = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 4)).double(), one([12])
     expected = ends(dense(model, x, y), n)
@@ -172,18 +154,7 @@ def test_all_eigenvalues_and_one_too_many():
     np.testing.assert_allclose(many, [*range(1, 31), *range(71, 101)], rtol=1e-9)
 
 
-def test_without_scipy(no_scipy):
-    for call in (
-        lambda: CurvatureOf(F.cross_entropy, *one([5]))(wrap_model(wide())),
-        lambda: hessian_eigenvectors(wrap_model(wide()), F.cross_entropy, Data(*one([5])), 1),
-    ):
-        with pytest.raises(UserError) as error:
-            call()
-        assert str(error.value) == "curvature needs scipy: pip install 'hpc_landscape[curvature]'"
-
-
 def test_where_nothing_is_finite():
-    pytest.importorskip("scipy")
     for model in (wide(torch.float32), mlp(torch.float32)[2]):
         x, y = one([6], dtype=torch.float32, shape=(next(model.parameters()).shape[1],))
         with torch.no_grad():
@@ -197,8 +168,7 @@ def test_where_nothing_is_finite():
 
 
 def test_no_convergence_is_nan_and_one_warning(monkeypatch):
-    pytest.importorskip("scipy")
-    monkeypatch.setattr(curvature, "RESTARTS", 2)
+    monkeypatch.setattr(lanczos, "PRODUCTS", 60)
     hard = np.concatenate([1e-6 * np.arange(1000), [1.0, 2.0]])  # many small ones, close to each other
     for eigenvalues, expected in ((hard, [np.nan, 2]), (-hard, [-2, np.nan])):
         with pytest.warns(UserWarning, match="did not converge") as caught:
@@ -210,7 +180,6 @@ def test_no_convergence_is_nan_and_one_warning(monkeypatch):
 
 
 def test_a_subset_of_the_modules_frozen_or_not():
-    pytest.importorskip("scipy")
     model, (x, y) = wide(), one([20])
     inner = dense(model, x, y)[:84, :84]
     wrapper = GeneralModelWrapper(model, [model[0]], lambda model, x: model(x))
@@ -234,7 +203,6 @@ def convolutional() -> nn.Module:
 
 
 def test_a_convolutional_model_with_batch_normalization_in_float32():
-    pytest.importorskip("scipy")
     model = convolutional()
     x, y = one([5, 8], dtype=torch.float32, shape=(2, 4, 4))
     expected = dense(copy.deepcopy(model).double(), x.double(), y)
@@ -268,7 +236,6 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention(fused):
-    pytest.importorskip("scipy")
     model = Attention(fused).double().eval()
     x, y = one([6], shape=(5, 8))
     wrapper = GeneralModelWrapper(model, [model.mixed, model.out], lambda model, x: model(x))
@@ -301,7 +268,6 @@ def test_recurrent_models():
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(x)[0][:, -1]
 
-    pytest.importorskip("scipy")
     model, (x, y) = Recurrent().double().eval(), one([7], shape=(3, 3))
     vectors, values = hessian_eigenvectors(wrap_model(model), F.cross_entropy, Data(x, y), 1, tolerance=1e-8)
     gradients = []
@@ -328,7 +294,6 @@ METRICS = [
 @pytest.mark.parametrize("bn", ["warmup", "running", "batch"])
 def test_values_depend_on_the_point_alone(make, bn):
     """In any order and beside other metrics, bitwise; also after a warm-up without a gradient."""
-    pytest.importorskip("scipy")
     model = convolutional()
     data = Data(batches([5, 8], dtype=torch.float32, shape=(2, 4, 4)))
     before = everything(model)
@@ -349,7 +314,6 @@ def test_values_depend_on_the_point_alone(make, bn):
 @pytest.mark.parametrize("make", METRICS)
 @pytest.mark.parametrize("fails_at", [1, 2, 5])
 def test_an_error_leaves_the_model_as_it_was(make, fails_at):
-    pytest.importorskip("scipy")
     model, calls = wide().requires_grad_(False), []
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -372,7 +336,6 @@ def test_an_error_leaves_the_model_as_it_was(make, fails_at):
 @pytest.mark.parametrize("make", [wide, lambda: nn.Linear(6, 4).double()])
 def test_eigenvectors(make):
     """Also of a matrix that is small enough to be solved densely."""
-    pytest.importorskip("scipy")
     model, (x, y) = make(), one([20])
     before = everything(model)
     vectors, values = hessian_eigenvectors(wrap_model(model), F.cross_entropy, Data(x, y), 3, tolerance=1e-8)
@@ -388,10 +351,7 @@ def test_eigenvectors(make):
 
 
 def test_eigenvectors_of_a_flat_loss_are_the_same_each_time():
-    """Any vector is one: ARPACK draws them."""
-    linalg = pytest.importorskip("scipy.sparse.linalg")
-    if "rng" not in inspect.signature(linalg.eigsh).parameters:
-        pytest.skip("SciPy before 1.17 goes on with one sequence of random numbers from call to call")
+    """Any vector is one: they are drawn."""
     found = [hessian_eigenvectors(wrap_model(Bowl(np.zeros(90))), passed_on, Data(NOTHING), 2)[0] for _ in range(2)]
     for first, second in zip(*found, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -17,7 +17,6 @@ from hpc_landscape import Problem, UserError
 from hpc_landscape.metrics import Data, HessianTrace, PrincipalCurvatureEvaluator, hessian_eigenvectors
 from hpc_landscape.model.wrapper import wrap_model
 
-pytest.importorskip("scipy")
 LINE = "second derivative|backward cannot be differentiated|straight through"
 
 
