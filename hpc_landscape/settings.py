@@ -168,8 +168,9 @@ class EvaluationSettings:
         """Raise UserError where a value makes no sense."""
         for name in ("samples", "warmup_samples", "batches", "batch_size"):
             _check_number(name, getattr(self, name))
-        if self.bn not in (known := NORMALIZATIONS.names()) and ":" not in self.bn:
-            raise UserError(f"--bn {self.bn}: expected one of {', '.join(known)}, or {NORMALIZATIONS.own}")
+        if self.bn not in NORMALIZATIONS and ":" not in self.bn:
+            known = ", ".join(NORMALIZATIONS.names())
+            raise UserError(f"--bn {self.bn}: expected one of {known}, or {NORMALIZATIONS.own}")
         if len(set(self.metric_names)) < len(self.metric_names):
             raise UserError(f"--metrics {self.metrics}: a metric is named twice")
 
@@ -183,10 +184,11 @@ class EvaluationSettings:
 class SpeedSettings:
     """How it is computed."""
 
-    channels_last: bool = _setting(
-        False,
-        "images channels last: faster; with batch normalization on a CPU inexact, as variances add up in float32 "
-        "there: off by up to 1e-2 where batches are large",
+    channels_last: bool | None = _setting(
+        None,
+        "images channels last; false: in PyTorch's own order; true: also where a CPU's kernels add up statistics in "
+        "float32 then, of group normalization, or of batch normalization that is not torch's own",
+        otherwise="where it is as exact",
     )
     compile: bool | Literal["reduce-overhead"] = _setting(
         False,
@@ -203,8 +205,14 @@ class SpeedSettings:
     )
     tune: bool = _setting(
         False,
-        "measure which of channels_last, compile and block is fastest, in under a minute, and use it; channels_last "
-        "is left out where it is inexact: on a CPU with --bn warmup",
+        "measure which of channels_last, compile and block is fastest, in under a minute, and use it",
+    )
+    max_error: float | None = _setting(
+        None,
+        "the largest relative error of a metric that 16 bits, TF32, blocks or compiling may have, as seen at 16 points "
+        "beside the plain way, which is taken where it is larger",
+        "ERROR",
+        "0.01 in bf16 and tf32, else 0.0001",
     )
     resident: float = _setting(
         0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
@@ -213,8 +221,10 @@ class SpeedSettings:
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
         _check_number("block", self.block)
-        if self.tune and (self.channels_last or self.compile or self.block is not None):
+        if self.tune and (self.channels_last is not None or self.compile or self.block is not None):
             raise UserError("--tune chooses --channels_last, --compile and --block by itself: leave them out, or it")
+        if self.max_error is not None and not self.max_error >= 0:
+            raise UserError(f"--max_error {self.max_error:g}: must not be negative; .inf takes whatever there is")
         if not 0 <= self.resident <= 1:
             raise UserError(f"--resident {self.resident}: must be from 0 (always stream) to 1")
 
@@ -333,7 +343,8 @@ class Settings:
             if value is True and value != option.default and name not in NOW:
                 words.append(f"--{name}")
             elif value != option.default and name not in NOW:
-                words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+                text = str(value).lower() if isinstance(value, bool) else value
+                words.append(f"--{name}={'.inf' if value == math.inf else text}")
         for key, value in values["problem_arguments"].items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             words.append(f"--{PROBLEM}{key}={text}")

@@ -18,10 +18,11 @@ from ..data.sets import Sets
 from ..errors import UserError, warn
 from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import DTYPES, Evaluator, stack
-from ..evaluate.exactness import ExecutionErrors, errors_of_mode
+from ..evaluate.exactness import ExecutionErrors
 from ..evaluate.execution import PLAIN, ExecutionMode
 from ..evaluate.normalization import Given, Normalization, Running, WarmUp
 from ..evaluate.trial import not_finite, try_batch
+from ..evaluate.tune import recorded
 from ..metrics import BatchMetric, Criterion, DataMetric, Metric, MetricPipeline
 from ..metrics.criterion import loss_on
 from ..metrics.supervised import Loss
@@ -35,12 +36,15 @@ from ..ranks.comm import Comm
 from ..ranks.device import check_precision, shared_gpus
 from ..schedule.strided import Strided
 from ..settings import SpeedSettings
+from ..store.exactness import GIVEN_UP
 from ..store.layout import Trajectory
 from ..store.memory import MemoryWriter
 from .failures import Attempts
+from .fallback import Choice
 from .frame import Frame
 from .loop import Campaign
 from .modes import first_mode, tuned
+from .prepare import open_file
 from .storing import compute_stored, name_of
 
 AnyMetric = Metric | Callable[[ModelWrapper], Any]
@@ -71,9 +75,15 @@ class Request:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is asked for but the plain way."""
+        """Whether nothing is asked for but the plain way; TF32 is no other way, but less exact."""
         speed = self.speed
         return not (speed.channels_last or speed.compile or speed.block or speed.tune or self.precision == "bf16")
+
+    @property
+    def stored(self) -> Mapping[str, Any] | None:
+        """What the file says of itself that is gone on with."""
+        found = open_file(self.path, self.overwrite, None, warn) if self.path else None
+        return None if found is None else found.attributes
 
 
 class FrameSubject:
@@ -109,25 +119,26 @@ def with_data(metric: Any, data: Data) -> Any:
 def compute(frame: Frame, metric: AnyMetric, policy: Normalization, request: Request) -> tuple[Any, ExecutionErrors]:
     """The metric at every point of the grid, on every rank: float64, the axes' shape and then the metric's own.
 
-    And how far a fast way's values are from those of the plain one, at a few points.
+    And how far a fast way's values are from those of the plain one, which is taken where that is too much.
     """
     comm, grid = frame.comm, frame.grid
     with comm.raise_on_all_ranks(any_error=True):
         if request.device is not None:
             check_precision(request.precision, request.device)
-    evaluator, plain = _evaluator(frame, metric, policy, request)
+    evaluator, choice = _evaluator(frame, metric, policy, request)
     with comm.raise_on_all_ranks(any_error=True), _naming_the_mode(evaluator):
         if comm.is_root:
             _try_first_batch(evaluator, grid.size)
         _check_losses(evaluator)
     if comm.bcast(evaluator.careful):
         evaluator.be_careful()
-    errors = ExecutionErrors()
-    if plain is not None:
-        errors = comm.from_root(lambda: errors_of_mode(evaluator, plain, grid, request.seed), any_error=True)
+    errors, why = ExecutionErrors(), ""
+    if choice is not None:
+        there = comm.from_root(lambda: request.stored, any_error=True)
+        evaluator, errors, why = choice.settle(there, lambda text: _warn(f"computed {text}", comm))
     with _progress(request, grid.size if request.path else -(-grid.size // comm.size), comm) as update:
         if request.path:
-            attributes = {**request.attributes, **errors.attributes()}
+            attributes = {**request.attributes, **errors.attributes(), **({GIVEN_UP: why} if why else {})}
             stored = request.path, request.overwrite, attributes, request.trajectory
             return compute_stored(frame, evaluator, *stored, update), errors
         writer, name = MemoryWriter(), name_of(metric)
@@ -151,22 +162,39 @@ def _progress(request: Request, points: int, comm: Comm) -> Iterator[Callable[[i
 
 def _evaluator(
     frame: Frame, metric: AnyMetric, policy: Normalization, request: Request
-) -> tuple[Evaluator, Evaluator | None]:
+) -> tuple[Evaluator, Choice | None]:
     """In the mode that is asked for, as far as model and metric can be computed so; else plain, with a warning.
 
-    And the plain one, where that is as exact as values can be, and the other is not.
+    And the choice between it and the plain one, where it is less exact.
     """
-    if isinstance(metric, BatchMetric) and not request.plain:
-        return _fast(frame, metric, policy, request)
-    if not request.plain and frame.comm.is_root:
+    if isinstance(metric, BatchMetric):
+        if not (request.plain and request.precision != "tf32"):
+            return _fast(frame, metric, policy, request)
+        if _gains(frame, metric, request):
+            with suppress(Exception):  # of all ranks alike; what is wrong shows in the plain way
+                return _fast(frame, metric, policy, request)
+    if not request.plain:
         what = f"{getattr(metric, 'name', type(metric).__name__)} does not add up over batches"
-        warn(f"{what}: it is computed one point at a time, in the plain way")
+        _warn(f"{what}: it is computed one point at a time, in the plain way", frame.comm)
     with frame.comm.raise_on_all_ranks(any_error=True):
         there = on_device(metric, frame.model, request)
     placement = frame.placement(request.device, request.dtype, PLAIN)
     policy = _on_same_data(policy, metric, there)
     named = {name_of(metric): there}
     return Evaluator(frame.model, placement, named, policy, None, request.precision, request.seed), None
+
+
+def _gains(frame: Frame, metric: BatchMetric, request: Request) -> bool:
+    """Whether a way that is as exact as the plain one may be faster: of images, that are all at hand."""
+    batches, images = metric.data.batches, any(isinstance(m, torch.nn.Conv2d) for m in frame.model.root.modules())
+    at_hand = isinstance(batches, (list, tuple)) or (isinstance(batches, Batches) and not batches.streamed)
+    return images and at_hand and request.device is not None
+
+
+def _warn(text: str, comm: Comm) -> None:
+    """A warning, once for all ranks."""
+    if comm.is_root:
+        warn(text)
 
 
 def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalization:
@@ -176,9 +204,7 @@ def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalizati
     return type(policy)(there.data)
 
 
-def _fast(
-    frame: Frame, metric: BatchMetric, policy: Normalization, request: Request
-) -> tuple[Evaluator, Evaluator | None]:
+def _fast(frame: Frame, metric: BatchMetric, policy: Normalization, request: Request) -> tuple[Evaluator, Choice]:
     """In the first mode that works, the one asked for first; the same on every rank."""
     comm, batches, sharers = frame.comm, metric.data.batches, shared_gpus(frame.comm, request.device)
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
@@ -191,19 +217,23 @@ def _fast(
         is_additive=True,
         points=-(-frame.grid.size // comm.size),
     )
+    stored = comm.from_root(lambda: request.stored, any_error=True)
     if request.speed.tune:
         choice, _ = tuned(builder, comm, any_error=True)
-        builder.speed = dataclasses.replace(request.speed, tune=False, **choice)
-    mode = first_mode(builder, comm, lambda text: warn(f"computed {text}") if comm.is_root else None, any_error=True)
+    else:
+        choice = {} if stored is None else recorded(stored, request.speed)[0]
+    builder.speed = dataclasses.replace(request.speed, tune=False, **choice)
+    mode = first_mode(builder, comm, lambda text: _warn(f"computed {text}", comm), any_error=True)
 
-    def built(how: ExecutionMode) -> Evaluator:
-        evaluator, data = builder.build(how)
+    def equip(evaluator: Evaluator, data: Mapping[str, Data]) -> None:
         there = with_data(subject.metric, data[""])
         evaluator.metrics = {name_of(metric): there}
         evaluator.normalization = _on_same_data(policy, metric, there)
-        return evaluator
 
-    return built(mode), None if mode.exact else built(PLAIN)
+    with comm.raise_on_all_ranks(any_error=True):
+        evaluator, data = builder.build(mode)
+        equip(evaluator, data)
+    return evaluator, Choice(evaluator, builder, equip, frame.grid, comm, Patience(), any_error=True)
 
 
 def _held(batches: Any) -> Batches:

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError, is_out_of_memory, user_traceback
-from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.evaluator import Evaluator, as_array
-from ..evaluate.exactness import ExecutionErrors, errors_of_mode
-from ..evaluate.execution import PLAIN
 from ..evaluate.trial import not_finite, try_batch
 from ..kinds import METRICS
 from ..metrics import Accuracy, BatchMetric, Data, Loss, LossTerm, Metric
@@ -25,7 +22,6 @@ from ..metrics.trial import try_loss
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..store.layout import RESERVED, Quantity
-from .plan import Plan
 
 log = logging.getLogger(__name__)
 TOLERANCES = {"fp64": 1e-8, "tf32": 5e-3}  # of rounding, where a batch is compared with its parts
@@ -49,15 +45,25 @@ def requested(asked: Sequence[str], registry: MetricRegistry) -> dict[str, Metri
     return chosen
 
 
-def choose_metrics(asked: Sequence[str], evaluator: Evaluator, registry: MetricRegistry, comm: Comm) -> list[Quantity]:
-    """Give the evaluator the metrics asked for, by default loss and accuracy where they apply; what each will store."""
+def choose_metrics(
+    asked: Sequence[str],
+    evaluator: Evaluator,
+    registry: MetricRegistry,
+    comm: Comm,
+    before: Mapping[str, float] | None = None,
+) -> tuple[list[Quantity], dict[str, float]]:
+    """Give the evaluator the metrics asked for, by default loss and accuracy where they apply.
+
+    before: the loss of each set's first batch at the origin, where that has been computed already. Returns what each
+    metric will store, and the seconds that a pass over its first batch takes, for each set that passes are over.
+    """
     problem = registry.problem
     with comm.raise_on_all_ranks():
         chosen = requested(asked, registry)
         alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
         if (block := evaluator.execution.stacked) > 1 and alone:
             raise UserError(f"--block {block}: {alone[0]} is computed one point at a time; leave out one of the two")
-    tried = comm.from_root(lambda: _try_first_batch(evaluator, registry, chosen, default=not asked))
+    tried = comm.from_root(lambda: _try_first_batch(evaluator, registry, chosen, not asked, before or {}))
     if tried.careful:
         evaluator.be_careful()
     for name in tried.unfit:
@@ -70,10 +76,8 @@ def choose_metrics(asked: Sequence[str], evaluator: Evaluator, registry: MetricR
     _add_terms(registry, chosen, tried.terms)
     evaluator.metrics = chosen
     quantities = comm.from_root(lambda: _quantities(evaluator))
-    for metric in chosen.values():
-        if isinstance(metric, (CurvatureMetric, GradientMetric)):
-            metric.checked = True
-    return quantities
+    _as_checked(chosen)
+    return quantities, tried.seconds
 
 
 def _quantities(evaluator: Evaluator) -> list[Quantity]:
@@ -103,6 +107,7 @@ class Trial:
 
     unfit: accuracies that do not apply. terms: of the loss, where it has several. sum: whether it has turned out to
     be a sum over the batch. careful: whether a pass leaves things behind in the model. notices: what there is to say.
+    seconds: that a pass over a first batch takes, by set.
     """
 
     unfit: list[str] = field(default_factory=list)
@@ -110,25 +115,35 @@ class Trial:
     sum: bool = False
     careful: bool = False
     notices: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def _try_first_batch(evaluator: Evaluator, registry: MetricRegistry, chosen: dict[str, Metric], default: bool) -> Trial:
-    """One forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
+def _try_first_batch(
+    evaluator: Evaluator,
+    registry: MetricRegistry,
+    chosen: dict[str, Metric],
+    default: bool,
+    before: Mapping[str, float],
+) -> Trial:
+    """A forward pass on each set tells early whether model, data and loss fit, and what the loss is."""
     tried = Trial()
     warmup = evaluator.normalization.data
     if evaluator.normalization.reads_data and isinstance(warmup, Data):
         for batch in itertools.islice(warmup.batches, 1):
             warmup.samples(batch)
-    for data in registry.data.values():
+    for on, data in registry.data.items():
         passes = any(isinstance(metric, BatchMetric) and metric.data is data for metric in chosen.values())
         try:
-            first = try_batch(evaluator, data, {"loss": Loss(registry.criterion, data)}, gradients=not passes)
+            known = {"loss": before[on]} if on in before else {}
+            first = try_batch(evaluator, data, {"loss": Loss(registry.criterion, data)}, not passes, known)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the problem fails on its first batch: {user_traceback(error)}") from None
         if line := not_finite(first):
             raise UserError(line)
+        if passes:
+            tried.seconds[on] = first.seconds
         if first.terms != [TOTAL]:
             tried.terms = first.terms
             if TOTAL in first.terms:
@@ -168,7 +183,8 @@ def _try_parts(evaluator: Evaluator, registry: MetricRegistry, tried: Trial) -> 
 
 def _add_terms(registry: MetricRegistry, chosen: dict[str, Metric], terms: list[str]) -> None:
     """Beside each loss its terms, by their names; after ``term_`` where such a name cannot be, or is taken."""
-    taken = {*RESERVED, *METRICS.names(), *registry.own, *(n for n, m in chosen.items() if not isinstance(m, LossTerm))}
+    taken = {name for name, metric in chosen.items() if not isinstance(metric, LossTerm)}
+    taken |= {*RESERVED, *registry.own, *(METRICS.names() if terms else ())}
     names: dict[str, str] = {}
     for term in terms:
         if term != TOTAL:
@@ -254,17 +270,19 @@ def store_arrays(values: Mapping[str, Any], quantities: Sequence[Quantity]) -> d
     return {quantity.name: store_array(values[quantity.name], quantity) for quantity in quantities}
 
 
-def execution_errors(plan: Plan, builder: EvaluatorBuilder, loss: Any) -> ExecutionErrors:
-    """How far the mode in use is from the plain one in float32; nothing where it is as exact.
+def remade(asked: Sequence[str], chosen: Mapping[str, Metric], before: MetricRegistry, sets: Any) -> dict[str, Metric]:
+    """The metrics that were chosen, with all that the first batch has told, on the same sets in another place."""
+    registry = before.on(sets)
+    made, names = requested(asked, registry), {id(data): name for name, data in before.data.items()}
+    for name, metric in chosen.items():
+        if isinstance(metric, LossTerm):
+            made[name] = LossTerm(registry.criterion, metric.term, sets[names[id(metric.data)]])
+    return _as_checked({name: made[name] for name in chosen})
 
-    loss: the problem's, on the device.
-    """
-    evaluator = plan.evaluator
-    if plan.output.dry_run or (evaluator.execution.exact and evaluator.precision != "tf32"):
-        return ExecutionErrors()
-    plain, data = builder.build(PLAIN)
-    if evaluator.precision == "tf32":
-        plain.precision = "fp32"
-    made = requested(plan.evaluation.metric_names, MetricRegistry(plan.problem, data, loss))
-    plain.metrics = {k: m for k, m in made.items() if k in evaluator.metrics and isinstance(m, BatchMetric)}
-    return errors_of_mode(evaluator, plain, plan.grid, builder.seed)
+
+def _as_checked(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """What these would see to at a first point has been seen."""
+    for metric in metrics.values():
+        if isinstance(metric, (CurvatureMetric, GradientMetric)):
+            metric.checked = True
+    return metrics

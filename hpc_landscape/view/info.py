@@ -15,6 +15,7 @@ from ..directions.registry import kind_in_file
 from ..errors import printable
 from ..progress import duration, size
 from ..store import layout
+from ..store.exactness import told
 from ..store.layout import Stored
 from ..store.lock import holder, lock_of
 from ..store.probe import opened
@@ -48,7 +49,6 @@ _TOLD = {
     "ranks",
 }
 _TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
-_ERROR = "execution_error_"
 _TOLD |= {f"{key}_version" for key in _VERSIONS}
 
 
@@ -68,7 +68,7 @@ def info(path: str, stored: Stored | None = None) -> str:
         *_made(stored),
         *([("command", str(command))] if (command := setting(attributes, "command")) else []),
         ("stored", _parts(path)),
-        *_mode(attributes),
+        *_mode(stored),
         *_others(attributes),
         ("next", _next(path, stored)),
     ]
@@ -83,13 +83,10 @@ def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
         yield "", f"{name} from {number(c[0])} to {number(c[-1])}{step}"
 
 
-def _mode(attributes: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _mode(stored: Stored) -> Iterable[tuple[str, str]]:
     """How far values may be from the plain mode's."""
-    estimates = {key.removeprefix(_ERROR): value for key, value in attributes.items() if key.startswith(_ERROR)}
-    points = estimates.pop("points", None)
-    words = [f"{name} off by about {error:.2g}" for name, error in estimates.items() if isinstance(error, float)]
-    if words and isinstance(points, np.ndarray):
-        yield "execution", f"{attributes.get('execution')}: {', '.join(words)} (estimated at {points.size} points)"
+    if off := told(stored.attributes, stored.grid.size):
+        yield "execution", f"{stored.attributes.get('execution')}: {off}"
 
 
 def _points(path: str, stored: Stored) -> str:

@@ -27,7 +27,7 @@ def picture_of(shape: tuple[int, ...], kind: str | None, path: str) -> Picture:
 
 def _made(kind: str) -> Picture:
     name, arguments = VIEWS.parse(kind)
-    if name not in VIEWS.names() and ":" not in name:
+    if name not in VIEWS and ":" not in name:
         raise UserError(f"unknown kind '{kind}'; it is one of {', '.join(VIEWS.names())}")
     picture = VIEWS.call(VIEWS.load(name), kind, arguments)
     if not isinstance(picture, Picture):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from hpc_landscape import LinearLossLandscape, PlanarLossLandscape, UserError, metrics
+from hpc_landscape.campaign.fallback import Choice
 
 N, STEPS = 24, 3
 
@@ -155,6 +156,36 @@ def test_what_a_model_cannot_take_falls_back_and_says_so():
     np.testing.assert_array_equal(found, line(ByView()).compute(metric))
 
 
+def dense() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.Tanh(), nn.Linear(5, 4))
+
+
+def test_a_way_that_is_too_far_off_is_given_up_and_says_so(tmp_path, monkeypatch):
+    metric, low = metrics.Loss(nn.CrossEntropyLoss(), batches()), {"precision": "bf16", "device": "cpu"}
+    plain, landscape, path = line(dense()).compute(metric), line(dense()), tmp_path / "x.h5"
+    with pytest.warns(UserWarning, match="computed fp32, plain, instead of weights in bfloat16: loss is off by"):
+        found = landscape.compute(metric, **low, max_error=1e-6, file=path)
+    np.testing.assert_array_equal(found, plain)
+    assert landscape.execution_error == 0
+    with h5py.File(path) as file:
+        assert (file.attrs["precision"], file.attrs["execution"]) == ("fp32", "plain")
+        assert file.attrs["given_up"].startswith("weights in bfloat16: loss is off by")
+    near, other = line(dense()), tmp_path / "y.h5"
+    taken = near.compute(metric, **low, file=other)
+    assert near.execution_error == abs(taken - plain).max() > 0  # all points were computed
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it is measured once, for a new file")
+
+    monkeypatch.setattr(Choice, "_measured", never)  # a file that is gone on with says what it is of
+    with pytest.warns(UserWarning, match="as the file has it"):
+        np.testing.assert_array_equal(line(dense()).compute(metric, **low, file=path), plain)
+    again = line(dense())
+    np.testing.assert_array_equal(again.compute(metric, **low, max_error=0, file=other), taken)
+    assert again.execution_error == near.execution_error
+
+
 def test_progress(capfd):
     metric = metrics.Loss(nn.CrossEntropyLoss(), batches())
     plane = PlanarLossLandscape(network(), STEPS).random_plane(seed=0)
@@ -171,6 +202,7 @@ def test_progress(capfd):
         ({"precision": "tf32"}, "tf32: only NVIDIA GPUs have it"),
         ({"tune": True, "block": 2}, "--tune chooses"),
         ({"block": 0}, "--block 0: must be at least 1"),
+        ({"max_error": -1e-3}, "--max_error -0.001: must not be negative"),
         ({"compile": True, "block": 2}, "--compile --block 2: take one of the two"),
     ],
     ids=str,

@@ -326,7 +326,6 @@ def test_no_copies_of_modules_for_each_point():
 
 def test_gradient_and_curvature_metrics_run():
     """L: LossGradient cannot run; curvature metrics are commented out."""
-    pytest.importorskip("scipy")
     model, (x, y) = nn.Linear(3, 2).double(), (torch.randn(6, 3).double(), torch.randint(2, (6,)))
     line = LinearLossLandscape(model, 3).random_line(2, seed=0)
     gradients = line.compute(LossGradient(CRITERION, x, y))
