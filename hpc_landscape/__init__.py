@@ -28,7 +28,20 @@ __all__ = ["__version__", *(name for name in _FROM if name != "open"), *_PACKAGE
 
 def __getattr__(name: str) -> Any:
     if name in _FROM:
-        return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
+        return getattr(_imported(_FROM[name]), name)
     if name in _PACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imported(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _imported(module: str) -> Any:
+    """The module; meanwhile Python's collector of cycles does not go over the 160,000 objects that PyTorch has made."""
+    import gc
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    finally:
+        if enabled:
+            gc.enable()

@@ -58,6 +58,14 @@ def duration(seconds: float) -> str:
     return f"{s // 86400} d {s % 86400 // 3600:02d} h"
 
 
+def roughly(seconds: float) -> str:
+    """The same of an estimate: 40 min, 2 h, 3 d."""
+    if seconds < 90 * 60:
+        return f"{10 * round(seconds / 600)} min"
+    hours = seconds / 3600
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} d"
+
+
 def size(n: float) -> str:
     """Bytes as a person reads them: 812 B, 541.2 KiB, 3.0 GiB."""
     if n < 1024:

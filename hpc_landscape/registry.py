@@ -52,6 +52,10 @@ class Registry:
         """The built-in names, then those that packages bring, in alphabetical order; nothing is imported."""
         return [*self.built_in, *sorted(self._plugins)]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is one of this name; what packages bring is looked for only where none is built in."""
+        return name in self.built_in or name in self._plugins
+
     def load(self, name: str) -> Any:
         """What this name, or ``module:object`` or ``file.py:object``, means.
 
@@ -61,14 +65,14 @@ class Registry:
         if name in self.built_in:
             where, _, attribute = self.built_in[name].partition(":")
             return getattr(importlib.import_module(where), attribute)
-        if name in self._plugins:
-            point = self._plugins[name]
-            with imported(f"{self.option} {name}, of the package {_package(point)}", point.value):
-                return point.load()
         where, _, attribute = name.rpartition(":")
-        if not (self.own and where and attribute):
+        if self.own and where and attribute:
+            return find_object(name, self.option)
+        if name not in self._plugins:
             raise self.unknown(name)
-        return find_object(name, self.option)
+        point = self._plugins[name]
+        with imported(f"{self.option} {name}, of the package {_package(point)}", point.value):
+            return point.load()
 
     def unknown(self, name: str, more: Iterable[str] = ()) -> UserError:
         """That there is no such kind. more: other names that could be meant."""

@@ -24,6 +24,7 @@ from .campaign.plan import Plan
 from .directions.normalize import cosine, standing
 from .directions.registry import direction_kind
 from .errors import COMPLETE, FAILED, NO_PROGRESS, STOPPED, UserError
+from .evaluate.exactness import is_plain
 from .model import state
 from .model.norms import Norms, keeps_statistics
 from .model.numbers import can_move
@@ -32,6 +33,7 @@ from .progress import duration, size
 from .ranks.comm import Comm
 from .ranks.signals import time_to_finish
 from .store import layout
+from .store.exactness import told
 from .store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,11 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
         log.info("note         %s", note)
     log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
     log.info(f"metrics      {', '.join(q.name for q in plan.quantities)}")
-    if not plan.evaluator.execution.exact and not plan.stored:
-        log.info(f"execution    {plan.evaluator.execution}{_execution_text(plan)}")
+    if not is_plain(plan.evaluator) and not plan.stored:
+        off = told(plan.execution_errors.attributes(), plan.grid.size)
+        log.info(f"execution    {plan.evaluator.execution}" + f": {off}" * bool(off))
+    if plan.advice:
+        log.info(f"note         {plan.advice}")
     nodes = len({node for node, _ in ranks})
     where = ", ".join(sorted({name for _, name in ranks})[:8])
     log.info(
@@ -88,11 +93,6 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
         f"{threads} thread{'s' * (threads > 1)} each, {_precision_text(plan)}"
     )
     log.info(f"writer       {writer.__name__} -> {plan.path}" + (" (going on)" if stored else ""))
-
-
-def _execution_text(plan: Plan) -> str:
-    errors = [f"{name} off by about {error:.2g}" for name, error in plan.execution_errors.estimates.items()]
-    return f": {', '.join(errors)} (estimated at {len(plan.execution_errors.points)} points)" if errors else ""
 
 
 def _data_text(plan: Plan) -> str:
@@ -134,8 +134,8 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _precision_text(plan: Plan) -> str:
     """The precision asked for; where the model is not of 32 bits by itself, what it is."""
     own = plan.compute_dtype
-    usual = set(own.split(", ")) <= {"float32", "complex64"} or plan.evaluation.precision not in ("fp32", "tf32")
-    return plan.evaluation.precision if usual else f"{own}, as the model is"
+    usual = set(own.split(", ")) <= {"float32", "complex64"} or plan.evaluator.precision not in ("fp32", "tf32")
+    return plan.evaluator.precision if usual else f"{own}, as the model is"
 
 
 def _warm_text(plan: Plan) -> str:

@@ -7,10 +7,12 @@ import os
 import time
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from .campaign.advice import advice
 from .campaign.capacity import check_plan
 from .campaign.data import read_data
 from .campaign.directions import (
@@ -23,17 +25,16 @@ from .campaign.directions import (
     project_trajectory,
 )
 from .campaign.failures import Attempts, Reporter
+from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
 from .campaign.loop import Campaign
-from .campaign.metrics import check_metrics, choose_metrics, execution_errors, store_arrays
+from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
-from .campaign.share import one_copy
 from .campaign.writing import fall_back, writing
-from .data.data import Data
 from .data.sets import Sets
 from .directions.base import Directions
 from .directions.registry import direction_kind
@@ -114,20 +115,23 @@ def run(settings: Settings, comm: Comm) -> int:
         builder = _builder(settings, subject, sets, device)
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
         settings, measured = _tuned(settings, builder, stored, comm)
-        evaluator, data = _build(builder, comm)
-        registry = MetricRegistry(problem, data, subject.loss)
-        quantities = choose_metrics(settings.for_evaluation.metric_names, evaluator, registry, comm)
+        evaluator, registry = _build(builder, problem, subject.loss, comm)
+        asked_metrics = settings.for_evaluation.metric_names
+        quantities, seconds = choose_metrics(asked_metrics, evaluator, registry, comm, builder.losses)
 
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment, plan.record = environment(comm, device), _record(settings, measured)
+        plan.environment, plan.record = environment(comm, device), _record(settings, evaluator, measured)
         plan.keeps_model = plan.output.save_model or _trains(settings, problem)
+        take_near_enough(plan, builder, registry, comm)
+        if stored is None and not measured:
+            plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
+        del evaluator, registry  # their memory is free where the plan has another
         with comm.raise_on_all_ranks():
             if comm.is_root:
                 if stored is None:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
-                    plan.execution_errors = execution_errors(plan, builder, subject.loss)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         if _nothing_to_do(plan, device, threads, writer, comm):
@@ -223,11 +227,11 @@ def _builder(settings: Settings, subject: ProblemSubject, sets: Sets, device: to
 
 def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:
     """The settings in the fastest mode, as rank 0 has measured it or the file records it; and what was measured."""
-    if not settings.for_speed.tune:
-        return settings, ""
+    choice: dict[str, Any] = {}
+    text = ""
     if stored is not None:
-        choice, text = recorded(stored.attributes)
-    else:
+        choice, text = recorded(stored.attributes, settings.for_speed)
+    elif settings.for_speed.tune:
         choice, text = tuned(builder, comm)
         log.info("tuned        %s", text)
     settings = settings.replaced(tune=False, **choice)
@@ -235,25 +239,23 @@ def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None,
     return settings, text
 
 
-def _build(builder: EvaluatorBuilder, comm: Comm) -> tuple[Evaluator, dict[str, Data]]:
-    """The evaluator in the first mode that works, the same on every rank, and the evaluation sets.
+def _build(builder: EvaluatorBuilder, problem: Problem, loss: Any, comm: Comm) -> tuple[Evaluator, MetricRegistry]:
+    """The evaluator in the first mode that works, the same on every rank, and what makes metrics of its sets.
 
-    There is a note where it is not the mode that was asked for.
+    loss: the problem's, on the device. There is a note where the mode is not the one that was asked for.
     """
     mode = first_mode(builder, comm, lambda text: log.info("execution    %s", text))
-    here = builder.data(mode)
-    if builder.device == torch.device("cpu"):
-        here = here.each(lambda batches: one_copy(batches, comm))
-    return builder.build(mode, here)
+    evaluator, data = builder.build(mode, on_device(builder, mode, comm))
+    return evaluator, MetricRegistry(problem, data, loss)
 
 
-def _record(settings: Settings, measured: str) -> dict[str, object]:
+def _record(settings: Settings, evaluator: Evaluator, measured: str) -> dict[str, object]:
     """What the file says of how it was made, beside what values depend on."""
     return {
         "settings": settings.to_yaml(),
         "command": settings.to_command(),
         "problem": settings.for_problem.problem,
-        **chosen(settings.for_speed),
+        **chosen(settings.for_speed, evaluator.execution),
         **({"tuned": measured} if measured else {}),
     }
 

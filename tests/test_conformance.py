@@ -35,8 +35,6 @@ def samples(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", [name for name in METRICS.names() if name != "expected_return"])
 def test_built_in_metrics(name):
-    if name in ("curvature", "hessian_trace"):
-        pytest.importorskip("scipy")
     problem = Problem(network(), nn.CrossEntropyLoss(), samples())
     made = MetricRegistry(problem, {"": Data(*samples())}, problem.loss).make(name)
     assert list(made) == [name]
@@ -79,8 +77,6 @@ def given_to(kind: str, dimensions: int, folder) -> tuple[Origin, dict]:
 @pytest.mark.parametrize("dimensions", AXES)
 @pytest.mark.parametrize("name", DIRECTIONS.names())
 def test_built_in_directions(name, dimensions, tmp_path):
-    if name == "hessian":
-        pytest.importorskip("scipy")
     origin, settings = given_to(name, dimensions, tmp_path)
     testing.check_direction(DIRECTIONS.load(name)(), origin, **settings)
 

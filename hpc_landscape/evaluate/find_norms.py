@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..data.data import Data
 from ..metrics.base import Metric
-from ..model.batchnorm import RunningStatistics, batchnorm_layers
+from ..model.batchnorm import batchnorm_layers
+from ..model.estimation import RunningStatistics
 from ..model.norms import Norms, is_norm, looks_like_norm
 from ..model.numbers import can_move, double, numbers_of, reals, wide
 from ..model.placement import Placement
@@ -23,6 +24,7 @@ from ..model.wrapper import ModelWrapper
 from .evaluator import Evaluator
 
 NOTICEABLE = 0.25  # standard deviations, for statistics that are not the checkpoint's
+CLEAR = 1e-2  # relative, of a sum of squares: by more an input has moved; another order of sums changes less
 
 
 def find_norms(
@@ -41,19 +43,21 @@ def find_norms(
         return Norms()
     evaluator = Evaluator(model, _somewhere(model, device, dtype, seed), {}, "running", seed=seed)
     first = _first_of(run)
-    seen = [_inputs(evaluator, c, first, {**own, **like}) for c in (0.0, 0.0, 1.0)]
+    here, there = (_inputs(evaluator, c, first, {**own, **like}) for c in (0.0, 1.0))
+    doubtful = any(_close(inputs, there.get(name, [])) for name, inputs in here.items())
+    again = _inputs(evaluator, 0.0, first, {**own, **like}) if doubtful else here
     able = {name for name in like if _takes_momentum(evaluator, first, like[name])}
     unlike = {*like} - able | _changed_by_training(evaluator, first, foreign)
     moving = {id(p) for p in model.parameters()}
-    unmoved = {name for name in (*own, *like) if not _moved(*(inputs.get(name, []) for inputs in seen))}
+    unmoved = {name for name in (*own, *like) if not _moved(*(seen.get(name, []) for seen in (here, again, there)))}
     kept = {name for name in unmoved if _kept_still(name, named, moving)}
     estimated = [name for name in named if name in {*own, *able} - kept]
-    candidates = [name for name in estimated if name in unmoved and name in seen[0] and name in own]
+    candidates = [name for name in estimated if name in unmoved and name in here and name in own]
     return Norms(
         tuple(estimated),
         tuple(name for name in named if name in kept),
         tuple(name for name in named if name in unlike - kept),
-        tuple(name for name in estimated if name not in seen[0]),
+        tuple(name for name in estimated if name not in here),
         tuple(_stale(evaluator, first, {name: own[name] for name in candidates})),
     )
 
@@ -118,6 +122,12 @@ def _inputs(
     with evaluator.attached_at([coordinate]), torch.no_grad(), _hooked([*names], observe):
         first(evaluator.model)
     return seen
+
+
+def _close(here: list[Tensor], there: list[Tensor]) -> bool:
+    """Whether inputs differ between two points, and by so little that they may be the same."""
+    pairs = [(a, b) for a, b in zip(here, there, strict=False) if not torch.equal(a, b)]
+    return bool(pairs) and all(bool((a[1] - b[1]).abs() <= CLEAR * a[1]) for a, b in pairs)
 
 
 def _moved(here: list[Tensor], again: list[Tensor], there: list[Tensor]) -> bool:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,21 @@ def test_a_file_is_written_and_gone_on_with_by_all_ranks(comm: Any, folder: str)
     for options in ({"block": 2}, {"precision": "fp64"}):
         found = plane.compute(metric, "cpu", bn="warmup", **options)
         np.testing.assert_allclose(found, plane.compute(metric, bn="warmup"), rtol=1e-5)
+
+
+def test_a_way_that_is_too_far_off_is_given_up_on_every_rank(comm: Any) -> None:
+    """Each rank computes some of the points in both ways; what is found is the same on all, and said once."""
+    metric, model = Loss(CRITERION, *data()), nn.Sequential(*(network()[i] for i in (0, 2, 4)))
+    alone = LinearLossLandscape(model, 5).random_line(seed=1).compute(metric)
+    line = LinearLossLandscape(model, 5, comm=comm).random_line(seed=1)
+    near = line.compute(metric, "cpu", precision="bf16")
+    assert comm.allgather(line.execution_error) == [abs(near - alone).max()] * comm.size and line.execution_error > 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = line.compute(metric, "cpu", precision="bf16", max_error=1e-6)
+    assert_same(comm, found, alone)
+    assert line.execution_error == 0
+    assert any("instead of weights in bfloat16: loss" in str(one.message) for one in said) == comm.is_root
 
 
 class Fails(Metric):

@@ -145,7 +145,6 @@ def test_directions_from_arrays(program, tmp_path):
 
 
 def test_the_plane_of_largest_curvature(program):
-    pytest.importorskip("scipy")
     done = program("--problem", SMALL, "--directions=hessian", "--x=-1:1:3", "--y=-1:1:3")
     assert done.code == 0, done
     with h5py.File("landscape.h5") as file:

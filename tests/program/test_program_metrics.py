@@ -38,7 +38,6 @@ def dense_hessian(model, inputs, target) -> np.ndarray:
 
 
 def test_curvature_and_gradients_by_name(program):
-    pytest.importorskip("scipy")
     names = "loss,accuracy(k=2),loss_gradient,gradient_norm,gradient_predictiveness(step=0.5),curvature(n=2)"
     names += ",hessian_trace(n_vectors=16),loss_perturbations(n_directions=3,alpha=0.2)"
     done = program("--problem", f"{FILE}:small", *GRID, f"--metrics={names}")
