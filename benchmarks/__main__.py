@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode
 from hpc_landscape.ranks.device import keep_memory
 
 from . import points as points_of
+from .curvature import curvature
+from .errors import errors
 from .gpu import gpu
 from .models import ResNet, images, lenet, mlp
 from .others import KINDS as OTHERS
@@ -69,10 +71,12 @@ def machine(_: int) -> dict[str, Any]:
 
 def points(turns: int) -> dict[str, Any]:
     """A point of ResNet-20, width 16, on 2,500 images of 28x28: warm-up and evaluation pass."""
-    seconds = points_of.compare(seeded(ResNet), images(SAMPLES, 28), KINDS, turns)
+    kinds = KINDS | {"contiguous": PLAIN}
+    seconds = points_of.compare(seeded(ResNet), images(SAMPLES, 28), kinds, turns)
     found: dict[str, Any] = dict(rows(seconds))
     for kind in KINDS:
         found[f"{kind}: bare / ours"] = ratio(seconds, f"bare {kind}", f"ours {kind}")
+    found["bare eager / bare contiguous"] = ratio(seconds, "bare eager", "bare contiguous")
     for kind in ("compiled", "bf16"):
         found[f"ours: eager / {kind}"] = ratio(seconds, "ours eager", f"ours {kind}")
     return found
@@ -80,7 +84,7 @@ def points(turns: int) -> dict[str, Any]:
 
 def library(turns: int) -> dict[str, Any]:
     """ResNet-20 on 1,000 images through the library's ``compute``, beside the program's evaluator and the bare loop."""
-    kinds, data = {"plain": PLAIN, "channels last": EAGER}, images(1000, 28)
+    kinds, data = {"default": EAGER, "contiguous": PLAIN}, images(1000, 28)
     others = {f"library {k}": points_of.through_the_library(seeded(ResNet)(), data, mode) for k, mode in kinds.items()}
     seconds = points_of.compare(seeded(ResNet), data, kinds, turns, others=others)
     found: dict[str, Any] = dict(rows(seconds))
@@ -130,7 +134,12 @@ def small(turns: int) -> dict[str, Any]:
 def memory(_: int) -> dict[str, Any]:
     """Peak memory of a run of ResNet-20 on 2,500 images, two points, in a process of its own."""
     found: dict[str, Any] = {}
-    modes = {"plain": [], "channels last": ["--channels_last"], "bf16": ["--precision=bf16"], "block 4": ["--block=4"]}
+    modes = {
+        "default": [],
+        "contiguous": ["--channels_last=false"],
+        "bf16": ["--precision=bf16"],
+        "block 4": ["--block=4"],
+    }
     with tempfile.TemporaryDirectory() as folder:
         for name, options in modes.items():
             output = os.path.join(folder, f"{len(found)}.h5")
@@ -204,8 +213,15 @@ def ranks(turns: int) -> dict[str, Any]:
 def start(turns: int) -> dict[str, Any]:
     """Starting up: imports, --help, and the default job to its first point (training left out)."""
 
+    output = os.path.join(tempfile.gettempdir(), "benchmark-start.h5")
+
     def run(*words: str) -> Callable[[], None]:
-        return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True) and None
+        def once() -> None:
+            with suppress(FileNotFoundError):
+                os.remove(output)
+            subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+        return once
 
     runs = {
         "import torch": run("-c", "import torch"),
@@ -214,18 +230,20 @@ def start(turns: int) -> dict[str, Any]:
         "--help": run("-m", "hpc_landscape", "--help"),
         "a run of one point of no size": run(
             *("-m", "hpc_landscape", "--problem=benchmarks/models.py:mlp_problem", "--x=0:0:1", "--y=none"),
-            *("--plot=false", "--overwrite", f"--output={tempfile.gettempdir()}/benchmark-start.h5"),
+            *("--plot=false", f"--output={output}"),
         ),
     }
     seconds = in_turns(runs, turns)
     found: dict[str, Any] = dict(rows(seconds))
-    found["landscape / torch"] = ratio(seconds, "import hpc_landscape.landscape", "import torch")
+    for name in ("import hpc_landscape", "import hpc_landscape.landscape", "a run of one point of no size"):
+        found[f"{name} / import torch"] = ratio(seconds, name, "import torch")
     return found
 
 
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     f.__name__: f
-    for f in (machine, points, library, peers, small, tuned, overhead, memory, store, ranks, start, scaling, gpu)
+    for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks)
+    + (start, scaling, gpu)
 }
 
 

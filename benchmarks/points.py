@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hpc_landscape.evaluate.evaluator import Evaluator
 from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, compute_dtypes
 from hpc_landscape.metrics import Data, Loss
 from hpc_landscape.model import state
+from hpc_landscape.model.folding import find_pairs
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.model.wrapper import wrap_model
 
@@ -71,8 +73,9 @@ class Bare:
 
     @torch.inference_mode()
     def _eager(self) -> Tensor:
-        for p, o, a, b in zip(self.parameters, self.origin, *self.moves, strict=True):
-            p.copy_(o + POINT[0] * a + POINT[1] * b)
+        moved = torch._foreach_add(self.origin, self.moves[0], alpha=POINT[0])
+        torch._foreach_add_(moved, self.moves[1], alpha=POINT[1])
+        torch._foreach_copy_(self.parameters, moved)
         if self.warm and self.layers:
             for layer in self.layers:
                 layer.reset_running_stats()
@@ -93,6 +96,9 @@ def ours(
 ) -> Evaluator:
     """Our evaluator of the same."""
     on = Data(batches(data, mode.channels_last, size))
+    if mode.folds and bn in ("warmup", "running"):
+        with torch.no_grad():
+            mode = replace(mode, folded=find_pairs(model.eval(), lambda: model(on.batches[0][0])))
     placement = Placement(
         state.parameters(model),
         directions(model),
@@ -138,7 +144,7 @@ def through_the_library(
     from hpc_landscape import LinearLossLandscape
 
     metric = Loss(nn.CrossEntropyLoss(), list(zip(*(part.split(BATCH) for part in data), strict=True)))
-    fast = {"channels_last": mode.channels_last, "compile": bool(mode.compiled)}
+    fast: dict[str, Any] = {"channels_last": None if mode.channels_last else False, "compile": bool(mode.compiled)}
     precision = "bf16" if mode.compute_dtype is not None else "fp32"
 
     def seconds(steps: int) -> float:
@@ -147,7 +153,7 @@ def through_the_library(
         line.compute(metric, bn="warmup", precision=precision, **fast)
         return time.perf_counter() - start
 
-    return lambda: Told((seconds(8 + points) - seconds(8)) / points)
+    return lambda: Told((seconds(16 + points) - seconds(16)) / points)
 
 
 def overhead(turns: int = 200) -> float:
