@@ -2,7 +2,7 @@
 # All that wants a GPU, in one call of less than ten minutes: the GPU tests and jobs in every precision at the same time,
 # then the benchmarks, alone. No step takes longer than it is given, and one that fails keeps none of the others.
 #
-# PYTHON: which one (default python3); it needs pytest, PyYAML, tqdm and scipy beside torch and h5py. RESULTS: where the
+# PYTHON: which one (default python3); it needs pytest, PyYAML and tqdm beside torch and h5py. RESULTS: where the
 # numbers and the log are kept (default: nowhere). BUDGET: seconds for all of it (default 570). DEVICE=cpu: a rehearsal,
 # of next to nothing, where there is no GPU.
 set -uo pipefail

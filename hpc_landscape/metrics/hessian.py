@@ -25,10 +25,8 @@ from .second import refuse
 
 ROOM = 0.5  # of the memory that is free, graphs may take
 LOOK = 0.05  # seconds, after which the host's free memory is looked at again: that takes 0.5 ms
-SMALL, TOGETHER = (
-    100_000,
-    16,
-)  # bytes of the largest tensor of a batch's graph: then so many vectors at a time are faster
+SMALL = 100_000  # bytes of the largest tensor of a batch's graph, at most: several vectors at a time are faster then
+TOGETHER = 16  # vectors
 CHANGED = re.compile("modified by an inplace operation")
 T = TypeVar("T")
 

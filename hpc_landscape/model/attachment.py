@@ -18,12 +18,38 @@ Replace = Callable[[Tensor, str], Tensor]  # (tensor, name) -> what stands for i
 RESTORED = (Tensor, tuple, list, dict, set)  # plain attributes that are put back: a counter may count on
 
 
+class _Kept:
+    """Copies, and what each is put back to: plain tensors all at once, since there may be a hundred, at every point."""
+
+    def __init__(self) -> None:
+        self.copies: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.others: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, copy: Tensor, value: Tensor) -> None:
+        if is_plain(copy):
+            self.copies.append(copy)
+            self.values.append(value)
+        else:
+            self.others.append((copy, value))
+
+    def put_back(self) -> None:
+        if self.copies:
+            torch._foreach_copy_(self.copies, self.values)
+        for copy, value in self.others:
+            copy.copy_(value)
+
+    def as_before(self) -> bool:
+        """Whether nothing has been written into the copies."""
+        return all(map(torch.equal, self.copies, self.values)) and all(torch.equal(*pair) for pair in self.others)
+
+
 @dataclass
 class _Copies:
     """Buffers of one of the points that are held: where each belongs, and what it is to be before each point."""
 
     own: list[tuple[nn.Module, str, Tensor | None]] = field(default_factory=list)
-    pristine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pristine: _Kept = field(default_factory=_Kept)
     named: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -55,14 +81,14 @@ class Attachment:
 
     def attach(self, parameter: Replace, buffer: Replace, points: int = 1, guarded: Container[str] = ()) -> None:
         """guarded: parameters that are copies meanwhile, so that whatever a metric writes into them is undone."""
-        self.guarded: list[tuple[Tensor, Tensor]] = []
+        self.guarded = _Kept()
         for name, p in self.parameters:
             p.grad = None
             p.data = parameter(p.data, name)
             if name in guarded:
                 still = p.data
                 p.data = still.clone()
-                self.guarded.append((p.data, still))
+                self.guarded.add(p.data, still)
         self.points = [self._copies(buffer) for _ in range(points)]
         self.select(0)
         self.placed = [p.data for _, p in self.parameters]
@@ -76,7 +102,7 @@ class Attachment:
         for module, key, value, name in self.buffers:
             if value is not None and id(value) not in copies:
                 copies[id(value)] = buffer(value, name).clone()
-                made.pristine.append((copies[id(value)], copies[id(value)].clone()))
+                made.pristine.add(copies[id(value)], copies[id(value)].clone())
                 made.named[name] = copies[id(value)]
             made.own.append((module, key, copies.get(id(value))))
         return made
@@ -101,7 +127,9 @@ class Attachment:
         for module, key, copy in self.now.own:
             if module._buffers.get(key) is not copy:
                 module._buffers[key] = copy
-        put_back(self.now.pristine + (self.guarded if full else []))
+        self.now.pristine.put_back()
+        if full:
+            self.guarded.put_back()
         for (_, p), (_, _, requires_grad) in zip(self.parameters, self.data, strict=True):
             if p.grad is not None:
                 p.grad = None
@@ -125,7 +153,7 @@ class Attachment:
             and all(p.grad is None for _, p in self.parameters)
             and all(now.keys() == then.keys() and not changed(now, then) for now, then in self.attributes)
             and not any(map(other, *zip(*self.attached_contents, strict=True)))
-            and all(torch.equal(copy, still) for copy, still in self.guarded)
+            and self.guarded.as_before()
         )
 
     def detach(self) -> None:
@@ -147,18 +175,6 @@ class Attachment:
             if other(held, own):
                 held.clear()
                 held.update(own)
-
-
-def put_back(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copies as their originals: plain tensors all at once, since there may be a hundred, at every point."""
-    plain: list[tuple[Tensor, Tensor]] = []
-    for copy, value in pairs:
-        if is_plain(copy):
-            plain.append((copy, value))
-        else:
-            copy.copy_(value)
-    if plain:
-        torch._foreach_copy_([copy for copy, _ in plain], [value for _, value in plain])
 
 
 def dictionaries(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:

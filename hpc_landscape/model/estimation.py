@@ -19,7 +19,7 @@ from .batchnorm import batch_statistics, running_means, running_variances
 from .moments import moments
 from .norms import is_norm
 
-Taker = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+Taker = Callable[[nn.Module, Tensor, Tensor, Tensor, float], None]
 
 
 class Points(Protocol):
@@ -58,7 +58,7 @@ def adds_up_exactly(layer: nn.Module) -> bool:
 def exact_statistics(layers: Sequence[nn.Module], take: Taker | None = None) -> Iterator[None]:
     """Let these layers, where they are in train mode, normalize by ``moments``; their running statistics stay.
 
-    take(layer, input, mean, variance): is told of each batch's; the variance is the unbiased one.
+    take(layer, input, mean, variance, unbiased): is told of each batch's, and what makes the variance the unbiased one.
     """
     try:
         for layer in layers:
@@ -74,16 +74,16 @@ def _normalize(layer: Any, take: Taker | None, input: Tensor) -> Tensor:
     if not layer.training or count < 2:  # which is refused
         return _BatchNorm.forward(layer, input)
     layer._check_input_dim(input)
-    gradients = torch.is_grad_enabled()
-    with torch.no_grad():
-        mean, variance = moments(input.detach() if gradients else input)
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    if not torch.is_grad_enabled():
+        mean, variance = moments(input)
         if take is not None:
-            take(layer, input, mean, variance * (count / (count - 1)))
-    parameters = layer._parameters
-    weight, bias = parameters["weight"], parameters["bias"]
-    if gradients:
-        return torch.batch_norm(input, weight, bias, None, None, True, 0.0, layer.eps, False)
-    return torch.batch_norm(input, weight, bias, mean.float(), variance.float(), False, 0.0, layer.eps, False)
+            take(layer, input, mean, variance, count / (count - 1))
+        return torch.batch_norm(input, weight, bias, mean.float(), variance.float(), False, 0.0, layer.eps, False)
+    if take is not None:
+        with torch.no_grad():
+            take(layer, input, *moments(input.detach()), count / (count - 1))
+    return torch.batch_norm(input, weight, bias, None, None, True, 0.0, layer.eps, False)
 
 
 class RunningStatistics:
@@ -103,9 +103,9 @@ class RunningStatistics:
         self.stack = ExitStack()
 
     def __enter__(self) -> RunningStatistics:
-        rows = range(len(self.points.points))
-        self.sums: list[dict[nn.Module, _Sum]] = [{} for _ in rows]
-        self.seen = [dict.fromkeys(self.others, 0.0) for _ in rows]
+        rows = len(self.points.points)
+        self.sums = [_Sums() for _ in range(rows)]
+        self.seen = [dict.fromkeys(self.others, 0.0) for _ in range(rows)]
         self.samples: float | None = None
         self.stack.enter_context(batch_statistics(self.layers))
         self.stack.enter_context(exact_statistics(self.exact, self._take))
@@ -134,12 +134,8 @@ class RunningStatistics:
     def end(self, samples: float) -> None:
         """After that batch, at every point."""
 
-    def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor) -> None:
-        sums, weight = self.sums[self.points.row], self._weight(input)
-        if layer not in sums:
-            sums[layer] = _Sum(mean, variance, weight)
-        else:
-            sums[layer].add(mean, variance, weight)
+    def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor, unbiased: float) -> None:
+        self.sums[self.points.row].add(layer, mean, variance, self._weight(input), unbiased)
 
     def _weight(self, input: Tensor) -> float:
         return len(input) if self.samples is None else self.samples
@@ -153,26 +149,35 @@ class RunningStatistics:
     @torch.no_grad()
     def _write(self) -> None:
         sums = self.sums[self.points.row]
-        reset([layer for layer in self.exact if layer not in sums])
-        for layer, one in sums.items():
-            one.write(layer)
+        if unused := [layer for layer in self.exact if layer not in sums.weights]:
+            reset(unused)
+        sums.write()
 
 
-class _Sum:
-    """A layer's means and variances, weighted and added up in float64."""
+class _Sums:
+    """Layers' means and variances at a point, weighted and added up in float64."""
 
-    def __init__(self, mean: Tensor, variance: Tensor, weight: float):
-        self.mean, self.variance, self.weight = mean.double() * weight, variance.double() * weight, weight
+    def __init__(self) -> None:
+        self.weights: dict[nn.Module, float] = {}
+        self.means: dict[nn.Module, Tensor] = {}
+        self.variances: dict[nn.Module, Tensor] = {}
 
-    def add(self, mean: Tensor, variance: Tensor, weight: float) -> None:
-        self.mean.add_(mean, alpha=weight)
-        self.variance.add_(variance, alpha=weight)
-        self.weight += weight
+    def add(self, layer: nn.Module, mean: Tensor, variance: Tensor, weight: float, unbiased: float) -> None:
+        if layer not in self.weights:
+            self.weights[layer] = 0.0
+            self.means[layer], self.variances[layer] = (torch.zeros_like(mean, dtype=torch.float64) for _ in "mv")
+        self.means[layer].add_(mean, alpha=weight)
+        self.variances[layer].add_(variance, alpha=weight * unbiased)
+        self.weights[layer] += weight
 
-    def write(self, layer: nn.Module) -> None:
-        buffers = cast("dict[str, Tensor]", layer._buffers)
-        buffers["running_mean"].copy_(self.mean.div_(self.weight))
-        buffers["running_var"].copy_(self.variance.div_(self.weight))
+    def write(self) -> None:
+        """Let the layers have the averages."""
+        layers = [layer for layer, weight in self.weights.items() if weight]
+        if not layers:
+            return
+        sums = [of[layer] for of in (self.means, self.variances) for layer in layers]
+        torch._foreach_div_(sums, 2 * [self.weights[layer] for layer in layers])
+        torch._foreach_copy_(running_means(layers) + running_variances(layers), sums)
 
 
 class AveragedStatistics:
