@@ -71,6 +71,7 @@ class ExecutionMode:
 
 
 PLAIN = ExecutionMode()
+LIMIT = 256
 LOWERED = (torch.float32, torch.float16)
 
 
@@ -131,6 +132,7 @@ class Compiled(Recast):
     """
 
     def __init__(self, inner: ModelWrapper, mode: str):
+        _allow(LIMIT)
         super().__init__(inner, torch.compile(inner.forward, dynamic=False, mode=mode))
         self.inner, self.how = inner, mode
         self.forwards: dict[Callable[..., Any], Callable[[Any], Any]] = {}
@@ -147,6 +149,16 @@ class Compiled(Recast):
 def compiled(model: ModelWrapper, mode: str) -> ModelWrapper:
     """The model compiled, in that mode of torch.compile."""
     return Compiled(model, mode)
+
+
+def _allow(count: int) -> None:
+    """Let PyTorch compile a function so often: it counts all models that are called by one, and gives up after 8."""
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # as newer and older versions call it
+        if hasattr(config, name) and getattr(config, name) < count:
+            setattr(config, name, count)
 
 
 @contextmanager

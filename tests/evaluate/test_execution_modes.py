@@ -21,7 +21,7 @@ from hpc_landscape.campaign.plan import Plan
 from hpc_landscape.evaluate import evaluator as evaluator_module
 from hpc_landscape.evaluate.build import EvaluatorBuilder, ProblemSubject, _check_compiled
 from hpc_landscape.evaluate.evaluator import Evaluator
-from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, Recast, compute_dtypes
+from hpc_landscape.evaluate.execution import PLAIN, ExecutionMode, Recast, compiled, compute_dtypes
 from hpc_landscape.evaluate.normalization import choose_normalization
 from hpc_landscape.grid import Axis, Grid
 from hpc_landscape.metrics import Accuracy, Data, Loss
@@ -346,3 +346,21 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch, off):
     assert found == (evaluator, "tf32", evaluator.execution) and "given_up" not in plan.record
     assert plan.execution_errors.relative["loss"] == pytest.approx(off)
     assert len(plan.execution_errors.points) == 9
+
+
+def test_models_are_compiled_however_many_there_have_been(monkeypatch):
+    """PyTorch counts all that one function calls, the wrapper's own call, say, and gives up after 8."""
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: original(function, backend=counter, dynamic=False))
+    kept = []
+    for i in range(12):
+        model = nn.Linear(3, 2 + i)
+        kept.append((model, compiled(wrap_model(model), "default")))
+        with torch.no_grad():
+            kept[-1][1](torch.zeros(4, 3))
+    assert counter.frame_count == 12
