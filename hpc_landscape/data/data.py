@@ -51,8 +51,7 @@ class Data:
     def shared(self, model: ModelWrapper) -> Iterator[Any]:
         """The same, for several uses: each is to take them by ``fresh``."""
         home = next((parameter.device for parameter in model.root.parameters()), None)
-        kept = isinstance(self.batches, (list, tuple)) or not getattr(self.batches, "streamed", True)
-        for batch in self.batches if kept else apart(self.batches):
+        for batch in self.batches if self.kept else apart(self.batches):
             if type(batch) in (tuple, list) and all(isinstance(t, Tensor) and t.device == home for t in batch):
                 yield batch
             else:
@@ -66,9 +65,14 @@ class Data:
             if not is_empty(items):
                 yield batch, items
 
+    @property
+    def kept(self) -> bool:
+        """Whether the batches are in memory, and not read anew in each pass."""
+        return isinstance(self.batches, (list, tuple)) or not getattr(self.batches, "streamed", True)
+
     def at_hand(self, model: ModelWrapper) -> bool:
         """Whether the batches are tensors, all of them where the model is: to be read once for all points."""
-        if not isinstance(self.batches, (list, tuple)) and getattr(self.batches, "streamed", True):
+        if not self.kept:
             return False
         devices = {parameter.device for parameter in model.root.parameters()}
         return all(_plain(batch) and all({t.device} == devices for t in batch) for batch in self.batches)

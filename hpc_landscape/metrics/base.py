@@ -191,8 +191,8 @@ class Sums:
         """What was added: of each point, each batch's means and weights."""
         tensors = [value for batch in self.batches for value in batch if isinstance(value, Tensor)]
         home, points = tensors[0].device, max(value.numel() for value in tensors)
-        if points > 1 or len({value.device for value in tensors}) > 1:
-            tensors = [value.to(home).expand(points) for value in tensors]
+        if any(value.ndim for value in tensors) or len({value.device for value in tensors}) > 1:
+            tensors = [value.to(home).reshape(-1).expand(points) for value in tensors]
         numbers = torch.stack(tensors).reshape(len(tensors), points).T.tolist()
         return [self._filled(iter(row)) for row in numbers]
 

@@ -172,8 +172,7 @@ class Hessian:
     def _compute(self, copied: bool = False) -> Iterator[tuple[Parts, float]]:
         """copied: of what is loaded in each pass; some loaders fill one batch again and again."""
         self._generators.write(self._drawn)
-        copied = copied and not isinstance(self.data.batches, (list, tuple))
-        copied = copied and getattr(self.data.batches, "streamed", True)
+        copied = copied and not self.data.kept
         return batch_gradients(self.model, self.parameters, self.loss_fn, self.data, create_graph=True, copied=copied)
 
     def _parts(self, vectors: Tensor) -> list[Tensor]:

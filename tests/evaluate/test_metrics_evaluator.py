@@ -16,7 +16,7 @@ from hpc_landscape.errors import UserError
 from hpc_landscape.evaluate.evaluator import Evaluator, as_array
 from hpc_landscape.evaluate.execution import ExecutionMode, compute_dtypes
 from hpc_landscape.evaluate.passes import measure_all, warm_up
-from hpc_landscape.metrics import Accuracy, Data, Loss, Metric
+from hpc_landscape.metrics import Accuracy, BatchMetric, Data, Loss, Metric
 from hpc_landscape.model import state
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.model.wrapper import wrap_model
@@ -354,3 +354,16 @@ def test_a_batch_of_one_sample_cannot_warm_up():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     with pytest.raises(UserError, match="batch of one sample"):
         warm_up(still(wrap_model(model)), Data([(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))]))
+
+
+def test_a_mean_of_one_dimension_is_a_number_too():
+    class Mean(BatchMetric):
+        def batch_mean(self, output, target):
+            return output.mean().reshape(1)
+
+        def batch_weight(self, output, target, items):
+            return torch.tensor(items)
+
+    x = torch.arange(6.0).reshape(3, 2)
+    batches = [(x, torch.zeros(3)), (10 * x[:1], torch.zeros(1))]
+    assert Mean(batches)(wrap_model(nn.Identity())) == pytest.approx((3 * 2.5 + 5.0) / 4)
