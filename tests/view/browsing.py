@@ -50,6 +50,14 @@ class Opened:
             assert time.monotonic() < end, f"never: {expression}; {self.complaints}"
             self.page.wait_for_timeout(50)
 
+    def at_rest(self, expression: str) -> float:
+        """A number, once it changes no more."""
+        last, now = None, self.ask(expression)
+        while last is None or abs(now - last) > 1e-9:
+            self.page.wait_for_timeout(500)
+            last, now = now, self.ask(expression)
+        return now
+
     def settle(self) -> None:
         self.until("!waiting.size")
 

@@ -181,16 +181,21 @@ def test_no_log_scale_where_nothing_is_positive(opened, tmp_path):
 
 def test_the_camera_stays_where_it_was_turned_to(opened, tmp_path):
     page = opened(of_shape(tmp_path / "a.h5", 6, 6))
-    eye = "_fullLayout.scene._scene.getCamera().eye.x"
+    scene = "_fullLayout.scene._scene"
+    eye = f"{scene}.getCamera().eye.x"
     before = page.graph(0, eye)
     page.page.locator(".graph").nth(0).hover()
+    page.until("state.hovered !== null")
+    page.settle()
+    assert page.graph(0, "data[panels[0].last].x") == [0]  # left alone, or it could not be turned at once
+    page.until(f"panels[0].graph.{scene}.camera.view.lastT() < performance.now()")  # it can be turned again
     page.page.mouse.down()
-    for x in range(200, 280, 20):  # a frame is drawn between
+    for x in range(200, 280, 20):  # as a hand does, which stops before it lets go: else plotly turns on for a while
         page.page.wait_for_timeout(100)
         page.page.mouse.move(x, 420)
-    page.page.mouse.up()
     page.until(f"Math.abs(panels[0].graph.{eye} - {before}) > 0.05")
-    turned = page.graph(0, eye)
+    turned = page.at_rest(f"panels[0].graph.{eye}")
+    page.page.mouse.up()
     page.choose(metric="accuracy", colors="magma")
     assert page.graph(0, eye) == pytest.approx(turned)
     page.page.locator("#view").click()

@@ -11,6 +11,7 @@ const state = {
   colors: data.start.colors,
   at: axes.map((axis) => nearest(axis.values, 0)), // the point selected
   hovered: null, // the point under the pointer
+  under: null, // the panel that it was last over
   level: 0.35, // of the volume's surface, from 0, the lowest, to 1
 };
 state.asked.set(first, { log: data.start.log, low: data.start.low, high: data.start.high });
@@ -46,7 +47,7 @@ function listen(panel) {
     const at = pointOf(panel, point);
     showTip(point, at);
     if (String(at) === String(state.hovered)) return; // plotly tells it again with every frame that it draws
-    state.hovered = at;
+    Object.assign(state, { hovered: at, under: panel });
     soon("mark", mark);
   });
   panel.graph.on("plotly_unhover", () => {

@@ -128,7 +128,12 @@ function moveCross({ graph }, at) {
   Plotly.relayout(graph, { shapes: cross(values, indices) });
 }
 
-function moveOnSurface({ graph, heightAt, last }, at) {
+// Each change of a scene keeps plotly from turning it for half a second: none where the pointer is about to.
+
+function moveOnSurface(panel, at) {
+  const { graph, heightAt, last } = panel;
+  if ((state.hovered && panel === state.under) || String(panel.at) === String(at)) return;
+  panel.at = at;
   const [x, y] = along.map((k) => axes[k].values[at[k]]);
   Plotly.restyle(graph, { x: [[x]], y: [[y]], z: [[heightAt(x, y)]] }, [last]);
 }
