@@ -119,15 +119,16 @@ def peers(turns: int) -> dict[str, Any]:
 
 
 def small(turns: int) -> dict[str, Any]:
-    """Small networks on 1,437 images of 8x8: seconds a point, one at a time and in blocks."""
+    """Small networks on 1,437 images of 8x8: seconds a point, one at a time, compiled, and in blocks."""
     found: dict[str, Any] = {}
     data = images(1437, 8)
     for name, make in (("mlp", mlp), ("lenet", lenet)):
-        kinds = {"eager": PLAIN} | {f"block {k}": ExecutionMode(stacked=k) for k in (2, 4, 8, 16)}
+        kinds = {kind: KINDS[kind] for kind in ("eager", "compiled")}
+        kinds |= {f"block {k}": ExecutionMode(stacked=k) for k in (2, 4, 8, 16)}
         seconds = points_of.compare(seeded(make), data, kinds, turns)
         found |= {f"{name} {key}": text for key, text in rows(seconds) if not key.startswith("bare block")}
-        for kind in kinds:  # every bare loop is the eager one
-            found[f"{name}: bare / ours {kind}"] = ratio(seconds, "bare eager", f"ours {kind}")
+        for kind in kinds:
+            found[f"{name}: bare eager / ours {kind}"] = ratio(seconds, "bare eager", f"ours {kind}")
     return found
 
 

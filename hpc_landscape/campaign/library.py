@@ -16,7 +16,7 @@ from ..data.data import Data
 from ..data.faults import Patience
 from ..data.sets import Sets
 from ..errors import UserError, warn
-from ..evaluate.build import EvaluatorBuilder
+from ..evaluate.build import EvaluatorBuilder, takes_images
 from ..evaluate.evaluator import DTYPES, Evaluator, stack
 from ..evaluate.exactness import ExecutionErrors
 from ..evaluate.execution import PLAIN, ExecutionMode
@@ -186,8 +186,7 @@ def _evaluator(
 
 def _gains(frame: Frame, metric: BatchMetric, request: Request) -> bool:
     """Whether a way that is as exact as the plain one may be faster: of images, that are all at hand."""
-    images = any(isinstance(m, torch.nn.Conv2d) for m in frame.model.root.modules())
-    return images and metric.data.kept and request.device is not None
+    return takes_images(frame.model.root) and metric.data.kept and request.device is not None
 
 
 def _warn(text: str, comm: Comm) -> None:

@@ -59,7 +59,7 @@ def candidate_modes(
     where that is asked for, and where nothing is said, unless it is less exact, or points are stacked.
     """
     kind = "" if device is None else device.type
-    images = kind in ("cpu", "cuda") and any(isinstance(m, nn.Conv2d) for m in root.modules())
+    images = kind in ("cpu", "cuda") and takes_images(root)
     dtypes: list[dict[str, Any]] = [{}]
     if precision == "bf16":  # an own forward makes the inputs: only torch can cast them there
         dtypes = [{"compute_dtype": torch.bfloat16}] * (not own_forward) + [{"autocast": True}]
@@ -76,6 +76,11 @@ def candidate_modes(
         orders: list[dict[str, Any]] = [{"channels_last": True, "rounded": not exact}] * (images and last) + [{}]
         found += [ExecutionMode(**order, **dtype, **way) for dtype in dtypes for order in orders]
     return found
+
+
+def takes_images(root: nn.Module) -> bool:
+    """Whether it is one for which an order of channels matters."""
+    return any(isinstance(module, nn.Conv2d) for module in root.modules())
 
 
 def last_is_exact(root: nn.Module, normalization: type[Normalization], kind: str, compiled: bool) -> bool:
@@ -325,8 +330,7 @@ def _check_rows(evaluator: Evaluator) -> None:
     """A stacked pass knows the weights that it is given by the model: a loss that holds one itself has row 0's."""
     origin, other = ([at] * evaluator.placement.dimensions for at in (0.0, 1.0))
     alone, beside = evaluator.evaluate([origin])[0], evaluator.evaluate([other, origin])[1]
-    near = ROWS.get(evaluator.precision, 1e-2)
-    if not np.allclose(alone["loss"], beside["loss"], rtol=near, atol=near / 10, equal_nan=True):
+    if not _agree(alone["loss"], beside["loss"], ROWS.get(evaluator.precision, 1e-2)):
         raise ValueError("the loss or forward uses weights that it does not get by the model")
 
 
@@ -342,8 +346,12 @@ def _check_compiled(compiled: Evaluator, eager: Evaluator) -> None:
         return found
 
     here, there = losses(compiled), losses(eager)
-    near = GRAPHS.get(eager.precision, 1e-1)
-    if not np.allclose(here, there, rtol=near, atol=near / 10, equal_nan=True):
+    if not _agree(here, there, GRAPHS.get(eager.precision, 1e-1)):
         raise ValueError(
             f"PyTorch {torch.__version__} compiles it to something else: loss {here[-1]:g}, not {there[-1]:g}"
         )
+
+
+def _agree(here: Any, there: Any, near: float) -> bool:
+    """Whether losses are the same to rounding. near: relative."""
+    return np.allclose(here, there, rtol=near, atol=near / 10, equal_nan=True)

@@ -123,7 +123,7 @@ class Placement:
     def _laid_out(self, tensor: Tensor) -> Tensor:
         """The tensor as the model is to have it, in its own order or channels last."""
         if self.channels_last and tensor.ndim == 4 and tensor.is_floating_point():
-            return tensor.contiguous(memory_format=torch.channels_last)
+            return tensor.to(memory_format=torch.channels_last)  # says so of one channel, too
         if tensor.is_meta and not tensor.is_contiguous():  # asked first, since empty_like of a meta tensor loads sympy
             return torch.empty_like(tensor)  # dense
         return tensor

@@ -119,6 +119,21 @@ def test_weights_and_images_are_in_that_order():
     assert seen and all(map(all, seen))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_so_is_what_a_first_layer_gives(channels, dtype):
+    """Of images of one channel, too: there the weight's strides alone say which order is meant."""
+    layer = nn.Conv2d(channels, 4, 3)
+    mode = ExecutionMode(channels_last=True, compute_dtype=dtype)
+    kinds = compute_dtypes(layer, dtype)
+    placement = Placement(state.parameters(layer), [], compute_dtypes=kinds, channels_last=mode.channels_last)
+    with placement.attached(layer), torch.no_grad():
+        placement.place([])
+        assert layer.weight.stride() == nn.Conv2d(channels, 4, 3).to(memory_format=torch.channels_last).weight.stride()
+        output = layer(torch.randn(2, channels, 8, 8, dtype=dtype))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_network_that_views_its_images_is_evaluated_in_its_own_order(program):
     command = ("--problem", IMAGES, "--x=-1:1:3", "--y=none", "--channels_last")
     done = program(*command, "--problem.by_view=true", "--output=view.h5")
