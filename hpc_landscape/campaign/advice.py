@@ -16,7 +16,7 @@ from ..model.norms import is_norm
 from ..progress import roughly
 from ..settings import SpeedSettings
 
-COMPILED = {"cpu": 1.2}  # by device: how many times longer a point takes that is not compiled (benchmarks/RESULTS.md)
+COMPILED = {"cpu": 1.1}  # by device: how many times longer a point takes that is not compiled (benchmarks/RESULTS.md)
 WORTH = 600.0  # seconds
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

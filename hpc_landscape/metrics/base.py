@@ -191,9 +191,11 @@ class Sums:
         """What was added: of each point, each batch's means and weights."""
         tensors = [value for batch in self.batches for value in batch if isinstance(value, Tensor)]
         home, points = tensors[0].device, max(value.numel() for value in tensors)
-        if any(value.ndim for value in tensors) or len({value.device for value in tensors}) > 1:
-            tensors = [value.to(home).reshape(-1).expand(points) for value in tensors]
-        numbers = torch.stack(tensors).reshape(len(tensors), points).T.tolist()
+        if len({value.device for value in tensors}) > 1:
+            tensors = [value.to(home) for value in tensors]
+        if not any(value.ndim for value in tensors):
+            return [self._filled(iter(torch.stack(tensors).tolist()))]
+        numbers = torch.stack([value.reshape(-1).expand(points) for value in tensors]).T.tolist()
         return [self._filled(iter(row)) for row in numbers]
 
     def _filled(self, read: Iterator[float]) -> list[list[float]]:
