@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -79,9 +80,9 @@ class Request:
         speed = self.speed
         return not (speed.channels_last or speed.compile or speed.block or speed.tune or self.precision == "bf16")
 
-    @property
+    @functools.cached_property
     def stored(self) -> Mapping[str, Any] | None:
-        """What the file says of itself that is gone on with."""
+        """What the file says of itself that is gone on with; read once."""
         found = open_file(self.path, self.overwrite, None, warn) if self.path else None
         return None if found is None else found.attributes
 

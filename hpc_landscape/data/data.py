@@ -52,7 +52,7 @@ class Data:
         """The same, for several uses: each is to take them by ``fresh``."""
         home = next((parameter.device for parameter in model.root.parameters()), None)
         for batch in self.batches if self.kept else apart(self.batches):
-            if type(batch) in (tuple, list) and all(isinstance(t, Tensor) and t.device == home for t in batch):
+            if _plain(batch) and all(t.device == home for t in batch):
                 yield batch
             else:
                 others = {parameter.device for parameter in model.root.parameters()} - {home}

@@ -315,8 +315,6 @@ def _foldable(evaluator: Evaluator, data: Data) -> tuple[Pair, ...]:
 
 def _check_uses(evaluator: Evaluator, data: Data) -> None:
     """Compiled and stacked passes read a layer's statistics after each batch: it is to be used once."""
-    if not (evaluator.execution.compiled or evaluator.execution.stacked > 1):
-        return
     model = evaluator.model
     with torch.no_grad():
         once = used_once(model, lambda: [data.output(model, batch) for batch in data.on(model)])

@@ -195,7 +195,7 @@ def _samples(metric: DataMetric) -> float:
     """Over how many the metric is a mean, as far as its data tell; infinite where they do not."""
     data: Data = metric.data
     size = getattr(data.batches, "size", None)
-    if size is None and not getattr(data.batches, "streamed", True):
+    if size is None and data.kept:
         with suppress(UserError):
             size = sum(map(data.samples, data.batches))
     return size or math.inf

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batchnorm import batch_statistics, running_means, running_variances
 from .moments import moments
-from .norms import is_norm
+from .norms import is_batch_norm, is_norm
 
 Taker = Callable[[nn.Module, Tensor, Tensor, Tensor, float], None]
 
@@ -47,8 +47,7 @@ class OnePoint:
 
 def adds_up_exactly(layer: nn.Module) -> bool:
     """Whether ``exact_statistics`` is for it: one of torch's own layers on a CPU, in float32."""
-    own = isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward and "forward" not in vars(layer)
-    if not own or layer.running_mean is None:
+    if not is_batch_norm(layer):
         return False
     here = cast(Tensor, layer.running_mean)
     return here.device.type == "cpu" and here.dtype == torch.float32

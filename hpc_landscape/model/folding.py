@@ -15,9 +15,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .norms import is_batch_norm
 
 Pair = tuple[str, str]  # names: of a layer, of the normalization of what it gives
 SMALL = 2**16  # numbers: a pass over fewer takes no longer than to fold
@@ -35,7 +36,7 @@ def find_pairs(root: nn.Module, run: Callable[[], Any], least: int = SMALL) -> t
     """
     named = dict(root.named_modules())
     linear = {module: name for name, module in named.items() if _is_linear(module)}
-    norms = {module: name for name, module in named.items() if _is_norm(module)}
+    norms = {module: name for name, module in named.items() if is_batch_norm(module) and not _is_hooked(module)}
     watch = _Watch(linear, norms, least)
     with watch.hooked(), watch:
         given = run()
@@ -47,13 +48,11 @@ def find_pairs(root: nn.Module, run: Callable[[], Any], least: int = SMALL) -> t
 def _is_linear(module: nn.Module) -> bool:
     """Whether its output is that of its weight and bias, as they are."""
     plain = any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LINEAR)
-    return plain and "forward" not in vars(module) and not (module._forward_hooks or module._forward_pre_hooks)
+    return plain and "forward" not in vars(module) and not _is_hooked(module)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    own = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return own and module.running_mean is not None and "forward" not in vars(module) and not hooked
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Watch(TorchDispatchMode):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 STATISTIC = re.compile(r"^(running|moving|population|pop|global|ema)_?(mean|var|variance|std|inv_std|avg|average)$")
 SHOWN = 3  # names in a line
@@ -65,6 +65,12 @@ def few(names: tuple[str, ...]) -> str:
 def is_norm(module: nn.Module) -> bool:
     """Whether it is one of torch's own with running statistics: batch, synchronized, instance normalization."""
     return isinstance(module, _NormBase) and module.running_mean is not None
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is one that normalizes a batch, and computes what torch's own do: nobody has another forward."""
+    own = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+    return own and module.running_mean is not None and "forward" not in vars(module)
 
 
 def looks_like_norm(module: nn.Module) -> bool:

@@ -297,7 +297,6 @@ def test_gradients(device, precision, near):
 @pytest.mark.parametrize(("precision", "near"), [("fp64", 2e-5), ("fp32", 1e-4)])
 def test_curvature(device, precision, near):
     """Eigenvalues are found to a tolerance of 1e-5."""
-    pytest.importorskip("scipy")
     found = landscape(mlp, device, precision, metrics=curvature)
     assert_vectors_near(found, exact_metrics(curvature), near)
 
