@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
+from .campaign.teams import describe_teams, known_batches, number_of_teams, team_of
 from .campaign.writing import fall_back, writing
 from .data.sets import Sets
 from .directions.base import Directions
@@ -64,6 +65,7 @@ from .ranks.device import (
 )
 from .ranks.orphans import end_children_with_us
 from .ranks.signals import Signals
+from .ranks.team import Team
 from .ranks.torch_state import as_before
 from .report import (
     announce,
@@ -76,6 +78,8 @@ from .report import (
     warn_if_long,
     without_root,
 )
+from .schedule.base import Schedule
+from .schedule.led import Led
 from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
@@ -141,7 +145,8 @@ def run(settings: Settings, comm: Comm) -> int:
         writer = fall_back(writer, plan.path, comm, log.info)
 
         # Evaluate this rank's share
-        stop_code = _evaluate(plan, writer, Control(comm, signals, grace))
+        team = _team(settings.for_ranks.ranks_per_point, plan, comm)
+        stop_code = _evaluate(plan, team, writer, Control(comm, signals, grace))
 
         # Say how it went
         return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
@@ -279,7 +284,17 @@ def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[
     return False
 
 
-def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
+def _team(asked: int | Literal["auto"], plan: Plan, comm: Comm) -> Team:
+    """The ranks that this one evaluates points with."""
+    count, note = number_of_teams(asked, len(plan.unfinished), comm.size, known_batches(plan.sets))
+    if note:
+        log.info("note         %s", note)
+    if count < comm.size:
+        log.info("teams        %s", describe_teams(count, comm.size))
+    return team_of(comm, count)
+
+
+def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> int:
     """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
     comm, points = control.comm, plan.unfinished
     progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
@@ -301,8 +316,12 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
             first = False
             warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
 
+    plan.evaluator.team = team
+    schedule: Schedule = Strided(points, team.number, team.count)
+    if team.size > 1:
+        schedule = Led(team, schedule, lambda: control.stops)
     campaign = Campaign(
-        Strided(points, comm.rank, comm.size),
+        schedule,
         Attempts(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",
@@ -311,7 +330,7 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
         writer,
         plan.nan_values,
         reporter.found,
-        lambda: control.stops,
+        lambda: control.stops if team.size == 1 else 0,  # those of a team stop together
         on_points,
     )
     try:

@@ -239,6 +239,12 @@ class RankSettings:
     """Where it is computed, and how long."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
+    ranks_per_point: int | Literal["auto"] = _setting(
+        "auto",
+        "ranks that evaluate a point together, each a part of the batches; auto: several where there are fewer points "
+        "than ranks",
+        "K",
+    )
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
@@ -249,6 +255,8 @@ class RankSettings:
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
+        if self.ranks_per_point != "auto":
+            _check_number("ranks_per_point", self.ranks_per_point)
         if self.grace is not None and not 0 < self.grace < math.inf:
             raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
 

@@ -6,6 +6,7 @@ fails for good, or data cannot be read, the run ends, since other points would b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ import torch
 from ..console import notice
 from ..data.batches import raised_in_reading
 from ..data.faults import AGAIN, Cause, Patience, cause, sticks, summary
-from ..errors import UserError, is_out_of_memory, user_traceback
+from ..errors import Stopped, UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
+from ..ranks.team import Elsewhere, Team
 
+END, REPEAT, SINGLY = "end", "repeat", "singly"  # of the run; these points; each of them by itself
+POLL = 0.05  # seconds
 MOST_KINDS = 3  # of errors that a rank tells of, and that are printed
 
 
@@ -28,6 +32,9 @@ class Failure(NamedTuple):
 
     kind: str
     text: str
+
+
+Outcome = str | int | Failure  # of points that have failed; a number: of a stop
 
 
 @dataclass
@@ -45,27 +52,73 @@ class Attempts:
     record: bool = False
     check: Callable[[], None] = lambda: None
 
+    @property
+    def team(self) -> Team:
+        """The ranks that are at the same points."""
+        return self.evaluator.team
+
     def evaluate(self, points: np.ndarray) -> list[Any]:
         """Each point's values as the writer takes them, or the Failure that it is.
 
-        GivenUp where it is no point's own fault, and does not pass.
+        GivenUp where it is no point's own fault, and does not pass. The ranks of a team are in step.
         """
+        tries, found = 0, self._attempt(points, 0)
+        while found == REPEAT:
+            tries += 1
+            found = self._attempt(points, tries)
+        if found == SINGLY:
+            return [one for point in points for one in self.evaluate(np.array([point]))]
+        return [found] if isinstance(found, Failure) else found
+
+    def _attempt(self, points: np.ndarray, tries: int) -> Any:
+        """The values, or the outcome without any."""
+        raised: BaseException | None = None
         try:
-            return list(self.patience.call(lambda: self._tried(points)))
-        except Exception as error:
+            found = self._tried(points)
+            self.team.exchange(None)  # all of its ranks have come so far
+            return found
+        except Elsewhere as error:
+            faults = error.faults
+        except BaseException as error:
+            outcome, raised = self._judged(error, tries, len(points))
+            faults = self.team.fail(outcome)
+            if outcome != END and not isinstance(outcome, int):
+                raised = None
+        if raised is not None:
+            raise raised
+        return self._agreed(faults)
+
+    def _judged(self, error: BaseException, tries: int, count: int) -> tuple[Outcome, BaseException]:
+        """What becomes of so many points where this was raised; and what is raised where they end the run."""
+        try:
+            if isinstance(error, Exception):
+                if self.patience.again(error, tries):
+                    return REPEAT, error
+                self.check()
+                if self.record and not is_out_of_memory(error):
+                    return SINGLY if count > 1 else _failure(error), error
+        except BaseException as other:
+            error = other
+        return error.code if isinstance(error, Stopped) and isinstance(error.code, int) else END, error
+
+    def _agreed(self, faults: list[Outcome]) -> Outcome:
+        """The outcome for all ranks of a team, of which some have failed; where that is the end, it is waited for."""
+        while END in faults:  # who has failed says why, and ends all ranks
             self.check()
-            if not self.record or is_out_of_memory(error):
-                raise
-            if len(points) == 1:
-                return [_failure(error)]
-        return [one for point in points for one in self.evaluate(np.array([point]))]
+            time.sleep(POLL)
+        for fault in faults:
+            if isinstance(fault, int):
+                raise Stopped(fault)
+        return next((one for one in (REPEAT, SINGLY) if one in faults), faults[0])
 
     def _tried(self, points: np.ndarray) -> list[Any]:
         try:
             found = self.evaluator.evaluate([self.grid.point(int(point)) for point in points])
-            return [self.convert(values) for values in found]
+            return [self.convert(values) for values in found] if self.team.leads else list(found)
         except Exception as error:
             self.check()  # it is no metric's error that the writer has failed
+            if isinstance(error, Elsewhere):
+                raise
             self._check_own(error)
             raise
 

@@ -49,7 +49,7 @@ class Campaign:
                     return
                 seconds = time.perf_counter() - start
                 self.on_points(points, seconds)
-                for point, values in zip(points, found, strict=True):
+                for point, values in zip(points, found, strict=True) if self.attempts.team.leads else ():
                     self._put(int(point), seconds / len(points), values)
                 self.schedule.tell(points, found)
 

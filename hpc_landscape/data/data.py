@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +45,13 @@ class Data:
         elif isinstance(self.batches, Dataset):  # gives samples
             self.batches = DataLoader(self.batches, BATCH_SIZE)
         self.forward, self.count = forward, count
+        self._whole: Data | None = None  # of which these are a part
+
+    def part(self, index: int, count: int) -> Data:
+        """Every count-th batch, from that index on."""
+        other = copy.copy(self)
+        other.batches, other._whole = Part(self.batches, index, count), self
+        return other
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
         """The batches, on the model's device where it has but one, as tensors of this use."""
@@ -58,12 +67,18 @@ class Data:
                 others = {parameter.device for parameter in model.root.parameters()} - {home}
                 yield move(batch, None if others else home)
 
-    def counted(self, model: ModelWrapper) -> Iterator[tuple[Any, Any]]:
-        """The batches of ``shared``, and the items of each, but for those that hold nothing to be computed."""
-        for batch in self.shared(model):
+    def counted(self, model: ModelWrapper) -> Iterator[tuple[int, Any, Any]]:
+        """The number of each batch of ``shared``, the batch and its items, but for those that hold nothing."""
+        for number, batch in enumerate(self.shared(model)):
             items = self.items(batch)
             if not is_empty(items):
-                yield batch, items
+                yield number, batch, items
+
+    def sampled(self, model: ModelWrapper) -> Iterator[tuple[int, Any, float]]:
+        """The same with the samples of each."""
+        for number, batch in enumerate(self.shared(model)):
+            if samples := self.samples(batch):
+                yield number, batch, samples
 
     @property
     def kept(self) -> bool:
@@ -143,12 +158,25 @@ class Data:
     @cached_property
     def alone(self) -> bool:
         """Whether there is but one batch: then its weight is of no account."""
+        if self._whole is not None:
+            return self._whole.alone
         with suppress(TypeError):  # a stream has no length
             if isinstance(self.batches, Sized):
                 return len(self.batches) == 1
         first = iter(self.batches)
         next(first, None)
         return next(first, None) is None
+
+
+class Part:
+    """Every count-th of batches, from an index on."""
+
+    def __init__(self, batches: Iterable[Any], index: int, count: int):
+        self.batches, self.index, self.count = batches, index, count
+        self.streamed = not isinstance(batches, (list, tuple)) and getattr(batches, "streamed", True)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), self.index, None, self.count)
 
 
 def _of_kind(value: object) -> str:

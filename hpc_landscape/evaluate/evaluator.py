@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -20,13 +21,16 @@ from ..model.folding import OtherFlow
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
+from ..ranks.team import ALONE, Elsewhere, Team
 from ..ranks.torch_state import LOCK, matmul, neutral
 from .execution import PLAIN, ExecutionMode, compiled, in_dtype
 from .executor import Eager, Executor
 from .normalization import Normalization, choose_normalization
 from .passes import measure_all
+from .share import Share, Undivided
 from .stacked import Stacked
 
+log = logging.getLogger(__name__)
 DTYPES = {"fp64": torch.float64}  # the others compute points as the parameters are
 
 
@@ -36,10 +40,13 @@ class Evaluator:
     normalization: the policy for batch normalization, or its word; data: what it re-estimates statistics on. seed: of
     what models and metrics draw at a point, the same at each. execution: how the model computes; the placement is made
     for it. A value depends on the point alone. Use inside ``attached()``.
-    careful: whether user code leaves more behind in the model than mere passes do (``trial`` finds out).
+    careful: whether user code leaves more behind in the model than mere passes do (``trial`` finds out). team: the
+    ranks that evaluate the same points together, each a part of the batches; divided: whether they can.
     """
 
     careful = False
+    team: Team = ALONE
+    divided = True
 
     def __init__(
         self,
@@ -77,12 +84,16 @@ class Evaluator:
             self._generators.preserved(),
             self.placement.attached(self.model.root, interleaved, self._fully, self.model.mode),
         ):
-            common = self.placement, self._generators, self.seed
-            self._one = Eager(self.fast, *common, bool(self.execution.compiled), self.execution.folded)
-            self._many: Executor = self._one
-            if self.execution.stacked > 1:
-                self._many = Stacked(self.model, *common)
+            self._set_up()
             yield
+
+    def _set_up(self) -> None:
+        common = self.placement, self._generators, self.seed
+        share = Share(self._generators, self.team, self.divided)
+        self._one = Eager(self.fast, *common, bool(self.execution.compiled), self.execution.folded, share)
+        self._many: Executor = self._one
+        if self.execution.stacked > 1:
+            self._many = Stacked(self.model, *common, share)
 
     def __call__(self, coordinates: Sequence[float]) -> dict[str, Any]:
         """Metric name -> what the metric returns at one point."""
@@ -93,25 +104,36 @@ class Evaluator:
 
         Where a metric does not add up over batches they are computed one at a time.
         """
-        if not self.is_additive:
-            return [values for point in points for values in self._evaluate(self._one, [point])]
-        if self.execution.points == 1:
-            return [values for point in points for values in self._evaluate(self._one, [point])]
-        return self._evaluate(self._many, points)
+        if not self.is_additive or self.execution.points == 1:
+            return [values for point in points for values in self._evaluate([point], alone=True)]
+        return self._evaluate(points)
 
-    def _evaluate(self, executor: Executor, points: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    def _evaluate(self, points: Sequence[Sequence[float]], alone: bool = False) -> list[dict[str, Any]]:
+        executor = self._one if alone else self._many
         try:
             with self._arithmetic():
                 executor.place(points, self._fully)
                 self.normalization.estimate(executor)
                 with self.normalization.measuring(self.model), self._exactly():
                     return measure_all(executor, self.model, self.metrics)
-        except OtherFlow:  # from now on nothing is folded
-            self.execution = replace(self.execution, folded=())
-            self._one.pairs = ()
+        except OtherFlow:
+            self._unfold(self.team.fail(OtherFlow.__name__))
+        except Elsewhere as error:
+            self._unfold(error.faults)
+        except Undivided:  # from now on each rank of the team has all of the batches
+            log.info("team         the model draws random numbers: batches are not shared")
+            self.divided = False
+            self._set_up()
         finally:
             self._one.leave()
-        return self._evaluate(executor, points)
+        return self._evaluate(points, alone)
+
+    def _unfold(self, faults: list[Any]) -> None:
+        """From now on nothing is folded, on no rank of the team. Elsewhere where that is not all that is the matter."""
+        if any(fault != OtherFlow.__name__ for fault in faults):
+            raise Elsewhere(faults)
+        self.execution = replace(self.execution, folded=())
+        self._one.pairs = ()
 
     def _exactly(self) -> AbstractContextManager[Any]:
         """While points are measured: layers that normalize by the batch do it exactly, where the model is called."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..data.data import Data
-from ..metrics.base import Counted, counted
+from ..metrics.base import Counted
 from ..model.batchnorm import as_vector, batchnorm_layers, statistics, write_vector
 from ..model.estimation import AveragedStatistics, RunningStatistics
 from ..model.folding import Pair, folded
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
+from .share import Share
 
 Point = Sequence[float]
 
@@ -26,18 +27,27 @@ class Executor(abc.ABC):
     """A model attached at one or more points, which are computed together.
 
     model: as it is called in passes over data. placement: what it is attached to, with room for the points.
-    seed: of what is drawn at a point, the same at each. Use while the model is attached.
+    seed: of what is drawn at a point, the same at each. share: of the batches of a pass, this rank's; None: all.
+    Use while the model is attached.
     """
 
     layers_once = False  # whether batch normalization's layers are to be used exactly once in a pass
     row = 0  # of the point that the model is at, where it is at one after the other
 
-    def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
+    def __init__(
+        self,
+        model: ModelWrapper,
+        placement: Placement,
+        generators: Generators,
+        seed: int,
+        share: Share | None = None,
+    ):
         self.model, self.placement, self.generators, self.seed = model, placement, generators, seed
+        self.share = share or Share(generators)
         self.points: Sequence[Point] = ()
         self.layers = batchnorm_layers(model)
-        self._counted: dict[Data, list[Counted]] = {}
-        self._sampled: dict[Data, list[tuple[Any, float]]] = {}
+        self._counted: dict[Data, list[tuple[int, Counted]]] = {}
+        self._sampled: dict[Data, list[tuple[int, tuple[Any, float]]]] = {}
 
     @abc.abstractmethod
     def place(self, points: Sequence[Point], full: bool) -> None:
@@ -51,27 +61,35 @@ class Executor(abc.ABC):
         """
 
     def counted(self, data: Data) -> Iterable[Counted]:
-        """The batches of an evaluation set, with what is known of each: read once where they stay."""
-        if (kept := self._counted.get(data)) is not None:
-            return kept
-        if not data.at_hand(self.model):
-            return counted(self.model, data)
-        self._counted[data] = kept = [(batch, items, {}) for batch, items in data.counted(self.model)]
-        return kept
+        """This rank's batches of an evaluation set, with what is known of each: read once where they stay."""
+        if (kept := self._counted.get(data)) is None:
+            mine, stays = self.share.of(data), data.at_hand(self.model)
+            found: Iterator[tuple[int, Counted]]
+            found = ((n, (batch, items, {} if stays else None)) for n, batch, items in mine.counted(self.model))
+            if not stays:
+                return self.share.taken(found)
+            self._counted[data] = kept = list(found)
+        return self.share.taken(kept)
 
     def sampled(self, data: Data) -> Iterable[tuple[Any, float]]:
-        """The batches of a warm-up set that hold samples, and how many: read once where they stay."""
-        if (kept := self._sampled.get(data)) is not None:
-            return kept
-        found = ((batch, samples) for batch in data.shared(self.model) if (samples := data.samples(batch)))
-        if not data.at_hand(self.model):
-            return found
-        self._sampled[data] = kept = list(found)
-        return kept
+        """Those of a warm-up set that hold samples, and how many: read once where they stay."""
+        if (kept := self._sampled.get(data)) is None:
+            mine = self.share.of(data) if self.shares_estimation else data
+            found = ((n, (batch, samples)) for n, batch, samples in mine.sampled(self.model))
+            if not data.at_hand(self.model):
+                return self.share.taken(found)
+            self._sampled[data] = kept = list(found)
+        return self.share.taken(kept)
+
+    @property
+    def shares_estimation(self) -> bool:
+        """Whether statistics can be re-estimated by several ranks together."""
+        return self.share.divided
 
     def estimation(self) -> AveragedStatistics | RunningStatistics:
         """What re-estimates statistics of the points in the next pass; use ``with``."""
-        return AveragedStatistics(self.layers, self.statistics())
+        together = self.share.together if self.shares_estimation else None
+        return AveragedStatistics(self.layers, self.statistics(), together)
 
     def folding(self) -> AbstractContextManager[Any]:
         """While passes measure with fixed statistics: batch normalization is folded into layers, where it can be."""
@@ -92,6 +110,7 @@ class Executor(abc.ABC):
     def start_pass(self) -> None:
         """All random numbers begin anew, and no cast of another point's weights is left."""
         self.generators.seed(self.seed)
+        self.share.begin()
         torch.clear_autocast_cache()
 
 
@@ -109,10 +128,12 @@ class Eager(Executor):
         seed: int,
         layers_once: bool = False,
         pairs: Sequence[Pair] = (),
+        share: Share | None = None,
     ):
-        super().__init__(model, placement, generators, seed)
+        super().__init__(model, placement, generators, seed, share)
         self.layers_once, self.pairs = layers_once, pairs
         self.running = RunningStatistics(self.layers, self)
+        self.running.together = self.share.together if self.shares_estimation else None
         self._states: list[Any] = []
 
     def place(self, points: Sequence[Point], full: bool) -> None:
@@ -131,6 +152,10 @@ class Eager(Executor):
             self._select(row)
             found.append(function())
         return found
+
+    @property
+    def shares_estimation(self) -> bool:
+        return super().shares_estimation and (self.layers_once or not self.running.others)
 
     def estimation(self) -> AveragedStatistics | RunningStatistics:
         return super().estimation() if self.layers_once else self.running

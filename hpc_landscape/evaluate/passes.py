@@ -58,19 +58,21 @@ def passes(metrics: Mapping[str, Metric]) -> dict[Data, dict[str, BatchMetric]]:
 def measure_all(executor: Executor, model: ModelWrapper, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """Every metric's value at every point; model: as metrics that make no such pass call it.
 
-    Random numbers begin anew before each pass, and each metric: none depends on which others there are.
+    Those, of a team, are computed by its first rank alone: they want all of the data. Random numbers begin anew before
+    each pass, and each metric: none depends on which others there are.
     """
     found: list[dict[str, Any]] = [{} for _ in executor.points]
     for data, group in passes(metrics).items():
         executor.start_pass()
         with no_gradients(), executor.folding():
-            rows = measure(executor.model, data, list(group.values()), executor.each, executor.counted(data))
+            batches, together = executor.counted(data), executor.share.together
+            rows = measure(executor.model, data, list(group.values()), executor.each, batches, together)
         rows = rows * len(found) if len(rows) == 1 else rows[: len(found)]  # no batch at all; a stack that is not full
         for values, row in zip(found, rows, strict=True):
             values.update(zip(group, row, strict=True))
     for name, metric in metrics.items():
-        if not isinstance(metric, BatchMetric):
+        if not isinstance(metric, BatchMetric) and executor.share.team.leads:
             executor.start_pass()
             for values, value in zip(found, executor.each(partial(metric, model)), strict=True):
                 values[name] = value
-    return [{name: values[name] for name in metrics} for values in found]
+    return [{name: values[name] for name in metrics if name in values} for values in found]

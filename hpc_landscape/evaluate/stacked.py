@@ -16,6 +16,7 @@ from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
 from .executor import Executor, Point
+from .share import Share
 
 
 class _Call(nn.Module):
@@ -34,8 +35,10 @@ class Stacked(Executor):
 
     layers_once = True
 
-    def __init__(self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int):
-        super().__init__(model, placement, generators, seed)
+    def __init__(
+        self, model: ModelWrapper, placement: Placement, generators: Generators, seed: int, share: Share | None = None
+    ):
+        super().__init__(model, placement, generators, seed, share)
         self.call, rows = _Call(model), placement.rows
         self.parameters = {f"root.{name}": stacked for name, stacked in placement.stacked.items()}
         names = {id(b): f"root.{name}" for name, b in model.root.named_buffers()}

@@ -168,27 +168,13 @@ class Sums:
         self.batches.append(found)
 
     def values(self) -> list[list[float]]:
-        """Each metric's mean over all batches, one list for each point: the only wait for the device. NaN over nothing.
+        """Each metric's mean over all batches, one list for each point."""
+        return [means(self.metrics, batches) for batches in self.read()]
 
-        The mean of a batch that weighs nothing may be NaN, and counts for nothing.
-        """
-        n = len(self.metrics)
+    def read(self) -> list[list[list[float]]]:
+        """What was added: of each point, each batch's means and weights. The only wait for the device."""
         if not self.batches:
-            return [[float("nan")] * n]
-        return [[self._mean(batches, i) for i in range(n)] for batches in self._read()]
-
-    def _mean(self, batches: list[list[float]], i: int) -> float:
-        """The mean of a point's batches; in plain numbers, which there are few of."""
-        total = items = 0.0
-        for batch in batches:
-            mean, weight = batch[i], batch[len(self.metrics) + i]
-            if weight:
-                total += mean * weight
-                items += weight
-        return total if self.metrics[i].sums else total / items if items else float("nan")
-
-    def _read(self) -> list[list[list[float]]]:
-        """What was added: of each point, each batch's means and weights."""
+            return [[]]
         tensors = [value for batch in self.batches for value in batch if isinstance(value, Tensor)]
         home, points = tensors[0].device, max(value.numel() for value in tensors)
         if len({value.device for value in tensors}) > 1:
@@ -203,9 +189,29 @@ class Sums:
         return [[next(read) if isinstance(value, Tensor) else value for value in batch] for batch in self.batches]
 
 
+def means(metrics: Sequence[BatchMetric], batches: list[list[float]]) -> list[float]:
+    """Each metric's mean over a point's batches, in plain numbers, which there are few of; NaN over nothing.
+
+    batches: the means of each, and then its weights. The mean of one that weighs nothing may be NaN, and counts for
+    nothing.
+    """
+    return [
+        _mean(metric, [(batch[i], batch[len(metrics) + i]) for batch in batches]) for i, metric in enumerate(metrics)
+    ]
+
+
+def _mean(metric: BatchMetric, weighted: list[tuple[float, float]]) -> float:
+    total = items = 0.0
+    for mean, weight in weighted:
+        if weight:
+            total += mean * weight
+            items += weight
+    return total if metric.sums else total / items if items else float("nan")
+
+
 def counted(model: ModelWrapper, data: Data) -> Iterator[Counted]:
     """The batches, the items of each, and that no weights are known."""
-    return ((batch, items, None) for batch, items in data.counted(model))
+    return ((batch, items, None) for _, batch, items in data.counted(model))
 
 
 def once(function: Callable[[], Any]) -> list[Any]:
@@ -240,6 +246,11 @@ def measure(
     metrics: Sequence[BatchMetric],
     each: Callable[[Callable[[], Any]], list[Any]] = once,
     batches: Iterable[Counted] | None = None,
+    together: Callable[[list[Any]], list[Any]] = lambda read: read,
 ) -> list[list[float]]:
-    """Each metric's mean over all batches, weighted by their items, in one pass: one list for each point."""
-    return [values for sums in total(model, data, metrics, each, batches) for values in sums.values()]
+    """Each metric's mean over all batches, weighted by their items, in one pass: one list for each point.
+
+    together: makes of what these batches gave at each point what all did, where others have a part of them.
+    """
+    read = [batches for sums in total(model, data, metrics, each, batches) for batches in sums.read()]
+    return [means(metrics, batches) for batches in together(read)]

@@ -74,7 +74,7 @@ def batch_gradients(
     copied: whether a graph is of a copy of its batch, so that it may outlive that.
     """
     criterion = Criterion.of(loss_fn)
-    for batch, items in data.counted(model):
+    for _, batch, items in data.counted(model):
         batch = fresh(each_tensor(batch, torch.clone) if copied else batch)
         output, target = data.output(model, batch), data.target(batch)
         loss = criterion(output, target)

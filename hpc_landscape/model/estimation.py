@@ -18,8 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .batchnorm import batch_statistics, running_means, running_variances
 from .moments import moments
 from .norms import is_batch_norm, is_norm
+from .sums import Sums, Taken
 
 Taker = Callable[[nn.Module, Tensor, Tensor, Tensor, float], None]
+Together = Callable[[list[list[Any]]], list[list[Any]]]  # what these batches gave at each point -> what all gave
 
 
 class Points(Protocol):
@@ -88,56 +90,112 @@ def _normalize(layer: Any, take: Taker | None, input: Tensor) -> Tensor:
 class RunningStatistics:
     """Re-estimates running statistics in a pass: the average of the batches', weighted by their samples.
 
-    Use ``with``, as often as wanted; call ``begin(n)`` before each batch of n samples: without it a layer counts the
-    samples by the length of its input. A layer may be used several times in a pass, or not at all. Only these layers
-    are in train mode. What torch's own layers see on a CPU is averaged in float64; others keep a running average, by
-    their momentum.
+    Use ``with``, as often as wanted; call ``begin(n)`` and ``end(n)`` around each batch of n samples: without them a
+    layer counts the samples by the length of its input. A layer may be used several times in a pass, or not at all.
+    Only these layers are in train mode. What torch's own batch normalization sees on a CPU is averaged in float64; what
+    others of torch's own write into their buffers, batch by batch, in no less than float32; layers of the user's own
+    keep a running average, by their momentum. together: where other ranks have a part of the batches; there are no
+    layers of the user's own then.
     """
+
+    together: Together | None = None
 
     def __init__(self, layers: list[nn.Module], points: Points | None = None):
         self.layers, self.points = layers, points or OnePoint()
         self.exact = [layer for layer in layers if adds_up_exactly(layer)]
         exact = set(self.exact)
-        self.others = [layer for layer in layers if layer not in exact]
+        self.native = [layer for layer in layers if layer not in exact and is_norm(layer)]
+        self.others = [layer for layer in layers if layer not in exact and not is_norm(layer)]
         self.stack = ExitStack()
 
     def __enter__(self) -> RunningStatistics:
         rows = len(self.points.points)
-        self.sums = [_Sums() for _ in range(rows)]
+        self.sums = [Sums() for _ in range(rows)]
+        self.taken: list[list[Taken]] = [[] for _ in range(rows)]
+        self.pending: list[dict[nn.Module, float]] = [{} for _ in range(rows)]  # used, and not yet added: their weights
         self.seen = [dict.fromkeys(self.others, 0.0) for _ in range(rows)]
         self.samples: float | None = None
         self.stack.enter_context(batch_statistics(self.layers))
         self.stack.enter_context(exact_statistics(self.exact, self._take))
-        if self.others:
-            self._observe()
+        if observed := self.native + self.others:
+            self.stack.enter_context(_momentum_preserved(observed))
+            self.points.each(lambda: reset(observed))
+        self._observe()
         return self
 
     def _observe(self) -> None:
-        """Let layers that keep an average themselves do so."""
-        self.stack.enter_context(_momentum_preserved(self.others))
+        """Let layers write into their buffers, and see when they do."""
+        if self.native:
+            self.buffers = self.points.each(lambda: (running_means(self.native), running_variances(self.native)))
+        for layer in self.native:
+            vars(layer)["momentum"] = 1.0
+            self.stack.callback(layer.register_forward_pre_hook(self._use).remove)
         for layer in self.others:
             self.stack.callback(layer.register_forward_pre_hook(self._count).remove)
-            if not is_norm(layer):
-                self.stack.callback(_BuffersInPlace(layer).remove)
-        self.points.each(lambda: reset(self.others))
+            self.stack.callback(_BuffersInPlace(layer).remove)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.stack.close()
-        if kind is None and self.exact:
-            self.points.each(self._write)
+        if kind is not None:
+            return
+        self._add_pending()
+        if self.together is not None:
+            for sums, batches in zip(self.sums, self.together(self.taken), strict=True):
+                for taken in batches:
+                    taken.add_to(sums, self.layers)
+        self.points.each(self._write)
 
     def begin(self, samples: float) -> None:
-        """Let the next batch count by its share of the samples so far."""
+        """Let the next batch count by its samples."""
         self.samples = samples
+        if self.together is not None:
+            for batches in self.taken:
+                batches.append(Taken())
 
     def end(self, samples: float) -> None:
         """After that batch, at every point."""
-
-    def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor, unbiased: float) -> None:
-        self.sums[self.points.row].add(layer, mean, variance, self._weight(input), unbiased)
+        self._add_pending()
 
     def _weight(self, input: Tensor) -> float:
         return len(input) if self.samples is None else self.samples
+
+    def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor, unbiased: float) -> None:
+        weight, row = self._weight(input), self.points.row
+        if self._kept(row):
+            self.taken[row][-1].append([self.layers.index(layer)], [mean, variance], weight, unbiased)
+        else:
+            self.sums[row].add(layer, mean, variance, weight, unbiased)
+
+    def _kept(self, row: int) -> bool:
+        """Whether what layers see is kept until the other ranks have told of theirs, too."""
+        return self.together is not None and bool(self.taken[row])
+
+    def _use(self, layer: nn.Module, inputs: Any) -> None:
+        """Before a layer writes into its buffers: what they hold of an earlier use is added first."""
+        row = self.points.row
+        if layer in self.pending[row]:
+            self._add_pending_of(row)
+        self.pending[row][layer] = self._weight(inputs[0])
+
+    def _add_pending(self) -> None:
+        for row, pending in enumerate(self.pending):
+            if pending:
+                self._add_pending_of(row)
+
+    @torch.no_grad()
+    def _add_pending_of(self, row: int) -> None:
+        """What the layers have written, in a few operations for all, and cleared: what is not finite would stay."""
+        pending, places = self.pending[row], {layer: i for i, layer in enumerate(self.native)}
+        for weight in dict.fromkeys(pending.values()):
+            used = [layer for layer in pending if pending[layer] == weight]
+            moments = [of[places[layer]] for of in self.buffers[row] for layer in used]
+            if self._kept(row):
+                numbers = [self.layers.index(layer) for layer in used]
+                self.taken[row][-1].append(numbers, [moment.clone() for moment in moments], weight)
+            else:
+                self.sums[row].add_all(used, moments, weight)
+            torch._foreach_zero_(moments)
+        pending.clear()
 
     def _count(self, layer: nn.Module, inputs: Any) -> None:
         """Of the samples that this layer has seen: it may be used twice in a pass, or not at all."""
@@ -148,35 +206,9 @@ class RunningStatistics:
     @torch.no_grad()
     def _write(self) -> None:
         sums = self.sums[self.points.row]
-        if unused := [layer for layer in self.exact if layer not in sums.weights]:
+        if unused := [layer for layer in self.exact + self.native if layer not in sums.weights]:
             reset(unused)
         sums.write()
-
-
-class _Sums:
-    """Layers' means and variances at a point, weighted and added up in float64."""
-
-    def __init__(self) -> None:
-        self.weights: dict[nn.Module, float] = {}
-        self.means: dict[nn.Module, Tensor] = {}
-        self.variances: dict[nn.Module, Tensor] = {}
-
-    def add(self, layer: nn.Module, mean: Tensor, variance: Tensor, weight: float, unbiased: float) -> None:
-        if layer not in self.weights:
-            self.weights[layer] = 0.0
-            self.means[layer], self.variances[layer] = (torch.zeros_like(mean, dtype=torch.float64) for _ in "mv")
-        self.means[layer].add_(mean, alpha=weight)
-        self.variances[layer].add_(variance, alpha=weight * unbiased)
-        self.weights[layer] += weight
-
-    def write(self) -> None:
-        """Let the layers have the averages."""
-        layers = [layer for layer, weight in self.weights.items() if weight]
-        if not layers:
-            return
-        sums = [of[layer] for of in (self.means, self.variances) for layer in layers]
-        torch._foreach_div_(sums, 2 * [self.weights[layer] for layer in layers])
-        torch._foreach_copy_(running_means(layers) + running_variances(layers), sums)
 
 
 class AveragedStatistics:
@@ -184,11 +216,13 @@ class AveragedStatistics:
 
     That is what compilation and stacked points need. After each batch the buffers hold that batch's statistics alone;
     their average, weighted by samples, is added up beside, and in the end is what they hold. buffers: of all points.
+    together: where other ranks have a part of the batches.
     """
 
-    def __init__(self, layers: list[nn.Module], buffers: list[Tensor]):
-        self.layers, self.buffers, self.weight = layers, buffers, 0.0
+    def __init__(self, layers: list[nn.Module], buffers: list[Tensor], together: Together | None = None):
+        self.layers, self.buffers, self.weight, self.together = layers, buffers, 0.0, together
         self.totals = [torch.zeros_like(buffer) for buffer in buffers]
+        self.taken: list[tuple[float, list[Tensor]]] = []
         self.stack = ExitStack()
 
     @torch.no_grad()
@@ -205,6 +239,9 @@ class AveragedStatistics:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.stack.close()
         if kind is None:
+            if self.together is not None:
+                for samples, batch in self.together([self.taken])[0]:
+                    self._add(samples, [t.to(b.device) for t, b in zip(batch, self.buffers, strict=True)])
             for buffer, total in zip(self.buffers, self.totals, strict=True):
                 buffer.copy_(total / self.weight)
 
@@ -214,8 +251,14 @@ class AveragedStatistics:
     @torch.no_grad()
     def end(self, samples: float) -> None:
         """After a batch of so many samples, at every point."""
-        if self.buffers:
-            torch._foreach_add_(self.totals, self.buffers, alpha=samples)
+        if self.together is None:
+            self._add(samples, self.buffers)
+        else:
+            self.taken.append((samples, [buffer.to("cpu", copy=True) for buffer in self.buffers]))
+
+    def _add(self, samples: float, batch: list[Tensor]) -> None:
+        if batch:
+            torch._foreach_add_(self.totals, batch, alpha=samples)
         self.weight += samples
 
 

@@ -169,6 +169,10 @@ class Comm(ABC):
         """The value of each rank on this node."""
 
     @abstractmethod
+    def split(self, number: int) -> Comm:
+        """The ranks that give the same number, in their order; all ranks call it."""
+
+    @abstractmethod
     def isend(self, value: object, rank: int) -> Request:
         """Begin to send; the result's ``Test()`` says when it has gone."""
 
@@ -243,6 +247,9 @@ class SerialComm(Comm):
     def node_allgather(self, value: Value) -> list[Value]:
         return [value]
 
+    def split(self, number: int) -> Comm:
+        return self
+
     def isend(self, value: object, rank: int) -> Request:
         raise ValueError(f"there is no rank {rank} to send to")
 
@@ -259,14 +266,15 @@ class SerialComm(Comm):
 class MPIComm(Comm):
     """An mpi4py communicator."""
 
-    def __init__(self, mpi: Any):
+    def __init__(self, mpi: Any, lock: threading.RLock | None = None):
+        """lock: of another communicator of this process, for an MPI that takes one call at a time."""
         from mpi4py import MPI
 
         self._MPI = MPI
         self.mpi = mpi.Dup()  # our messages never meet the user's
         self.rank, self.size = mpi.Get_rank(), mpi.Get_size()
         self._end = self.mpi.Dup()  # for meet(), which no collective that others are in is to be taken for
-        self._lock = threading.RLock() if MPI.Query_thread() < MPI.THREAD_MULTIPLE else None
+        self._lock = (lock or threading.RLock()) if MPI.Query_thread() < MPI.THREAD_MULTIPLE else None
         self._node = self._split()
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
         self.library = _library(MPI)
@@ -319,6 +327,15 @@ class MPIComm(Comm):
         self._arrive(self._node)
         with self._serialized():
             return self._node.allgather(value)
+
+    def split(self, number: int) -> Comm:
+        self.barrier()
+        with self._serialized():
+            parts = self.mpi.Split(number, self.rank)
+            try:
+                return MPIComm(parts, self._lock)
+            finally:
+                parts.Free()
 
     def isend(self, value: object, rank: int) -> Request:
         with self._serialized():

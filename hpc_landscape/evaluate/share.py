@@ -1,0 +1,68 @@
+"""A pass over data by the ranks of a team: each takes some of the batches, and all have what every batch gave."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import TypeVar
+
+from torch import Tensor
+
+from ..data.data import Data
+from ..ranks.generators import Generators
+from ..ranks.team import ALONE, Team
+
+Value = TypeVar("Value")
+
+
+class Undivided(Exception):
+    """What is called in a pass draws random numbers: a batch's depend on the batches before it."""
+
+
+class Share:
+    """This rank's batches of a pass, and what the team's gave, in the order of the batches.
+
+    So that sums are added up in that order, and are the same to the bit for a team of any size. A rank that is alone
+    has all of the batches, and so has each rank where ``divided`` is false.
+    """
+
+    def __init__(self, generators: Generators, team: Team = ALONE, divided: bool = True):
+        self.generators, self.team = generators, team
+        self.divided = divided and team.size > 1
+        self._numbers: list[int] = []  # of the batches that this rank has taken, among all
+        self._drawn = b""
+
+    def begin(self) -> None:
+        """A pass begins, with random numbers that begin anew."""
+        self._numbers = []
+        if self.divided:
+            self._drawn = self._state()
+
+    def of(self, data: Data) -> Data:
+        """This rank's part of the data."""
+        return data.part(self.team.rank, self.team.size) if self.divided else data
+
+    def taken(self, numbered: Iterable[tuple[int, Value]]) -> Iterator[Value]:
+        """What is numbered within this rank's part; it is known from then on which batches were taken."""
+        for number, value in numbered:
+            self._numbers.append(self.team.rank + number * self.team.size if self.divided else number)
+            yield value
+
+    def together(self, mine: list[list[Value]]) -> list[list[Value]]:
+        """Of each point, what every batch of the pass gave. mine: what this rank's gave, in the order taken.
+
+        Undivided, on all ranks, where one of them has drawn random numbers meanwhile.
+        """
+        if not self.divided:
+            return mine
+        found = self.team.exchange((self._state() != self._drawn, self._numbers, mine))
+        if any(drew for drew, _, _ in found):
+            raise Undivided
+        everyone = [[zip(numbers, point, strict=True) for point in points] for _, numbers, points in found]
+        merged = [sum(map(list, of_a_point), []) for of_a_point in zip_longest(*everyone, fillvalue=())]
+        return [[value for _, value in sorted(point, key=lambda one: one[0])] for point in merged]
+
+    def _state(self) -> bytes:
+        """Of the generators, as it can be compared."""
+        return pickle.dumps([bytes(s.numpy()) if isinstance(s, Tensor) else s for s in self.generators.read()])
