@@ -211,6 +211,24 @@ def ranks(turns: int) -> dict[str, Any]:
     return shown
 
 
+def teams(turns: int) -> dict[str, Any]:
+    """A point of ResNet-20, in twenty batches, on 2 cores: by a rank alone, and by two together; their values."""
+    setups = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "a team of 2, 1 thread each": (2, 1)}
+    found: dict[str, list[float]] = {name: [] for name in setups}
+    values: dict[str, str] = {}
+    for _ in range(turns):
+        for name, (n, threads) in setups.items():
+            command = ["mpirun", "-n", str(n), sys.executable, "-m", "benchmarks.rank", "team"]
+            env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            found[name].append(1 / float(done.stdout))
+            values[name] = done.stderr.splitlines()[0]
+    shown: dict[str, Any] = {name: f"{statistics.median(v):.4g} s a point, {values[name]}" for name, v in found.items()}
+    for name in list(setups)[:2]:
+        shown[f"{name} / a team of 2"] = ratio(found, name, "a team of 2, 1 thread each")
+    return shown
+
+
 def start(turns: int) -> dict[str, Any]:
     """Starting up: imports, --help, and the default job to its first point (training left out)."""
 
@@ -244,7 +262,7 @@ def start(turns: int) -> dict[str, Any]:
 
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     f.__name__: f
-    for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks)
+    for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks, teams)
     + (start, scaling, gpu)
 }
 
