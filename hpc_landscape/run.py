@@ -34,18 +34,20 @@ from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
-from .campaign.teams import describe_teams, known_batches, number_of_teams, team_of
+from .campaign.teams import Led, check_batches, describe_teams, known_batches, number_of_teams, team_of
 from .campaign.writing import fall_back, writing
 from .data.sets import Sets
 from .directions.base import Directions
 from .directions.registry import direction_kind
-from .errors import COMPLETE
+from .errors import COMPLETE, UserError
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
 from .evaluate.normalization import choose_normalization, policy_of
+from .evaluate.sharded import ShardedSubject
 from .evaluate.tune import recorded
 from .grid import Grid
 from .metrics.registry import MetricRegistry
+from .model.sharded import Sharded
 from .objects import script_alone
 from .problems.problem import Problem
 from .problems.registry import load_problem
@@ -64,6 +66,7 @@ from .ranks.device import (
     shared_gpus,
 )
 from .ranks.orphans import end_children_with_us
+from .ranks.process_group import process_group
 from .ranks.signals import Signals
 from .ranks.team import Team
 from .ranks.torch_state import as_before
@@ -79,7 +82,6 @@ from .report import (
     without_root,
 )
 from .schedule.base import Schedule
-from .schedule.led import Led
 from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
@@ -115,8 +117,10 @@ def run(settings: Settings, comm: Comm) -> int:
         directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
 
         # Put it all on the device
-        subject = ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
+        team = _sharing(settings, sets, comm)
+        subject = _subject(settings, problem, directions, device, team, comm, stack)
         builder = _builder(settings, subject, sets, device)
+        builder.in_step = team is not None
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
         settings, measured = _tuned(settings, builder, stored, comm)
         evaluator, registry = _build(builder, problem, subject.loss, comm)
@@ -126,7 +130,10 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment, plan.record = environment(comm, device), _record(settings, evaluator, measured)
+        plan.environment, plan.record = (
+            environment(comm, device, builder.in_step),
+            _record(settings, evaluator, measured),
+        )
         plan.keeps_model = plan.output.save_model or _trains(settings, problem)
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
@@ -138,14 +145,14 @@ def run(settings: Settings, comm: Comm) -> int:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
-        if _nothing_to_do(plan, device, threads, writer, comm):
+        if _nothing_to_do(plan, device, threads, writer, team or Team(comm, comm.rank, comm.size), comm):
             return COMPLETE
         plan.release()
-        comm.from_root(lambda: compute_again(plan))
+        compute_again(plan, comm)
         writer = fall_back(writer, plan.path, comm, log.info)
 
         # Evaluate this rank's share
-        team = _team(settings.for_ranks.ranks_per_point, plan, comm)
+        team = team or _team(settings.for_ranks.ranks_per_point, plan, comm)
         stop_code = _evaluate(plan, team, writer, Control(comm, signals, grace))
 
         # Say how it went
@@ -223,7 +230,26 @@ def _make_directions(
     return directions, settings.grid(default_axes(asked, problem, directions))
 
 
-def _builder(settings: Settings, subject: ProblemSubject, sets: Sets, device: torch.device) -> EvaluatorBuilder:
+def _subject(
+    settings: Settings,
+    problem: Problem,
+    directions: Directions,
+    device: torch.device,
+    team: Team | None,
+    comm: Comm,
+    stack: ExitStack,
+) -> ProblemSubject | ShardedSubject:
+    """The model along its directions; team: of the ranks that share it out, as long as the stack is open."""
+    if team is None:
+        return ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
+    mesh = stack.enter_context(process_group(team.comm, device))
+    with comm.raise_on_all_ranks():
+        return ShardedSubject(problem, directions, Sharded(problem.wrapper, mesh, device))
+
+
+def _builder(
+    settings: Settings, subject: ProblemSubject | ShardedSubject, sets: Sets, device: torch.device
+) -> EvaluatorBuilder:
     evaluation = settings.for_evaluation
     policy = choose_normalization(evaluation.bn, subject.model, sets.warmup is not None)
     seed, speed = settings.for_directions.seed, settings.for_speed
@@ -265,7 +291,9 @@ def _record(settings: Settings, evaluator: Evaluator, measured: str) -> dict[str
     }
 
 
-def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[Writer], comm: Comm) -> bool:
+def _nothing_to_do(
+    plan: Plan, device: torch.device, threads: int, writer: type[Writer], team: Team, comm: Comm
+) -> bool:
     """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
     ranks = comm.allgather((os.uname().nodename, describe(device)))
     shared = max(comm.allgather(shared_gpus(comm, device)))
@@ -274,7 +302,7 @@ def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[
     if shared > 1:
         log.warning("%d ranks share one GPU; start one rank per GPU", shared)
     if plan.output.dry_run:
-        points = Strided(plan.unfinished, comm.rank, comm.size).next(plan.evaluator.execution.points)
+        points = Strided(plan.unfinished, team.number, team.count).next(plan.evaluator.execution.points)
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
         dry_run(plan, comm.allgather(measure_point(plan, tried, comm.local_size)))
         return True
@@ -282,6 +310,19 @@ def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")
         return True
     return False
+
+
+def _sharing(settings: Settings, sets: Sets, comm: Comm) -> Team | None:
+    """The ranks that share out the model's parameters, where they do: all, if no number is said."""
+    if settings.for_ranks.shard is None:
+        return None
+    asked = settings.for_ranks.ranks_per_point
+    count = 1 if asked == "auto" else max(1, comm.size // asked)
+    if count == comm.size:
+        raise UserError("--shard fsdp: the model is shared out over several ranks: start them, by mpirun -n 4, say")
+    check_batches(known_batches(sets), -(-comm.size // count))
+    log.info("teams        %s", describe_teams(count, comm.size))
+    return team_of(comm, count)
 
 
 def _team(asked: int | Literal["auto"], plan: Plan, comm: Comm) -> Team:

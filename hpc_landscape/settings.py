@@ -245,6 +245,11 @@ class RankSettings:
         "than ranks",
         "K",
     )
+    shard: Literal["fsdp"] | None = _setting(
+        None,
+        "fsdp: the ranks of a team share out the model's parameters (FSDP2), for a model that fits no GPU; one team of "
+        "all ranks, unless --ranks_per_point says otherwise",
+    )
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
@@ -322,6 +327,19 @@ class Settings:
         for group in vars(self).values():
             group.check()
         check_directions(self.for_directions, self.for_grid.given)
+        if self.for_ranks.shard:
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        evaluation, speed = self.for_evaluation, self.for_speed
+        others = {"compile": speed.compile, "block": speed.block, "tune": speed.tune}
+        others |= {"channels_last": speed.channels_last, "on_error record": evaluation.on_error == "record"}
+        if given := next((name for name, value in others.items() if value), None):
+            raise UserError(f"--shard fsdp: --{given} is of models that are whole on a rank: leave out one of the two")
+        if evaluation.precision in ("bf16", "fp64"):
+            raise UserError(
+                f"--shard fsdp --precision {evaluation.precision}: a model is computed in its own precision"
+            )
 
     @property
     def dimensions(self) -> int:

@@ -80,6 +80,8 @@ class Attempts:
         except Elsewhere as error:
             faults = error.faults
         except BaseException as error:
+            if self.evaluator.in_step:  # the others are in the model, and wait for this rank there
+                raise
             outcome, raised = self._judged(error, tries, len(points))
             faults = self.team.fail(outcome)
             if outcome != END and not isinstance(outcome, int):

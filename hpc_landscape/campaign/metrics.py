@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import UserError, is_out_of_memory, user_traceback
@@ -63,7 +64,10 @@ def choose_metrics(
         alone = [name for name, metric in chosen.items() if not isinstance(metric, BatchMetric)]
         if (block := evaluator.execution.stacked) > 1 and alone:
             raise UserError(f"--block {block}: {alone[0]} is computed one point at a time; leave out one of the two")
-    tried = comm.from_root(lambda: _try_first_batch(evaluator, registry, chosen, not asked, before or {}))
+        if evaluator.in_step and alone:
+            raise UserError(f"--shard fsdp: {alone[0]} does not add up over batches; leave it out of --metrics")
+    trial = partial(_try_first_batch, evaluator, registry, chosen, not asked, before or {})
+    tried = comm.from_root(trial, everywhere=evaluator.in_step)
     if tried.careful:
         evaluator.be_careful()
     for name in tried.unfit:
@@ -75,7 +79,7 @@ def choose_metrics(
         problem.reduction, registry.criterion.sum = "sum", True
     _add_terms(registry, chosen, tried.terms)
     evaluator.metrics = chosen
-    quantities = comm.from_root(lambda: _quantities(evaluator))
+    quantities = comm.from_root(lambda: _quantities(evaluator), everywhere=evaluator.in_step)
     _as_checked(chosen)
     return quantities, tried.seconds
 

@@ -29,7 +29,9 @@ def first_mode(
     It is told where it is another than was asked for. What may be folded, the builder knows on every rank then.
     """
     candidates = builder.candidates()
-    number, why, builder.pairs = comm.from_root(lambda: (*builder.first_that_works(), builder.pairs), any_error)
+    number, why, builder.pairs = comm.from_root(
+        lambda: (*builder.first_that_works(), builder.pairs), any_error, everywhere=builder.in_step
+    )
     if builder.asked(candidates[number]) != builder.asked(candidates[0]):
         tell(f"{candidates[number]}, since this model cannot be evaluated as asked for: {why}")
     return dataclasses.replace(candidates[number], interleaved=builder.interleaved(_room(builder, comm)))

@@ -48,51 +48,69 @@ class Resumed(Protocol):
     def patience(self) -> Patience: ...
 
 
-def compute_again(plan: Resumed) -> None:
+def compute_again(plan: Resumed, comm: Comm, any_error: bool = False) -> None:
     """UserError where the first point that the file holds has other values now; costs one point, or nothing.
 
     Once a file has been gone on with in another environment, it is known no more which point is of which.
     """
-    path, stored = plan.path, plan.stored
+    point = comm.from_root(lambda: _to_compare(plan), any_error)
+    if point is not None:
+        found = comm.from_root(lambda: _computed(plan, point), any_error, everywhere=plan.evaluator.in_step)
+        comm.from_root(lambda: _compare(plan, point, found), any_error)
+    comm.from_root(lambda: None if _same_environment(plan) else set_mixed(plan.path), any_error)
+
+
+def _to_compare(plan: Resumed) -> int | None:
+    """The first point that is there."""
+    stored = plan.stored
     if stored is None:
-        return
-    there = {name: stored.attributes.get(name) for name in plan.environment}
-    same = there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
+        return None
     good = stored.done if stored.failed is None else stored.done & ~stored.failed
-    if good.any():
-        alike = same and not is_mixed(path) and not plan.evaluator.execution.compiled and not _on_gpu(plan)
-        _compare(plan, int(np.argmax(good.reshape(-1))), alike)
-    if not same:
-        set_mixed(path)
+    return int(np.argmax(good.reshape(-1))) if good.any() else None
 
 
-def _compare(plan: Resumed, point: int, alike: bool) -> None:
-    path, where = plan.path, plan.grid.text_of(point)
+def _same_environment(plan: Resumed) -> bool:
+    """Whether the file is of the environment that there is now; a new one is."""
+    if plan.stored is None:
+        return True
+    there = {name: plan.stored.attributes.get(name) for name in plan.environment}
+    return there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
+
+
+def _computed(plan: Resumed, point: int) -> dict[str, np.ndarray]:
     try:
         with plan.evaluator.attached():
             found = plan.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
-        values = store_arrays(found, plan.quantities)
+        return store_arrays(found, plan.quantities)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{path} has a finished point at {where}, and computing it again raised {user_traceback(error)}"
+            f"{plan.path} has a finished point at {plan.grid.text_of(point)}, and computing it again raised "
+            f"{user_traceback(error)}"
         ) from None
-    for name, now in values.items():
+
+
+def _compare(plan: Resumed, point: int, found: Mapping[str, np.ndarray]) -> None:
+    """UserError where these values are not those of the file: to the bit, where that is as it was made."""
+    path = plan.path
+    alike = _same_environment(plan) and not is_mixed(path)
+    alike &= not plan.evaluator.execution.compiled and not _on_gpu(plan)
+    for name, now in found.items():
         stored = layout.read_values(path, name)
         there = np.asarray(stored[np.unravel_index(point, plan.grid.shape)])
         if not _same(plan, name, there, now, alike, _largest(stored)):
             raise UserError(
-                f"{path} is of another run: at {where} {name} is {_text(there)} there, and {_text(now)} computed again "
-                "now. Something that the values depend on has changed: undo that, choose another --output, or "
-                "--overwrite; nothing is touched"
+                f"{path} is of another run: at {plan.grid.text_of(point)} {name} is {_text(there)} there, and "
+                f"{_text(now)} computed again now. Something that the values depend on has changed: undo that, choose "
+                "another --output, or --overwrite; nothing is touched"
             )
 
 
-def environment(comm: Comm, device: torch.device) -> dict[str, str]:
+def environment(comm: Comm, device: torch.device, sharded: bool = False) -> dict[str, str]:
     """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads.
 
-    And a version of this program that computes in the same order.
+    And a version of this program that computes in the same order. sharded: the model, in which nothing is folded.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     seen = comm.allgather((str(torch.get_num_threads()), name))
@@ -101,7 +119,7 @@ def environment(comm: Comm, device: torch.device) -> dict[str, str]:
         "torch_version": str(torch.__version__),
         "threads": threads,
         "processor": processors,
-        "arithmetic": ARITHMETIC,
+        "arithmetic": ARITHMETIC + " of a sharded model" * sharded,
     }
 
 

@@ -100,7 +100,7 @@ def compute_stored(
         run = StoredRun(path, frame, evaluator, quantities, there, attributes, trajectory, stored)
         identity = _identity(run, metric)
         comm.from_root(lambda: run.lay_out(identity), any_error=True)
-        comm.from_root(lambda: compute_again(run), any_error=True)
+        compute_again(run, comm, any_error=True)
         kind = fall_back(choose_writer("auto", comm), path, comm, warn)
         writer = kind(path, comm, on_points, control=Control(comm))
         attempts = Attempts(

@@ -1,30 +1,37 @@
-"""How the ranks are put together, so that several evaluate a point."""
+"""How the ranks are put together, so that several evaluate a point, and in step."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
 
 from ..data.batches import LoaderBatches
 from ..data.sets import Sets
+from ..errors import UserError
 from ..ranks.comm import Comm, SerialComm
 from ..ranks.team import Team
+from ..schedule.base import Schedule
+
+NONE = np.empty(0, dtype=np.int64)
 
 
 def number_of_teams(
-    asked: int | Literal["auto"], points: int, ranks: int, batches: int | None = None
+    asked: int | Literal["auto"], points: int, ranks: int, batches: list[int] | None = None
 ) -> tuple[int, str]:
     """How many teams there are, and where that is not what was asked for, what there is instead.
 
     asked: ranks that evaluate a point together; auto: one, but where there are fewer points than ranks, all of them.
-    batches: of the larger set, where that is known: a rank of a team has one at least.
+    batches: of each set, where that is known: a rank of a team has one at least of the largest.
     """
-    most = ranks if batches is None else max(1, min(ranks, batches))  # in a team
+    most = max(1, min(ranks, max(batches))) if batches else ranks  # in a team
     least = -(-ranks // most)
     if asked == "auto":
         return max(least, min(points, ranks)), ""
     count = max(1, ranks // asked)
     if count < least:
-        return least, f"--ranks_per_point {asked}: there are {batches} batches, and a rank has one at least"
+        return least, f"--ranks_per_point {asked}: there are {most} batches, and a rank has one at least"
     return count, f"--ranks_per_point {asked}: {ranks} ranks are no multiple of it" if ranks % asked else ""
 
 
@@ -34,15 +41,40 @@ def describe_teams(count: int, ranks: int) -> str:
     return f"{count} of {' or '.join(map(str, sizes))} ranks, which evaluate a point together"
 
 
-def known_batches(sets: Sets) -> int | None:
-    """Of the set that has most; None where one is a stream that tells only when it is read."""
+def known_batches(sets: Sets) -> list[int]:
+    """How many batches each set has, of those that are no streams, which tell only when they are read."""
     every = [*sets.evaluation.values(), *([sets.warmup] if sets.warmup is not None else [])]
-    if any(batches.streamed and not isinstance(batches, LoaderBatches) for batches in every):
-        return None
-    return max((batches.count() for batches in every), default=None)
+    return [batches.count() for batches in every if not batches.streamed or isinstance(batches, LoaderBatches)]
+
+
+def check_batches(batches: list[int], ranks: int) -> None:
+    """UserError where a rank of a team of so many would have no batch, and a sharded model needs all of them."""
+    if batches and min(batches) < ranks:
+        raise UserError(
+            f"--shard fsdp: a set has {min(batches)} batches, and the team {ranks} ranks, each of which needs one: "
+            "take fewer ranks, or a smaller --batch_size"
+        )
 
 
 def team_of(comm: Comm, count: int) -> Team:
     """This rank's, of so many of neighbouring ranks, of equal size but for one; all ranks call it."""
     number = comm.rank * count // comm.size
     return Team(SerialComm() if count == comm.size else comm.split(number), number, count)
+
+
+class Led(Schedule):
+    """What the schedule of a team's first rank gives, on all of its ranks, which are in step.
+
+    stops: says, by its code, that no more points are to be begun; asked of the first rank alone.
+    """
+
+    def __init__(self, team: Team, schedule: Schedule, stops: Callable[[], int] = lambda: 0):
+        self.team, self.schedule, self.stops = team, schedule, stops
+
+    def next(self, count: int) -> np.ndarray:
+        mine = self.schedule.next(count) if self.team.leads and not self.stops() else NONE
+        return self.team.of_first(mine)
+
+    def tell(self, points: np.ndarray, values: Sequence[Any]) -> None:
+        if self.team.leads:
+            self.schedule.tell(points, values)

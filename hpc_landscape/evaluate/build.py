@@ -27,11 +27,12 @@ from ..model.folding import Pair, find_pairs
 from ..model.modes import EVAL, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from ..model.norms import is_norm
 from ..model.placement import Placement
+from ..model.sharded import AnyPlacement
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.memory import free_memory
 from .evaluator import DTYPES, Evaluator
-from .execution import ExecutionMode, compiling, compute_dtypes
+from .execution import PLAIN, ExecutionMode, compiling, compute_dtypes
 from .normalization import Normalization, Running
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Subject(Protocol):
     def point_bytes(self) -> int:
         """What a point's parameters take."""
 
-    def placement(self, device: torch.device | None, dtype: torch.dtype | None, mode: ExecutionMode) -> Placement:
+    def placement(self, device: torch.device | None, dtype: torch.dtype | None, mode: ExecutionMode) -> AnyPlacement:
         """Where the model is put at points."""
 
     def on(self, batches: Iterable[Any]) -> Data:
@@ -171,7 +172,8 @@ class EvaluatorBuilder:
 
     device: None: each parameter where it is. normalization: the policy. speed: the modes that are asked for.
     is_additive: whether all metrics add up over batches. points: of a rank. pairs: what may be folded. losses: of the
-    first batches at the origin, as the model is in the checkpoint, where trying a mode has computed them.
+    first batches at the origin, as the model is in the checkpoint, where trying a mode has computed them. in_step:
+    whether the model is called by several ranks or by none: then it is called in the plain mode.
     """
 
     subject: Subject
@@ -186,6 +188,7 @@ class EvaluatorBuilder:
     careful: bool = False
     pairs: tuple[Pair, ...] = ()
     losses: dict[str, float] = field(default_factory=dict)
+    in_step: bool = False
 
     def __post_init__(self) -> None:
         self.dtype = DTYPES.get(self.precision)
@@ -209,13 +212,17 @@ class EvaluatorBuilder:
         return evaluator, {name: self.subject.on(batches) for name, batches in here.evaluation.items()}
 
     def _evaluator(
-        self, mode: ExecutionMode, placement: Placement, metrics: dict[str, Metric], warmup_data: Data | None
+        self, mode: ExecutionMode, placement: AnyPlacement, metrics: dict[str, Metric], warmup_data: Data | None
     ) -> Evaluator:
         policy = self.normalization(warmup_data)
-        return Evaluator(self.model, placement, metrics, policy, None, self.precision, self.seed, mode)
+        evaluator = Evaluator(self.model, placement, metrics, policy, None, self.precision, self.seed, mode)
+        evaluator.in_step = self.in_step
+        return evaluator
 
     def candidates(self) -> list[ExecutionMode]:
         """The modes to try, the one asked for first, the plain one last."""
+        if self.in_step:
+            return [PLAIN]
         how = self.speed, self.precision, self.normalization
         return candidate_modes(*how, self.model.root, self.subject.own_forward, self.device, self.sets.streamed)
 
@@ -233,7 +240,8 @@ class EvaluatorBuilder:
 
     def interleaved(self, most: int) -> int:
         """How many points share each batch: several of streamed data, at most so many as there is room for."""
-        wanted = self.speed.block or INTERLEAVED if self.is_additive and self.sets.streamed else 1
+        several = self.is_additive and self.sets.streamed and not self.in_step
+        wanted = self.speed.block or INTERLEAVED if several else 1
         return min(wanted, most)
 
     def first_that_works(self) -> tuple[int, str]:
@@ -293,7 +301,7 @@ class EvaluatorBuilder:
                     self.losses[name] = found["loss"]
                 if mode.stacked > 1:
                     _check_rows(trial)
-                if mode.folds:
+                if mode.folds and not self.in_step:
                     pairs.append(_foldable(trial, data))
             if mode.compiled:
                 eager = self._evaluator(replace(mode, compiled=""), placement, trial.metrics, data)

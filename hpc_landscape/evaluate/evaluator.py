@@ -19,6 +19,7 @@ from ..metrics.base import BatchMetric, Metric
 from ..model.estimation import adds_up_exactly, exact_statistics
 from ..model.folding import OtherFlow
 from ..model.placement import Placement
+from ..model.sharded import AnyPlacement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
 from ..ranks.team import ALONE, Elsewhere, Team
@@ -41,17 +42,19 @@ class Evaluator:
     what models and metrics draw at a point, the same at each. execution: how the model computes; the placement is made
     for it. A value depends on the point alone. Use inside ``attached()``.
     careful: whether user code leaves more behind in the model than mere passes do (``trial`` finds out). team: the
-    ranks that evaluate the same points together, each a part of the batches; divided: whether they can.
+    ranks that evaluate the same points together, each a part of the batches; divided: whether they can; in_step:
+    whether their model is sharded, and called by all of them or by none.
     """
 
     careful = False
     team: Team = ALONE
     divided = True
+    in_step = False
 
     def __init__(
         self,
         model: ModelWrapper,
-        placement: Placement,
+        placement: AnyPlacement,
         metrics: Mapping[str, Metric],
         normalization: Normalization | str = "running",
         data: Data | Metric | None = None,
@@ -89,11 +92,11 @@ class Evaluator:
 
     def _set_up(self) -> None:
         common = self.placement, self._generators, self.seed
-        share = Share(self._generators, self.team, self.divided)
+        share = Share(self._generators, self.team, self.divided, self.in_step)
         self._one = Eager(self.fast, *common, bool(self.execution.compiled), self.execution.folded, share)
         self._many: Executor = self._one
-        if self.execution.stacked > 1:
-            self._many = Stacked(self.model, *common, share)
+        if self.execution.stacked > 1 and isinstance(self.placement, Placement):
+            self._many = Stacked(self.model, self.placement, self._generators, self.seed, share)
 
     def __call__(self, coordinates: Sequence[float]) -> dict[str, Any]:
         """Metric name -> what the metric returns at one point."""

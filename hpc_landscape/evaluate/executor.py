@@ -15,7 +15,7 @@ from ..metrics.base import Counted
 from ..model.batchnorm import as_vector, batchnorm_layers, statistics, write_vector
 from ..model.estimation import AveragedStatistics, RunningStatistics
 from ..model.folding import Pair, folded
-from ..model.placement import Placement
+from ..model.sharded import AnyPlacement
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import Generators
 from .share import Share
@@ -37,7 +37,7 @@ class Executor(abc.ABC):
     def __init__(
         self,
         model: ModelWrapper,
-        placement: Placement,
+        placement: AnyPlacement,
         generators: Generators,
         seed: int,
         share: Share | None = None,
@@ -123,7 +123,7 @@ class Eager(Executor):
     def __init__(
         self,
         model: ModelWrapper,
-        placement: Placement,
+        placement: AnyPlacement,
         generators: Generators,
         seed: int,
         layers_once: bool = False,

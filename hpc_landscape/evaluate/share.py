@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..data.data import Data
+from ..errors import UserError
 from ..ranks.generators import Generators
 from ..ranks.team import ALONE, Team
 
@@ -24,12 +25,14 @@ class Share:
     """This rank's batches of a pass, and what the team's gave, in the order of the batches.
 
     So that sums are added up in that order, and are the same to the bit for a team of any size. A rank that is alone
-    has all of the batches, and so has each rank where ``divided`` is false.
+    has all of the batches, and so has each rank where ``divided`` is false. in_step: whether a model is called by all
+    ranks or by none, as one that is sharded has to be: a rank that has no batch left calls it for nothing.
     """
 
-    def __init__(self, generators: Generators, team: Team = ALONE, divided: bool = True):
+    def __init__(self, generators: Generators, team: Team = ALONE, divided: bool = True, in_step: bool = False):
         self.generators, self.team = generators, team
         self.divided = divided and team.size > 1
+        self.in_step = in_step and self.divided
         self._numbers: list[int] = []  # of the batches that this rank has taken, among all
         self._drawn = b""
 
@@ -45,9 +48,18 @@ class Share:
 
     def taken(self, numbered: Iterable[tuple[int, Value]]) -> Iterator[Value]:
         """What is numbered within this rank's part; it is known from then on which batches were taken."""
-        for number, value in numbered:
+        for number, value in self._in_step(numbered) if self.in_step else numbered:
             self._numbers.append(self.team.rank + number * self.team.size if self.divided else number)
             yield value
+
+    def _in_step(self, numbered: Iterable[tuple[int, Value]]) -> Iterator[tuple[int, Value]]:
+        """The same, as many times as the rank that has most; what comes beside has a number below any."""
+        mine, last = iter(numbered), None
+        while any(self.team.exchange((now := next(mine, None)) is not None)):
+            last = now or last
+            if last is None:
+                raise UserError("--shard fsdp: a rank of the team has no batch: take fewer ranks, or smaller batches")
+            yield last if now is not None else (-self.team.size, last[1])
 
     def together(self, mine: list[list[Value]]) -> list[list[Value]]:
         """Of each point, what every batch of the pass gave. mine: what this rank's gave, in the order taken.
@@ -61,7 +73,7 @@ class Share:
             raise Undivided
         everyone = [[zip(numbers, point, strict=True) for point in points] for _, numbers, points in found]
         merged = [sum(map(list, of_a_point), []) for of_a_point in zip_longest(*everyone, fillvalue=())]
-        return [[value for _, value in sorted(point, key=lambda one: one[0])] for point in merged]
+        return [[v for number, v in sorted(point, key=lambda one: one[0]) if number >= 0] for point in merged]
 
     def _state(self) -> bytes:
         """Of the generators, as it can be compared."""

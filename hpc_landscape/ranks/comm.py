@@ -211,13 +211,16 @@ class Comm(ABC):
                 if found and not (fault is not None and any_error):
                     raise found[0]
 
-    def from_root(self, function: Callable[[], Value], any_error: bool = False) -> Value:
-        """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``."""
+    def from_root(self, function: Callable[[], Value], any_error: bool = False, everywhere: bool = False) -> Value:
+        """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``.
+
+        everywhere: whether all ranks call it, since it is what they can do together only.
+        """
         found: list[Value] = []
         with self.raise_on_all_ranks(any_error):
-            if self.is_root:
+            if self.is_root or everywhere:
                 found.append(function())
-        return self.bcast(found)[0]
+        return self.bcast(found if self.is_root else [])[0]
 
     def check_equal(self, value: object, message: str) -> None:
         """UserError with the message, on all ranks, where another one has another value."""

@@ -33,6 +33,10 @@ class Team:
         """Whether this rank says which points, and brings what they gave to the file."""
         return self.rank == 0
 
+    def of_first(self, mine: Any) -> Any:
+        """What the first rank gives here, on all ranks of the team."""
+        return self.comm.bcast(mine)
+
     def exchange(self, mine: Any) -> list[Any]:
         """What each rank of the team gives here; Elsewhere, on all of them, where one has failed instead."""
         found = self._all(("found", mine))

@@ -83,9 +83,12 @@ def test_points_are_shared_where_they_are_fewer_than_ranks(comm: Any, value_of: 
 def test_how_many_teams_there_are() -> None:
     assert number_of_teams("auto", 100, 8) == (8, "")
     assert number_of_teams("auto", 3, 8) == (3, "")
-    assert number_of_teams("auto", 1, 8, batches=4) == (2, "")
+    assert number_of_teams("auto", 1, 8, batches=[4, 2]) == (2, "")
     assert number_of_teams(2, 100, 8) == (4, "")
     assert number_of_teams(1, 3, 8) == (8, "")
     assert number_of_teams(3, 100, 8) == (2, "--ranks_per_point 3: 8 ranks are no multiple of it")
     assert number_of_teams(9, 100, 8) == (1, "--ranks_per_point 9: 8 ranks are no multiple of it")
-    assert number_of_teams(8, 100, 8, 3) == (3, "--ranks_per_point 8: there are 3 batches, and a rank has one at least")
+    assert number_of_teams(8, 100, 8, [3]) == (
+        3,
+        "--ranks_per_point 8: there are 3 batches, and a rank has one at least",
+    )
