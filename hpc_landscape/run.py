@@ -27,7 +27,7 @@ from .campaign.directions import (
 from .campaign.failures import Attempts, Reporter
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
-from .campaign.loop import Campaign
+from .campaign.loop import Campaign, shared
 from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
@@ -123,6 +123,7 @@ def run(settings: Settings, comm: Comm) -> int:
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
         plan.environment, plan.record = environment(comm, device), _record(settings, evaluator, measured)
+        plan.steals = settings.for_ranks.schedule == "stealing"
         plan.keeps_model = plan.output.save_model or _trains(settings, problem)
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
@@ -302,7 +303,7 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
             warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
 
     campaign = Campaign(
-        Strided(points, comm.rank, comm.size),
+        shared(points, writer, plan.evaluator.execution.points, plan.steals),
         Attempts(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",

@@ -239,6 +239,9 @@ class RankSettings:
     """Where it is computed, and how long."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
+    schedule: Literal["stealing", "strided"] = _setting(
+        "stealing", "every N-th point for each of N ranks; stealing: one that is done takes over half of another's rest"
+    )
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "

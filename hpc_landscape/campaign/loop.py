@@ -11,7 +11,24 @@ import numpy as np
 
 from ..errors import Stopped
 from ..schedule.base import Schedule
+from ..schedule.stealing import Stealing
+from ..schedule.strided import Strided
+from ..store.writer import Writer
 from .failures import Attempts, Failure
+
+
+def shared(points: np.ndarray, writer: Writer, block: int, stealing: bool = True) -> Schedule:
+    """This rank's part of all points, which are brought to the writer, so many evaluated together.
+
+    stealing: whether ranks that are done take over from others; the writer's thread speaks with them.
+    """
+    control = writer.control
+    rank, size = control.comm.rank, control.comm.size
+    if size == 1 or not stealing:
+        return Strided(points, rank, size)
+    schedule = Stealing(points, rank, size, control.send, block, lambda: control.stops, writer.check)
+    control.schedule = schedule
+    return schedule
 
 
 class PointWriter(Protocol):

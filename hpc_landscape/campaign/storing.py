@@ -20,7 +20,6 @@ from ..grid import Grid
 from ..metrics import DataMetric
 from ..model import state
 from ..ranks.control import Control
-from ..schedule.strided import Strided
 from ..store import layout
 from ..store.identity import checksum
 from ..store.layout import Quantity, Stored
@@ -28,7 +27,7 @@ from ..store.resume import METRIC, check_same
 from ..store.store import choose_writer
 from .failures import Attempts
 from .frame import Frame
-from .loop import Campaign
+from .loop import Campaign, shared
 from .metrics import quantity_of, store_arrays
 from .plan import provenance
 from .prepare import open_file
@@ -107,7 +106,7 @@ def compute_stored(
             *(evaluator, frame.grid, functools.partial(store_arrays, quantities=quantities), run.patience),
             check=writer.check,
         )
-        schedule = Strided(run.unfinished, comm.rank, comm.size)
+        schedule = shared(run.unfinished, writer, evaluator.execution.points)
         fault: Exception | None = None
         with writing(writer):  # all ranks close it together, also where one of them has failed
             try:
