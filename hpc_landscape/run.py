@@ -123,8 +123,7 @@ def run(settings: Settings, comm: Comm) -> int:
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
         plan.environment, plan.record = environment(comm, device), _record(settings, evaluator, measured)
-        plan.steals = settings.for_ranks.schedule == "stealing"
-        plan.keeps_model = plan.output.save_model or _trains(settings, problem)
+        plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)

@@ -255,6 +255,11 @@ class RankSettings:
         if self.grace is not None and not 0 < self.grace < math.inf:
             raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
 
+    @property
+    def steals(self) -> bool:
+        """Whether a rank that is done takes over points of others."""
+        return self.schedule == "stealing"
+
 
 @dataclass(frozen=True)
 class OutputSettings:
