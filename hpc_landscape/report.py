@@ -181,9 +181,7 @@ def dry_run(plan: Plan, ranks: Sequence[Measured]) -> None:
     """The plan: points per rank, memory and disk needed, and time, by what the ranks have measured."""
     slowest, memory, gpu, node = (max(values) for values in zip(*ranks, strict=True))
     most = -(-len(plan.unfinished) // len(ranks))
-    total = slowest * most
-    if plan.steals and most:  # by the speed of all together
-        total = max(slowest, len(plan.unfinished) / sum(1 / rank.seconds for rank in ranks))
+    total = makespan(len(plan.unfinished), [rank.seconds for rank in ranks], plan.steals)
     on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
     disk, free_disk = sum(bytes_of(plan).values()), free(plan.path)
     there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
@@ -192,6 +190,13 @@ def dry_run(plan: Plan, ranks: Sequence[Measured]) -> None:
     log.info(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
     log.info(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     log.info("dry run: nothing was written")
+
+
+def makespan(points: int, seconds: Sequence[float], steals: bool) -> float:
+    """How long so many equal points take on ranks that take so many seconds for one, each of them at its own speed."""
+    if steals and points:
+        return max(*seconds, points / sum(1 / s for s in seconds))
+    return max(seconds) * -(-points // len(seconds))
 
 
 def finish(plan: Plan, stop_code: int, seconds: float, grace: float | None) -> int:
