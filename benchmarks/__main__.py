@@ -1,7 +1,7 @@
 """Prints what is measured here and now, as tables and as JSON: ``python -m benchmarks [SECTION ...] [--turns N]``.
 
 Everything that is compared runs in turns. Without sections all of them are run. ``peers`` needs loss-landscapes 3.0.6
-(pip install loss-landscapes==3.0.6), ``ranks`` an mpirun, ``gpu`` an NVIDIA GPU.
+(pip install loss-landscapes==3.0.6), ``ranks`` and ``stealing`` an mpirun, ``gpu`` an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from .models import ResNet, images, lenet, mlp
 from .others import KINDS as OTHERS
 from .others import Other
 from .scaling import scaling
+from .stealing import stealing
 from .timing import in_turns, ratio, rows
 
 EAGER = ExecutionMode(channels_last=True)
@@ -263,7 +264,7 @@ def start(turns: int) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     f.__name__: f
     for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks, teams)
-    + (start, scaling, gpu)
+    + (stealing, start, scaling, gpu)
 }
 
 

@@ -88,9 +88,10 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
         log.info(f"note         {plan.advice}")
     nodes = len({node for node, _ in ranks})
     where = ", ".join(sorted({name for _, name in ranks})[:8])
+    steal = ", stealing" * (plan.steals and len(ranks) > 1)
     log.info(
         f"ranks        {len(ranks)} on {nodes} node{'s' * (nodes > 1)}, {where}, "
-        f"{threads} thread{'s' * (threads > 1)} each, {_precision_text(plan)}"
+        f"{threads} thread{'s' * (threads > 1)} each, {_precision_text(plan)}{steal}"
     )
     log.info(f"writer       {writer.__name__} -> {plan.path}" + (" (going on)" if stored else ""))
 
@@ -180,14 +181,22 @@ def dry_run(plan: Plan, ranks: Sequence[Measured]) -> None:
     """The plan: points per rank, memory and disk needed, and time, by what the ranks have measured."""
     slowest, memory, gpu, node = (max(values) for values in zip(*ranks, strict=True))
     most = -(-len(plan.unfinished) // len(ranks))
+    total = makespan(len(plan.unfinished), [rank.seconds for rank in ranks], plan.steals)
     on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
     disk, free_disk = sum(bytes_of(plan).values()), free(plan.path)
     there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
     log.info(f"points       {most} on the busiest of {len(ranks)} rank{'s' * (len(ranks) > 1)}")
-    log.info(f"time         {duration(slowest)} a point, about {duration(slowest * most)} for all points")
+    log.info(f"time         {duration(slowest)} a point, about {duration(total)} for all points")
     log.info(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
     log.info(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     log.info("dry run: nothing was written")
+
+
+def makespan(points: int, seconds: Sequence[float], steals: bool) -> float:
+    """How long so many equal points take on ranks that take so many seconds for one, each of them at its own speed."""
+    if steals and points:
+        return max(*seconds, points / sum(1 / s for s in seconds))
+    return max(seconds) * -(-points // len(seconds))
 
 
 def finish(plan: Plan, stop_code: int, seconds: float, grace: float | None) -> int:

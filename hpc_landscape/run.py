@@ -34,7 +34,7 @@ from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
-from .campaign.teams import Led, check_batches, describe_teams, known_batches, number_of_teams, team_of
+from .campaign.teams import check_batches, describe_teams, known_batches, number_of_teams, shared, team_of
 from .campaign.writing import fall_back, writing
 from .data.sets import Sets
 from .directions.base import Directions
@@ -81,7 +81,6 @@ from .report import (
     warn_if_long,
     without_root,
 )
-from .schedule.base import Schedule
 from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
@@ -130,11 +129,9 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment, plan.record = (
-            environment(comm, device, builder.in_step),
-            _record(settings, evaluator, measured),
-        )
-        plan.keeps_model = plan.output.save_model or _trains(settings, problem)
+        plan.environment = environment(comm, device, builder.in_step)
+        plan.record = _record(settings, evaluator, measured)
+        plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
@@ -358,11 +355,8 @@ def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> i
             warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
 
     plan.evaluator.team = team
-    schedule: Schedule = Strided(points, team.number, team.count)
-    if team.size > 1:
-        schedule = Led(team, schedule, lambda: control.stops)
     campaign = Campaign(
-        schedule,
+        shared(points, team, writer, plan.evaluator.execution.points, plan.steals),
         Attempts(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",

@@ -250,6 +250,9 @@ class RankSettings:
         "fsdp: the ranks of a team share out the model's parameters (FSDP2), for a model that fits no GPU; one team of "
         "all ranks, unless --ranks_per_point says otherwise",
     )
+    schedule: Literal["stealing", "strided"] = _setting(
+        "stealing", "every N-th point for each of N ranks; stealing: one that is done takes over half of another's rest"
+    )
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "
@@ -264,6 +267,11 @@ class RankSettings:
             _check_number("ranks_per_point", self.ranks_per_point)
         if self.grace is not None and not 0 < self.grace < math.inf:
             raise UserError(f"--grace {self.grace:g}: must be more than 0 seconds")
+
+    @property
+    def steals(self) -> bool:
+        """Whether a rank that is done takes over points of others."""
+        return self.schedule == "stealing"
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Plan:
 
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
-    keeps_model: whether the file holds it. advice: what would make the run shorter.
+    keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
+    takes over points of others.
     """
 
     output: OutputSettings
@@ -61,6 +62,7 @@ class Plan:
     trajectory: layout.Trajectory | None = None
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
     advice: str = ""
+    steals: bool = True
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""

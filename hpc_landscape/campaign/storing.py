@@ -20,7 +20,6 @@ from ..grid import Grid
 from ..metrics import DataMetric
 from ..model import state
 from ..ranks.control import Control
-from ..schedule.strided import Strided
 from ..store import layout
 from ..store.identity import checksum
 from ..store.layout import Quantity, Stored
@@ -33,6 +32,7 @@ from .metrics import quantity_of, store_arrays
 from .plan import provenance
 from .prepare import open_file
 from .recheck import compute_again, environment
+from .teams import shared, team_of
 from .writing import fall_back, writing
 
 
@@ -107,7 +107,7 @@ def compute_stored(
             *(evaluator, frame.grid, functools.partial(store_arrays, quantities=quantities), run.patience),
             check=writer.check,
         )
-        schedule = Strided(run.unfinished, comm.rank, comm.size)
+        schedule = shared(run.unfinished, team_of(comm, comm.size), writer, evaluator.execution.points)
         fault: Exception | None = None
         with writing(writer):  # all ranks close it together, also where one of them has failed
             try:

@@ -11,8 +11,12 @@ from ..data.batches import LoaderBatches
 from ..data.sets import Sets
 from ..errors import UserError
 from ..ranks.comm import Comm, SerialComm
+from ..ranks.control import Control
 from ..ranks.team import Team
 from ..schedule.base import Schedule
+from ..schedule.stealing import Stealing
+from ..schedule.strided import Strided
+from ..store.writer import Writer
 
 NONE = np.empty(0, dtype=np.int64)
 
@@ -78,3 +82,35 @@ class Led(Schedule):
     def tell(self, points: np.ndarray, values: Sequence[Any]) -> None:
         if self.team.leads:
             self.schedule.tell(points, values)
+
+
+def shared(points: np.ndarray, team: Team, writer: Writer, block: int, stealing: bool = True) -> Schedule:
+    """This rank's part of all points, which are brought to the writer, so many evaluated together.
+
+    stealing: whether teams that are done take over from others; the writer's thread of their first ranks speaks.
+    """
+    control = writer.control
+    schedule: Schedule = Strided(points, team.number, team.count)
+    if stealing and team.count > 1 and team.leads:
+        first = _Firsts(control, team.count)
+        schedule = Stealing(points, team.number, team.count, first.send, block, lambda: control.stops, writer.check)
+        first.schedule, control.schedule = schedule, first
+    return Led(team, schedule, lambda: control.stops) if team.size > 1 else schedule
+
+
+class _Firsts:
+    """Messages between teams go between their first ranks."""
+
+    schedule: Stealing
+
+    def __init__(self, control: Control, teams: int):
+        self.control, self.teams, self.ranks = control, teams, control.comm.size
+
+    def send(self, team: int, kind: str, content: Any) -> None:
+        self.control.send(-(-team * self.ranks // self.teams), kind, content)
+
+    def look(self) -> None:
+        self.schedule.look()
+
+    def receive(self, sender: int, kind: str, content: Any) -> bool:
+        return self.schedule.receive(sender * self.teams // self.ranks, kind, content)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import STOPPED
 from .comm import LEAVE, Comm, Request, leave
@@ -22,12 +22,23 @@ ORPHAN_GRACE = 25.0  # seconds in all that a rank may still take when its launch
 UNANSWERED = 2.0  # seconds after which a stop that rank 0 has not passed on goes to all ranks directly
 
 
+class Speaker(Protocol):
+    """What else speaks with other ranks, in the same thread."""
+
+    def look(self) -> None:
+        """See whether there is something to tell."""
+
+    def receive(self, sender: int, kind: str, content: Any) -> bool:
+        """Take a message; false where it is for someone else."""
+
+
 class Control:
     """One rank's part: ``stop_code`` says why all ranks stop early, 0 while they do not.
 
     A stop waits for the points in hand: with a grace, in seconds, so long that it is kept; without, twice as long as
     the longest has taken, and 20 s at least. Another signal does not wait. on_abandon(seconds after the stop), on rank
     0, says that points are given up, and gives the exit code; on_silence, on rank 1, says that rank 0 does not answer.
+    schedule: where ranks hand points to each other.
     """
 
     on_abandon: Callable[[float], int] = staticmethod(lambda seconds: STOPPED)
@@ -35,6 +46,7 @@ class Control:
 
     def __init__(self, comm: Comm, signals: Signals | None = None, grace: float | None = None):
         self.comm, self.signals, self.grace = comm, signals or Signals(comm), grace
+        self.schedule: Speaker | None = None
         self.stop_code = 0
         self.reserve = reserve(grace)
         self.longest = 0.0  # seconds that a point, or a block of them, has taken; on rank 0 of all ranks
@@ -88,13 +100,13 @@ class Control:
         elif kind == "late":
             self._late_ranks += 1
         else:
-            return False
+            return self.schedule is not None and self.schedule.receive(sender, kind, content)
         return True
 
     # A stop
 
     def look(self) -> None:
-        """See whether this process has had a signal, or lost its launcher, and tell the others."""
+        """See whether this process has had a signal, or lost its launcher, or needs points, and tell the others."""
         if self.signals.code:
             self._stop(self.signals.code, self.signals.pressed, self.patience)
         elif not self.stop_code and orphaned():  # nobody would ever stop it, and it holds the output
@@ -108,6 +120,8 @@ class Control:
             self._alone_at = math.inf
             for rank in range(1, self.comm.size):
                 self.send(rank, "signal", self._sent_stop)
+        if self.schedule is not None:
+            self.schedule.look()
 
     def _stop(self, code: int, pressed: bool, seconds: float) -> None:
         self.stop_code, self._pressed = self.stop_code or code, self._pressed or pressed

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -418,15 +419,16 @@ class Fails(Metric):
     def __call__(self, model: Any) -> float:
         if self.rank >= 0 and launched()[1] == self.rank:
             raise ArithmeticError("too much")
+        time.sleep(0.1)  # or the others take over all of its points before it begins
         return float(next(model.parameters()).detach().double().sum())
 
 
 def test_one_rank_fails_while_a_file_is_written(comm: Any, folder: str) -> None:
-    """All ranks are told, none waits for ever, and what the others have finished is in the file."""
+    """All ranks are told, none waits for ever, and what the others have finished is in the file: all but its point."""
     plane = PlanarLossLandscape(nn.Linear(3, 2), 3, comm=comm).random_plane(seed=2)
     path = os.path.join(folder, "x.h5")
     with pytest.raises((ArithmeticError, RuntimeError), match="too much"):
         plane.compute(Fails(comm.size - 1), file=path)
     comm.barrier()
     with h5py.File(path) as file:
-        assert file["done"][()].sum() == (9 - len(range(comm.size - 1, 9, comm.size)) if comm.size > 1 else 0)
+        assert file["done"][()].sum() == (8 if comm.size > 1 else 0)

@@ -37,6 +37,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "landscape.h5"
 
 
+@pytest.fixture(scope="module")
+def in_one_batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of points that the tiny problem logs."""
+    folder = tmp_path_factory.mktemp("in_one_batch")
+    finished = run_program(*JOB, folder=folder)
+    assert finished.code == 0, finished
+    return folder / "landscape.h5"
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_same_file_from_any_number_of_ranks(tmp_path: Path, reference: Path, writer: str, ranks: int) -> None:
@@ -60,7 +69,7 @@ def test_fewer_points_than_ranks(tmp_path: Path, program: Callable[..., Finished
         *job, "--writer", writer, "--problem.log", "log", "--output", "many.h5", folder=tmp_path, ranks=4
     )
     assert finished.code == 0, finished
-    assert sorted(line.rank for line in log_lines(tmp_path / "log", "point")) == [0, 1]
+    assert len(log_lines(tmp_path / "log", "point")) == 2
     assert program(*job, "--output", "one.h5").code == 0
     assert_same_landscape(tmp_path / "many.h5", tmp_path / "one.h5")
 
@@ -72,7 +81,7 @@ def test_other_ranks_points_reach_the_disk_while_rank_0_computes(
     """Rank 0's first point lasts until the others' points, all of them, are seen in the file."""
     ranks, size, hold, log, file = 3, 30, tmp_path / "hold", tmp_path / "log", tmp_path / "landscape.h5"
     arguments = ["--problem", TINY, "--x=-1:1:6", "--y=-1:1:5", "--plot", "false", "--writer", writer]
-    arguments += ["--problem.log", log, "--problem.hold", hold, "--problem.delay", 0.2]
+    arguments += ["--problem.log", log, "--problem.hold", hold, "--problem.delay", 0.2, "--schedule", "strided"]
     seen = np.full(size, np.nan)
     theirs = np.arange(size) % ranks != 0
 
@@ -96,6 +105,37 @@ def test_other_ranks_points_reach_the_disk_while_rank_0_computes(
     record_property("slowest_point_reached_the_disk_after_seconds", float(max(delays)))
     print(f"points reached the disk after {min(delays):.2f} to {max(delays):.2f} s")
     assert max(delays) < 2 + 8  # the promise is 2 s; the rest is for a machine busy with other things
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_held_rank_gives_away_what_it_has_not_begun(tmp_path: Path, in_one_batch: Path, writer: str) -> None:
+    """Rank 0, then 2: its second point lasts until all others are seen in the file, which is that of one process."""
+    for held, ranks in ((0, 2), (2, 3)):
+        hold, log, file = tmp_path / f"hold{held}", tmp_path / f"log{held}", tmp_path / f"{held}.h5"
+        arguments = [*JOB, "--writer", writer, "--problem.log", log, "--output", file]
+        arguments += ["--problem.hold", hold, "--problem.hold_rank", held, "--problem.hold_at", 2]
+        with Job([*PROGRAM, *arguments], ranks, tmp_path) as job:
+            job.until(lambda file=file: file.exists() and read(file, "done").sum() == 19)
+            hold.touch()
+            finished = job.wait()
+        assert finished.code == 0 and "fp32, stealing" in finished.out, finished
+        points = log_lines(log, "point")
+        assert len(points) == len({line.what for line in points}) == 20  # each once
+        assert sum(line.rank == held for line in points) == 2
+        assert_same_landscape(file, in_one_batch)
+
+
+def test_plain_slices(tmp_path: Path, in_one_batch: Path) -> None:
+    """With --schedule strided nobody takes over: a held rank's points are not in the file; it goes on stealing."""
+    hold, log, file = tmp_path / "hold", tmp_path / "log", tmp_path / "landscape.h5"
+    arguments = [*JOB, "--problem.log", log, "--problem.hold", hold, "--schedule", "strided"]
+    with Job([*PROGRAM, *arguments], 2, tmp_path) as job:
+        job.until(lambda: file.exists() and read(file, "done").sum() == 10)
+        time.sleep(0.5)
+        assert {line.rank for line in log_lines(log, "point")} == {1} and read(file, "done").sum() == 10
+    finished = run_program(*JOB, folder=tmp_path, ranks=3)
+    assert finished.code == 0 and "10 still to do" in finished.out, finished
+    assert_same_landscape(file, in_one_batch)
 
 
 def test_dataloader_with_workers_under_mpirun(tmp_path: Path, program: Callable[..., Finished]) -> None:
