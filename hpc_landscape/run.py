@@ -7,12 +7,11 @@ import os
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from .campaign.advice import advice
+from .campaign.advice import advice, seconds_per_point
 from .campaign.capacity import check_plan
 from .campaign.data import read_data
 from .campaign.directions import (
@@ -24,22 +23,19 @@ from .campaign.directions import (
     loss_at_origin,
     project_trajectory,
 )
-from .campaign.failures import Attempts, Reporter
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
-from .campaign.loop import Campaign
-from .campaign.metrics import check_metrics, choose_metrics, store_arrays
+from .campaign.metrics import check_metrics, choose_metrics
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
-from .campaign.teams import check_batches, describe_teams, known_batches, number_of_teams, shared, team_of
-from .campaign.writing import fall_back, writing
+from .campaign.writing import fall_back
 from .data.sets import Sets
 from .directions.base import Directions
 from .directions.registry import direction_kind
-from .errors import COMPLETE, UserError
+from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
 from .evaluate.normalization import choose_normalization, policy_of
@@ -49,11 +45,10 @@ from .grid import Grid
 from .metrics.registry import MetricRegistry
 from .model.sharded import Sharded
 from .objects import script_alone
+from .phases import evaluate, sharing
 from .problems.problem import Problem
 from .problems.registry import load_problem
-from .progress import Progress
 from .ranks.comm import Comm
-from .ranks.control import Control
 from .ranks.device import (
     check_precision,
     check_same_device_type,
@@ -77,9 +72,6 @@ from .report import (
     finish,
     logging_on,
     measure_point,
-    stopped,
-    warn_if_long,
-    without_root,
 )
 from .schedule.strided import Strided
 from .settings import Settings
@@ -116,15 +108,12 @@ def run(settings: Settings, comm: Comm) -> int:
         directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
 
         # Put it all on the device
-        team = _sharing(settings, sets, comm)
-        subject = _subject(settings, problem, directions, device, team, comm, stack)
-        builder = _builder(settings, subject, sets, device)
-        builder.in_step = team is not None
+        builder, loss = _builder(settings, problem, directions, sets, device, comm, stack)
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
         settings, measured = _tuned(settings, builder, stored, comm)
-        evaluator, registry = _build(builder, problem, subject.loss, comm)
-        asked_metrics = settings.for_evaluation.metric_names
-        quantities, seconds = choose_metrics(asked_metrics, evaluator, registry, comm, builder.losses)
+        evaluator, registry = _build(builder, problem, loss, comm)
+        names = settings.for_evaluation.metric_names
+        quantities, seconds = choose_metrics(names, evaluator, registry, comm, builder.losses)
 
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
@@ -133,24 +122,19 @@ def run(settings: Settings, comm: Comm) -> int:
         plan.record = _record(settings, evaluator, measured)
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
         take_near_enough(plan, builder, registry, comm)
+        plan.point_seconds = seconds_per_point(sets, evaluator.normalization.reads_data, seconds)
         if stored is None and not measured:
-            plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
+            plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
-        with comm.raise_on_all_ranks():
-            if comm.is_root:
-                if stored is None:
-                    plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
-                check_plan(plan, comm.local_size)
-                lay_out(plan, comm)
-        if _nothing_to_do(plan, device, threads, writer, team or Team(comm, comm.rank, comm.size), comm):
+        comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
+        if _nothing_to_do(plan, device, threads, writer, builder.team, comm):
             return COMPLETE
         plan.release()
         compute_again(plan, comm)
         writer = fall_back(writer, plan.path, comm, log.info)
 
-        # Evaluate this rank's share
-        team = team or _team(settings.for_ranks.ranks_per_point, plan, comm)
-        stop_code = _evaluate(plan, team, writer, Control(comm, signals, grace))
+        # Evaluate the points
+        stop_code = evaluate(plan, settings.for_ranks, builder.team, writer, comm, signals)
 
         # Say how it went
         return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
@@ -227,30 +211,32 @@ def _make_directions(
     return directions, settings.grid(default_axes(asked, problem, directions))
 
 
-def _subject(
+def _builder(
     settings: Settings,
     problem: Problem,
     directions: Directions,
+    sets: Sets,
     device: torch.device,
-    team: Team | None,
     comm: Comm,
     stack: ExitStack,
-) -> ProblemSubject | ShardedSubject:
-    """The model along its directions; team: of the ranks that share it out, as long as the stack is open."""
+) -> tuple[EvaluatorBuilder, Any]:
+    """What builds evaluators of the model along its directions; and the loss, on the device.
+
+    The model is whole on each rank, or shared out over those of a team as long as the stack is open.
+    """
+    evaluation, team = settings.for_evaluation, sharing(settings.for_ranks, sets, comm)
+    subject: ProblemSubject | ShardedSubject
     if team is None:
-        return ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
-    mesh = stack.enter_context(process_group(team.comm, device))
-    with comm.raise_on_all_ranks():
-        return ShardedSubject(problem, directions, Sharded(problem.wrapper, mesh, device))
-
-
-def _builder(
-    settings: Settings, subject: ProblemSubject | ShardedSubject, sets: Sets, device: torch.device
-) -> EvaluatorBuilder:
-    evaluation = settings.for_evaluation
+        subject = ProblemSubject(problem, directions, device, DTYPES.get(evaluation.precision))
+    else:
+        mesh = stack.enter_context(process_group(team.comm, device))
+        with comm.raise_on_all_ranks():
+            subject = ShardedSubject(problem, directions, Sharded(problem.wrapper, mesh, device))
     policy = choose_normalization(evaluation.bn, subject.model, sets.warmup is not None)
     seed, speed = settings.for_directions.seed, settings.for_speed
-    return EvaluatorBuilder(subject, sets, device, policy, evaluation.precision, seed, speed)
+    builder = EvaluatorBuilder(subject, sets, device, policy, evaluation.precision, seed, speed)
+    builder.team = team
+    return builder, subject.loss
 
 
 def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:
@@ -288,8 +274,16 @@ def _record(settings: Settings, evaluator: Evaluator, measured: str) -> dict[str
     }
 
 
+def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
+    """On rank 0: a new file, if there is room for it; or whether the one there is of this run."""
+    if plan.stored is None:
+        plan.trajectory = project_trajectory(reader, plan.problem, trajectory, plan.directions, plan.grid)
+    check_plan(plan, comm.local_size)
+    lay_out(plan, comm)
+
+
 def _nothing_to_do(
-    plan: Plan, device: torch.device, threads: int, writer: type[Writer], team: Team, comm: Comm
+    plan: Plan, device: torch.device, threads: int, writer: type[Writer], team: Team | None, comm: Comm
 ) -> bool:
     """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
     ranks = comm.allgather((os.uname().nodename, describe(device)))
@@ -299,7 +293,8 @@ def _nothing_to_do(
     if shared > 1:
         log.warning("%d ranks share one GPU; start one rank per GPU", shared)
     if plan.output.dry_run:
-        points = Strided(plan.unfinished, team.number, team.count).next(plan.evaluator.execution.points)
+        number, count = (team.number, team.count) if team else (comm.rank, comm.size)
+        points = Strided(plan.unfinished, number, count).next(plan.evaluator.execution.points)
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
         dry_run(plan, comm.allgather(measure_point(plan, tried, comm.local_size)))
         return True
@@ -307,71 +302,3 @@ def _nothing_to_do(
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")
         return True
     return False
-
-
-def _sharing(settings: Settings, sets: Sets, comm: Comm) -> Team | None:
-    """The ranks that share out the model's parameters, where they do: all, if no number is said."""
-    if settings.for_ranks.shard is None:
-        return None
-    asked = settings.for_ranks.ranks_per_point
-    count = 1 if asked == "auto" else max(1, comm.size // asked)
-    if count == comm.size:
-        raise UserError("--shard fsdp: the model is shared out over several ranks: start them, by mpirun -n 4, say")
-    check_batches(known_batches(sets), -(-comm.size // count))
-    log.info("teams        %s", describe_teams(count, comm.size))
-    return team_of(comm, count)
-
-
-def _team(asked: int | Literal["auto"], plan: Plan, comm: Comm) -> Team:
-    """The ranks that this one evaluates points with."""
-    count, note = number_of_teams(asked, len(plan.unfinished), comm.size, known_batches(plan.sets))
-    if note:
-        log.info("note         %s", note)
-    if count < comm.size:
-        log.info("teams        %s", describe_teams(count, comm.size))
-    return team_of(comm, count)
-
-
-def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> int:
-    """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
-    comm, points = control.comm, plan.unfinished
-    progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
-    reporter, patience = Reporter(plan.grid), plan.sets.patience
-    writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
-    control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
-    control.on_silence = lambda: without_root(plan)
-
-    # From now on a stop ends a wait, and what the machine has failed at is told by the writer
-    plan.sets.obey(lambda: writer.stop_code)
-    patience.stop, patience.file, patience.tell = lambda: writer.stop_code, plan.path, reporter.broke_off
-    reporter.send = writer.report
-    first = True
-
-    def on_points(evaluated: np.ndarray, seconds: float) -> None:
-        nonlocal first
-        control.longest = max(control.longest, seconds)
-        if first:
-            first = False
-            warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
-
-    plan.evaluator.team = team
-    campaign = Campaign(
-        shared(points, team, writer, plan.evaluator.execution.points, plan.steals),
-        Attempts(
-            *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
-            record=plan.evaluation.on_error == "record",
-            check=writer.check,
-        ),
-        writer,
-        plan.nan_values,
-        reporter.found,
-        lambda: control.stops if team.size == 1 else 0,  # those of a team stop together
-        on_points,
-    )
-    try:
-        stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
-        with stopping, writing(writer):
-            campaign.run()
-    finally:
-        progress.close()
-    return control.stop_code

@@ -21,11 +21,11 @@ WORTH = 600.0  # seconds
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def advice(evaluator: Evaluator, sets: Sets, first: Mapping[str, float], points: int, speed: SpeedSettings) -> str:
+def advice(evaluator: Evaluator, sets: Sets, seconds: float, speed: SpeedSettings) -> str:
     """What --tune would save of a rank's points, where that is worth a line; else nothing.
 
-    first: seconds that a pass over the first batch has taken, by evaluation set. That is known of float32 alone, of
-    passes over data that is at hand, by networks of convolutions and batch normalization.
+    seconds: that these take. That is known of float32 alone, of passes over data that is at hand, by networks of
+    convolutions and batch normalization.
     """
     asked = speed.tune or speed.compile or speed.block is not None or speed.channels_last is not None
     if asked or evaluator.precision not in ("fp32", "tf32") or sets.streamed or not evaluator.is_additive:
@@ -34,7 +34,7 @@ def advice(evaluator: Evaluator, sets: Sets, first: Mapping[str, float], points:
     if not (any(isinstance(m, CONVOLUTIONS) for m in modules) and any(map(is_norm, modules))):
         return ""
     kind = evaluator.device.type
-    text = saving(points * seconds_per_point(sets, evaluator.normalization.reads_data, first), kind)
+    text = saving(seconds, kind)
     return text if text and can_compile(kind) else ""
 
 
@@ -45,7 +45,10 @@ def saving(seconds: float, kind: str) -> str:
 
 
 def seconds_per_point(sets: Sets, warms_up: bool, first: Mapping[str, float]) -> float:
-    """What a point's passes take, by what the first batch of each set has taken; 0 where their sizes are unknown."""
+    """What a point's passes take; 0 where their sizes are unknown.
+
+    first: seconds that a pass over the first batch has taken, by evaluation set.
+    """
     rates, total, warmup = {}, 0.0, sets.warmup
     for name, seconds in first.items():
         batches = sets.evaluation[name]

@@ -42,7 +42,7 @@ class Plan:
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
     keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
-    takes over points of others.
+    takes over points of others. point_seconds: that a point takes about, 0 where that is unknown.
     """
 
     output: OutputSettings
@@ -63,6 +63,7 @@ class Plan:
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
     advice: str = ""
     steals: bool = True
+    point_seconds: float = 0.0
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""

@@ -31,6 +31,7 @@ from ..model.sharded import AnyPlacement
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.memory import free_memory
+from ..ranks.team import Team
 from .evaluator import DTYPES, Evaluator
 from .execution import PLAIN, ExecutionMode, compiling, compute_dtypes
 from .normalization import Normalization, Running
@@ -172,8 +173,8 @@ class EvaluatorBuilder:
 
     device: None: each parameter where it is. normalization: the policy. speed: the modes that are asked for.
     is_additive: whether all metrics add up over batches. points: of a rank. pairs: what may be folded. losses: of the
-    first batches at the origin, as the model is in the checkpoint, where trying a mode has computed them. in_step:
-    whether the model is called by several ranks or by none: then it is called in the plain mode.
+    first batches at the origin, as the model is in the checkpoint, where trying a mode has computed them. team:
+    that shares out the model.
     """
 
     subject: Subject
@@ -188,11 +189,16 @@ class EvaluatorBuilder:
     careful: bool = False
     pairs: tuple[Pair, ...] = ()
     losses: dict[str, float] = field(default_factory=dict)
-    in_step: bool = False
+    team: Team | None = None
 
     def __post_init__(self) -> None:
         self.dtype = DTYPES.get(self.precision)
         self.model = self.subject.model
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the model is called by several ranks or by none: then in the plain mode."""
+        return self.team is not None
 
     def data(self, mode: ExecutionMode) -> Sets:
         """The data on the device, as the mode wants it."""

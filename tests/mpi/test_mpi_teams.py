@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from programs import PROBLEMS, read
 
+from hpc_landscape import phases
 from hpc_landscape.arguments import parse
 from hpc_landscape.campaign.teams import number_of_teams
 from hpc_landscape.run import run
@@ -93,3 +94,18 @@ def test_how_many_teams_there_are() -> None:
         3,
         "--ranks_per_point 8: there are 3 batches, and a rank has one at least",
     )
+
+
+def test_long_points_that_are_left_in_the_end_are_shared(
+    comm: Any, value_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many points as ranks, and one more; the file is that of ranks alone."""
+    if comm.size == 1:
+        pytest.skip("a team is of several ranks")
+    alone, said = value_of(f"--x=0:1:{comm.size + 1}")
+    assert "teams" not in said
+    monkeypatch.setattr(phases, "LONG", 0.0)
+    together, said = value_of(f"--x=0:1:{comm.size + 1}", name="together.h5")
+    assert f"teams        1 of {comm.size} ranks" in said
+    for one, other in zip(alone, together, strict=True):
+        assert one.tobytes() == other.tobytes()

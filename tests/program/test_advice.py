@@ -76,7 +76,9 @@ def subject(root: nn.Module = CONVOLUTIONAL, **changes):
 def advised(evaluator=None, speed: SpeedSettings | None = None, points: int = 1000, streamed: bool = False) -> str:
     data = batches(100, 10)
     data.streamed = streamed
-    return advice(evaluator or subject(), Sets({"": data}, data), {"": 2.0}, points, speed or SpeedSettings())
+    evaluator, sets = evaluator or subject(), Sets({"": data}, data)
+    seconds = points * seconds_per_point(sets, evaluator.normalization.reads_data, {"": 2.0})
+    return advice(evaluator, sets, seconds, speed or SpeedSettings())
 
 
 @pytest.fixture

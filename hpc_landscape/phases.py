@@ -1,0 +1,120 @@
+"""The points of a run in phases: sets of points, between which the ranks meet, and are put together anew."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from .campaign.failures import Attempts, Reporter
+from .campaign.loop import Campaign
+from .campaign.metrics import store_arrays
+from .campaign.plan import Plan
+from .campaign.teams import check_batches, describe_teams, known_batches, number_of_teams, shared, team_of
+from .campaign.writing import writing
+from .data.sets import Sets
+from .errors import UserError
+from .progress import Progress
+from .ranks.comm import Comm
+from .ranks.control import Control
+from .ranks.signals import Signals
+from .ranks.team import Team
+from .report import stopped, warn_if_long, without_root
+from .settings import RankSettings
+from .store.writer import Writer
+
+log = logging.getLogger(__name__)
+LONG = 10.0  # seconds of a point: of those that are left in the end, fewer than ranks, several ranks share one
+
+
+def sharing(options: RankSettings, sets: Sets, comm: Comm) -> Team | None:
+    """The ranks that share out the model's parameters, where they do: all, if no number is said."""
+    if options.shard is None:
+        return None
+    asked = options.ranks_per_point
+    count = 1 if asked == "auto" else max(1, comm.size // asked)
+    if count == comm.size:
+        raise UserError("--shard fsdp: the model is shared out over several ranks: start them, by mpirun -n 4, say")
+    check_batches(known_batches(sets), -(-comm.size // count))
+    return team_of(comm, count)
+
+
+def evaluate(
+    plan: Plan, options: RankSettings, team: Team | None, kind: type[Writer], comm: Comm, signals: Signals
+) -> int:
+    """Evaluate all that there is to do; returns the agreed code of a stop, 0 without one.
+
+    team: that has been put together already, since it shares a model.
+    """
+    points = plan.unfinished
+    progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
+    phases = iter([(points, team)]) if team is not None else _phases(plan, points, options, comm)
+    try:
+        for part, members in phases:
+            control = Control(comm, signals, options.grace)
+            if code := _evaluate(plan, part, members, kind, control, progress):
+                return code
+    finally:
+        progress.close()
+    return 0
+
+
+def _phases(plan: Plan, points: np.ndarray, options: RankSettings, comm: Comm) -> Iterator[tuple[np.ndarray, Team]]:
+    """Points, and with whom this rank evaluates them. Of long points those left in the end are a phase of their own."""
+    batches, asked = known_batches(plan.sets), options.ranks_per_point
+    left = len(points) % comm.size
+    several = number_of_teams(asked, left, comm.size, batches)[0] < comm.size
+    if asked == "auto" and plan.point_seconds >= LONG and left < len(points) and left and several:
+        yield points[:-left], team_of(comm, comm.size)
+        points = points[-left:]
+    count, note = number_of_teams(asked, len(points), comm.size, batches)
+    if note:
+        log.info("note         %s", note)
+    if count < comm.size:
+        log.info("teams        %s", describe_teams(count, comm.size))
+    yield points, team_of(comm, count)
+
+
+def _evaluate(
+    plan: Plan, points: np.ndarray, team: Team, kind: type[Writer], control: Control, progress: Progress
+) -> int:
+    """Evaluate this rank's part of the points, and bring them to the file; returns the agreed code of a stop, or 0."""
+    comm = control.comm
+    reporter, patience = Reporter(plan.grid), plan.sets.patience
+    writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
+    control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
+    control.on_silence = lambda: without_root(plan)
+
+    # From now on a stop ends a wait, and what the machine has failed at is told by the writer
+    plan.sets.obey(lambda: writer.stop_code)
+    patience.stop, patience.file, patience.tell = lambda: writer.stop_code, plan.path, reporter.broke_off
+    reporter.send = writer.report
+    first = True
+
+    def on_points(evaluated: np.ndarray, seconds: float) -> None:
+        nonlocal first
+        control.longest = max(control.longest, seconds)
+        if first:
+            first = False
+            warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
+
+    plan.evaluator.team = team
+    campaign = Campaign(
+        shared(points, team, writer, plan.evaluator.execution.points, plan.steals),
+        Attempts(
+            *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
+            record=plan.evaluation.on_error == "record",
+            check=writer.check,
+        ),
+        writer,
+        plan.nan_values,
+        reporter.found,
+        lambda: control.stops if team.size == 1 else 0,  # those of a team stop together
+        on_points,
+    )
+    stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
+    with stopping, writing(writer):
+        campaign.run()
+    return control.stop_code
