@@ -69,7 +69,8 @@ class ProblemSettings:
     problem_arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = _setting(
         None,
-        "trained weights: a file of torch.save or safetensors, an index of shards, or a saved model's directory",
+        "trained weights: a file of torch.save or safetensors, an index of shards, or the directory of a saved model "
+        "or of torch.distributed.checkpoint",
         "FILE",
     )
     checkpoint_key: str | None = _setting(
