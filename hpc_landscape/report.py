@@ -172,7 +172,8 @@ def measure_point(plan: Plan, points: Sequence[Sequence[float]], on_node: int) -
             if seconds[0] * len(points) > LONG:
                 break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    gpus = [device for device in plan.evaluator.devices if device.type == "cuda"]
+    gpu = max(map(torch.cuda.max_memory_allocated, gpus), default=0)
     return Measured(min(seconds), peak, gpu, on_node)
 
 

@@ -52,6 +52,7 @@ from .progress import Progress
 from .ranks.comm import Comm
 from .ranks.control import Control
 from .ranks.device import (
+    built_on,
     check_precision,
     check_same_device_type,
     choose_device,
@@ -103,7 +104,7 @@ def run(settings: Settings, comm: Comm) -> int:
         stack.enter_context(script_alone(settings.for_problem.problem.rpartition(":")[0]))  # workers import it again
 
         # Make the problem: model and data on every rank, weights from rank 0
-        problem, sets, is_additive, brought = _make_problem(settings, stored, device, comm)
+        problem, sets, is_additive, brought, devices, device = _make_problem(settings, stored, device, comm)
         threads = torch.get_num_threads()  # the factory may have set it
 
         # Make the directions on rank 0, and broadcast them
@@ -122,7 +123,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment, plan.record = environment(comm, device), _record(settings, evaluator, measured)
+        plan.environment, plan.record = environment(comm, devices), _record(settings, evaluator, measured)
         plan.keeps_model = plan.output.save_model or _trains(settings, problem)
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
@@ -134,7 +135,7 @@ def run(settings: Settings, comm: Comm) -> int:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
-        if _nothing_to_do(plan, device, threads, writer, comm):
+        if _nothing_to_do(plan, devices, threads, writer, comm):
             return COMPLETE
         plan.release()
         comm.from_root(lambda: compute_again(plan))
@@ -147,21 +148,28 @@ def run(settings: Settings, comm: Comm) -> int:
         return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
 
 
-def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device]:
-    """Who writes, and what this rank computes on."""
-    precision = settings.for_evaluation.precision
+def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device | None]:
+    """Who writes, and what this rank computes on; None where that is left to the problem."""
     with comm.raise_on_all_ranks():
         writer = choose_writer(settings.for_output.writer, comm)
         device = choose_device(settings.for_ranks.device, comm.local_rank, name_rank(comm))
-        check_precision(precision, device)
-    check_same_device_type(comm, device)
+    if device is not None:
+        _check_devices([device], settings.for_evaluation.precision, comm)
     set_threads(comm)
-    if note := emulated(precision, device):
-        log.info(note)
     end_children_with_us()
-    if device.type == "cpu":
-        keep_memory()
     return writer, device
+
+
+def _check_devices(devices: list[torch.device], precision: str, comm: Comm) -> None:
+    """UserError where what is asked for cannot be had on one of this rank's devices."""
+    with comm.raise_on_all_ranks():
+        for device in devices:
+            check_precision(precision, device)
+    check_same_device_type(comm, devices)
+    if {device.type for device in devices} == {"cpu"}:
+        if note := emulated(precision, devices[0]):
+            log.info(note)
+        keep_memory()
 
 
 def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
@@ -174,22 +182,29 @@ def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
 
 
 def _make_problem(
-    settings: Settings, stored: Stored | None, device: torch.device, comm: Comm
-) -> tuple[Problem, Sets, bool, dict[str, str]]:
-    """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0."""
+    settings: Settings, stored: Stored | None, device: torch.device | None, comm: Comm
+) -> tuple[Problem, Sets, bool, dict[str, str], list[torch.device], torch.device | None]:
+    """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0.
+
+    And the devices that this rank computes on; and the one, None where the problem has been built on several.
+    """
     options, evaluation, asked = settings.for_problem, settings.for_evaluation, settings.for_directions
     with comm.raise_on_all_ranks():
         problem = load_problem(options.problem, options.problem_arguments)
+        devices = built_on(problem.root) if device is None else [device]
         problem.wrapper.restrict(asked.include, asked.exclude, asked.trainable)
         is_additive = check_metrics(evaluation.metric_names, problem)
+    if device is None:
+        _check_devices(devices, evaluation.precision, comm)
+        device = devices[0] if len(devices) == 1 else None
     with comm.raise_on_all_ranks():  # before anything of it is called, or trained
         brought = made_of(options.problem, evaluation.metric_names, evaluation.bn, problem) if comm.is_root else {}
     broadcast_weights(options, problem, settings.for_output.output, stored, comm)
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
-    sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
+    sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, devices)
     broadcast_norms(problem, sets, policy_of(evaluation.bn), evaluation.precision, asked.seed, device, comm)
-    return problem, sets, is_additive, brought
+    return problem, sets, is_additive, brought, devices, device
 
 
 def _trains(settings: Settings, problem: Problem) -> bool:
@@ -204,7 +219,7 @@ def _make_directions(
     reader: Reader,
     trajectory: Ways,
     stored: Stored | None,
-    device: torch.device,
+    device: torch.device | None,
     comm: Comm,
 ) -> tuple[Directions, Grid]:
     """The directions, on every rank; and the grid along them."""
@@ -218,7 +233,7 @@ def _make_directions(
     return directions, settings.grid(default_axes(asked, problem, directions))
 
 
-def _builder(settings: Settings, subject: ProblemSubject, sets: Sets, device: torch.device) -> EvaluatorBuilder:
+def _builder(settings: Settings, subject: ProblemSubject, sets: Sets, device: torch.device | None) -> EvaluatorBuilder:
     evaluation = settings.for_evaluation
     policy = choose_normalization(evaluation.bn, subject.model, sets.warmup is not None)
     seed, speed = settings.for_directions.seed, settings.for_speed
@@ -260,10 +275,10 @@ def _record(settings: Settings, evaluator: Evaluator, measured: str) -> dict[str
     }
 
 
-def _nothing_to_do(plan: Plan, device: torch.device, threads: int, writer: type[Writer], comm: Comm) -> bool:
+def _nothing_to_do(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> bool:
     """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
-    ranks = comm.allgather((os.uname().nodename, describe(device)))
-    shared = max(comm.allgather(shared_gpus(comm, device)))
+    ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
+    shared = max(comm.allgather(shared_gpus(comm, devices)))
     if comm.is_root:
         announce(plan, ranks, threads, writer)
     if shared > 1:

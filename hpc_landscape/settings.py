@@ -239,7 +239,9 @@ class SpeedSettings:
 class RankSettings:
     """Where it is computed, and how long."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = _setting("auto", "where to compute")
+    device: Literal["auto", "cpu", "cuda", "mps", "as_built"] = _setting(
+        "auto", "where to compute; as_built: where the factory put the model's parameters, on several GPUs, say"
+    )
     grace: float | None = _setting(
         None,
         "seconds from a stop signal to the end of the job (Slurm: the number in --signal): a point that is not "

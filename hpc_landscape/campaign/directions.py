@@ -108,7 +108,7 @@ def broadcast_directions(
 def loss_at_origin(
     problem: Problem,
     sets: Sets,
-    device: torch.device,
+    device: torch.device | None,
     normalization: type[Normalization],
     precision: str,
     seed: int,

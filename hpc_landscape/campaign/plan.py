@@ -143,7 +143,7 @@ class Plan:
             **{name: (batches.batch_size or 0) for name, batches in sizes.items()},
             "precision": self.evaluator.precision,
             "execution": str(evaluator.execution),
-            "device_kind": evaluator.device.type,
+            "device_kind": evaluator.device_kind,
             **self.made_of,
         }
 
