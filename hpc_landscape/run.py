@@ -27,6 +27,7 @@ from .campaign.directions import (
 from .campaign.failures import Attempts, Reporter
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
+from .campaign.keeping import choose_memory
 from .campaign.loop import Campaign
 from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
@@ -109,7 +110,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Make the directions on rank 0, and broadcast them
         reader = Reader(problem, settings.for_problem)
-        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
+        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, devices, comm)
 
         # Put it all on the device
         subject = ProblemSubject(problem, directions, device, DTYPES.get(settings.for_evaluation.precision))
@@ -219,16 +220,19 @@ def _make_directions(
     reader: Reader,
     trajectory: Ways,
     stored: Stored | None,
-    device: torch.device | None,
+    devices: list[torch.device],
     comm: Comm,
 ) -> tuple[Directions, Grid]:
     """The directions, on every rank; and the grid along them."""
     asked, evaluation = settings.for_directions, settings.for_evaluation
     policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
+    device = devices[0] if len(devices) == 1 else None
+    how = settings.for_speed.directions_memory, asked, settings.dimensions, evaluation.precision
+    memory = choose_memory(*how, problem, devices, comm)
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
-        *(stored, settings.for_output.output, comm),
+        *(stored, settings.for_output.output, memory, comm),
     )
     return directions, settings.grid(default_axes(asked, problem, directions))
 

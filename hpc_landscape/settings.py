@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from .directions.registry import check_directions, direction_kind
+from .directions.base import HOST, SEED
+from .directions.registry import can_be_drawn_again, check_directions, direction_kind
 from .errors import UserError, printable
 from .grid import NAMES, Axis, Grid
 from .kinds import NORMALIZATIONS
@@ -219,6 +220,12 @@ class SpeedSettings:
         0.5, "data is kept in memory where it takes at most this share of what is free, else streamed", "SHARE"
     )
 
+    directions_memory: Literal["auto", "device", "host", "seed"] = _setting(
+        "auto",
+        "where directions are kept: where points are computed; in host memory, once for a node, and brought over at "
+        "each point; or nowhere, random ones drawn again from the seed at each point; auto: the first that fits",
+    )
+
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
         _check_number("block", self.block)
@@ -317,6 +324,11 @@ class Settings:
         for group in vars(self).values():
             group.check()
         check_directions(self.for_directions, self.for_grid.given)
+        if self.for_speed.directions_memory == SEED and not can_be_drawn_again(self.for_directions):
+            raise UserError(
+                f"--directions_memory {SEED}: only random directions that are not orthogonalized can be drawn again: "
+                f"use --directions_memory {HOST}"
+            )
 
     @property
     def dimensions(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 import h5py
@@ -106,6 +107,12 @@ class Plan:
     def direction_bytes(self) -> int:
         return sum(state.nbytes(direction) for direction in self.directions.vectors)
 
+    @cached_property
+    def cosine(self) -> float | None:
+        """Of the angle between the first two directions, where there are two."""
+        vectors = self.directions.vectors
+        return cosine(*vectors[:2]) if len(vectors) > 1 else None
+
     @property
     def recipe(self) -> str:
         """How the directions were made, but for the seed."""
@@ -175,10 +182,9 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.record,
         **plan.execution_errors.attributes(),
     }
-    vectors = plan.directions.vectors
-    if len(vectors) > 1:
-        attributes["cosine"] = cosine(*vectors[:2])
-    arrays = [state.arrays(vector) for vector in vectors] if plan.keeps_directions else []
+    if plan.cosine is not None:
+        attributes["cosine"] = plan.cosine
+    arrays = [state.arrays(vector) for vector in plan.directions.vectors] if plan.keeps_directions else []
     try:
         layout.create(
             path,

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..data.resident import beginning
 from ..data.sets import Sets
-from ..directions.base import Directions
+from ..directions.base import DEVICE, Directions
 from ..errors import UserError, user_traceback
 from ..metrics import Data, Loss
 from ..metrics.base import Metric
@@ -152,6 +152,7 @@ class ProblemSubject:
             device,
             dtype,
             targets=directions.targets is not None,
+            keeps_directions=directions.memory == DEVICE,
             **how_placed(self.problem.root, mode),
         )
 

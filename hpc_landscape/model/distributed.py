@@ -139,13 +139,39 @@ def _assembled(shape: Sequence[int], dtype: torch.dtype, pieces: Sequence[_Piece
     return whole
 
 
+class _Within(io.RawIOBase):
+    """A part of an open file as a file, which is read into its place without a copy between."""
+
+    def __init__(self, file: io.BufferedReader, start: int, length: int):
+        self.file, self.start, self.length, self.at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer).cast("B")[: max(0, self.length - self.at)]
+        self.file.seek(self.start + self.at)
+        got = self.file.readinto(wanted)
+        self.at += got
+        return got
+
+
 def _read(piece: _Piece, dtype: torch.dtype, where: str) -> Tensor:
     """One piece, an archive of torch.save within a file."""
-    with open(piece.file, "rb") as file:
-        file.seek(piece.start)
-        content = io.BytesIO(file.read(piece.length))
     try:
-        tensor = torch.load(content, map_location="cpu", weights_only=True)
+        with open(piece.file, "rb") as file:
+            content: Any = _Within(file, piece.start, piece.length)
+            tensor = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive may raise anything
         name = printable(os.path.basename(piece.file))
         raise UserError(f"{where}: what {name} holds of it cannot be read: {type(error).__name__}") from None

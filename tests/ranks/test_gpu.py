@@ -338,6 +338,21 @@ def test_the_model_comes_back_to_its_device_bitwise(device, mode):
         assert torch.equal(tensor, before[name][1])
 
 
+@everywhere
+def test_directions_that_are_brought_over_give_the_same_bits(device):
+    shapes = {"conv": (8, 3, 3, 3), "bias": (7,), "large": (65, 33)}
+    generator = torch.Generator().manual_seed(0)
+    origin, *directions = ({k: torch.randn(s, generator=generator) for k, s in shapes.items()} for _ in range(3))
+    made = [
+        Placement(origin, directions, torch.device(device), channels_last=True, keeps_directions=keeps)
+        for keeps in (True, False)
+    ]
+    for coordinates in POINTS:
+        for one in made:
+            one.place(coordinates)
+        assert all(torch.equal(view, made[1].views[name]) for name, view in made[0].views.items())
+
+
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs here")
 STAGES = """
 import torch
