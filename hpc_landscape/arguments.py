@@ -11,7 +11,8 @@ from .errors import UserError, printable
 from .help import help_of_all, help_of_kind
 from .options import Option
 from .registry import Registry
-from .settings import GROUPS, OPTIONS, PROBLEM, Settings
+from .setting_groups import PROBLEM
+from .settings import GROUPS, OPTIONS, Settings
 
 HELP = {"-h", "--help"}
 OTHERS = [

@@ -22,7 +22,7 @@ from .ranks.control import Control
 from .ranks.signals import Signals
 from .ranks.team import Team
 from .report import stopped, warn_if_long, without_root
-from .settings import RankSettings
+from .setting_groups import RankSettings
 from .store.writer import Writer
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from . import console
 from .campaign.capacity import bytes_of, free
 from .campaign.directions import moving
 from .campaign.plan import Plan
-from .directions.normalize import cosine, standing
+from .directions.base import DEVICE, HOST, SEED
+from .directions.normalize import standing
 from .directions.registry import direction_kind
 from .errors import COMPLETE, FAILED, NO_PROGRESS, STOPPED, UserError
 from .evaluate.exactness import is_plain
@@ -38,6 +39,7 @@ from .store.writer import Writer
 
 log = logging.getLogger(__name__)
 LONG = 10.0  # seconds
+KEPT = {DEVICE: "", HOST: ", in host memory, brought over at each point", SEED: ", drawn again at each point"}
 RETRY = "--retry_failed computes them again"
 
 
@@ -73,10 +75,10 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
     stored, vectors = plan.stored, plan.directions.vectors
     log.info(f"problem      {plan.problem.name}: {_data_text(plan)}, {_warm_text(plan)}")
     log.info(f"parameters   {_parameter_text(plan)}")
-    angle = f", cosine {cosine(*vectors[:2]):.4f}" if len(vectors) > 1 else ""
+    angle = "" if plan.cosine is None else f", cosine {plan.cosine:.4f}"
     kind = direction_kind(asked.directions)
     seed = f", seed {asked.seed}" if kind.seeded else ""
-    log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}")
+    log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}{KEPT[plan.directions.memory]}")
     for note in _notes(plan):
         log.info("note         %s", note)
     log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
@@ -173,7 +175,8 @@ def measure_point(plan: Plan, points: Sequence[Sequence[float]], on_node: int) -
             if seconds[0] * len(points) > LONG:
                 break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    gpus = [device for device in plan.evaluator.devices if device.type == "cuda"]
+    gpu = max(map(torch.cuda.max_memory_allocated, gpus), default=0)
     return Measured(min(seconds), peak, gpu, on_node)
 
 

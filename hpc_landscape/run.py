@@ -25,6 +25,7 @@ from .campaign.directions import (
 )
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
+from .campaign.keeping import choose_memory
 from .campaign.metrics import check_metrics, choose_metrics
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
@@ -33,7 +34,7 @@ from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
 from .campaign.writing import fall_back
 from .data.sets import Sets
-from .directions.base import Directions
+from .directions.base import DEVICE, Directions
 from .directions.registry import direction_kind
 from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
@@ -50,6 +51,7 @@ from .problems.problem import Problem
 from .problems.registry import load_problem
 from .ranks.comm import Comm
 from .ranks.device import (
+    built_on,
     check_precision,
     check_same_device_type,
     choose_device,
@@ -100,12 +102,12 @@ def run(settings: Settings, comm: Comm) -> int:
         stack.enter_context(script_alone(settings.for_problem.problem.rpartition(":")[0]))  # workers import it again
 
         # Make the problem: model and data on every rank, weights from rank 0
-        problem, sets, is_additive, brought = _make_problem(settings, stored, device, comm)
+        problem, sets, is_additive, brought, devices, device = _make_problem(settings, stored, device, comm)
         threads = torch.get_num_threads()  # the factory may have set it
 
         # Make the directions on rank 0, and broadcast them
         reader = Reader(problem, settings.for_problem)
-        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
+        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, devices, comm)
 
         # Put it all on the device
         builder, loss = _builder(settings, problem, directions, sets, device, comm, stack)
@@ -118,7 +120,7 @@ def run(settings: Settings, comm: Comm) -> int:
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
-        plan.environment = environment(comm, device, builder.in_step)
+        plan.environment = environment(comm, devices, builder.in_step)
         plan.record = _record(settings, evaluator, measured)
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
         take_near_enough(plan, builder, registry, comm)
@@ -127,7 +129,7 @@ def run(settings: Settings, comm: Comm) -> int:
             plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
         comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
-        if _nothing_to_do(plan, device, threads, writer, builder.team, comm):
+        if _nothing_to_do(plan, devices, threads, writer, builder.team, comm):
             return COMPLETE
         plan.release()
         compute_again(plan, comm)
@@ -140,21 +142,28 @@ def run(settings: Settings, comm: Comm) -> int:
         return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
 
 
-def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device]:
-    """Who writes, and what this rank computes on."""
-    precision = settings.for_evaluation.precision
+def _choose_machine(settings: Settings, comm: Comm) -> tuple[type[Writer], torch.device | None]:
+    """Who writes, and what this rank computes on; None where that is left to the problem."""
     with comm.raise_on_all_ranks():
         writer = choose_writer(settings.for_output.writer, comm)
         device = choose_device(settings.for_ranks.device, comm.local_rank, name_rank(comm))
-        check_precision(precision, device)
-    check_same_device_type(comm, device)
+    if device is not None:
+        _check_devices([device], settings.for_evaluation.precision, comm)
     set_threads(comm)
-    if note := emulated(precision, device):
-        log.info(note)
     end_children_with_us()
-    if device.type == "cpu":
-        keep_memory()
     return writer, device
+
+
+def _check_devices(devices: list[torch.device], precision: str, comm: Comm) -> None:
+    """UserError where what is asked for cannot be had on one of this rank's devices."""
+    with comm.raise_on_all_ranks():
+        for device in devices:
+            check_precision(precision, device)
+    check_same_device_type(comm, devices)
+    if {device.type for device in devices} == {"cpu"}:
+        if note := emulated(precision, devices[0]):
+            log.info(note)
+        keep_memory()
 
 
 def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
@@ -167,22 +176,29 @@ def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
 
 
 def _make_problem(
-    settings: Settings, stored: Stored | None, device: torch.device, comm: Comm
-) -> tuple[Problem, Sets, bool, dict[str, str]]:
-    """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0."""
+    settings: Settings, stored: Stored | None, device: torch.device | None, comm: Comm
+) -> tuple[Problem, Sets, bool, dict[str, str], list[torch.device], torch.device | None]:
+    """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0.
+
+    And the devices that this rank computes on; and the one, None where the problem has been built on several.
+    """
     options, evaluation, asked = settings.for_problem, settings.for_evaluation, settings.for_directions
     with comm.raise_on_all_ranks():
         problem = load_problem(options.problem, options.problem_arguments)
+        devices = built_on(problem.root) if device is None else [device]
         problem.wrapper.restrict(asked.include, asked.exclude, asked.trainable)
         is_additive = check_metrics(evaluation.metric_names, problem)
+    if device is None:
+        _check_devices(devices, evaluation.precision, comm)
+        device = devices[0] if len(devices) == 1 else None
     with comm.raise_on_all_ranks():  # before anything of it is called, or trained
         brought = made_of(options.problem, evaluation.metric_names, evaluation.bn, problem) if comm.is_root else {}
     broadcast_weights(options, problem, settings.for_output.output, stored, comm)
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
-    sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
+    sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, devices)
     broadcast_norms(problem, sets, policy_of(evaluation.bn), evaluation.precision, asked.seed, device, comm)
-    return problem, sets, is_additive, brought
+    return problem, sets, is_additive, brought, devices, device
 
 
 def _trains(settings: Settings, problem: Problem) -> bool:
@@ -197,16 +213,19 @@ def _make_directions(
     reader: Reader,
     trajectory: Ways,
     stored: Stored | None,
-    device: torch.device,
+    devices: list[torch.device],
     comm: Comm,
 ) -> tuple[Directions, Grid]:
     """The directions, on every rank; and the grid along them."""
     asked, evaluation = settings.for_directions, settings.for_evaluation
     policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
+    device = devices[0] if len(devices) == 1 else None
+    how = settings.for_speed.directions_memory, asked, settings.dimensions, evaluation.precision
+    memory = DEVICE if settings.for_ranks.shard else choose_memory(*how, problem, devices, comm)
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
-        *(stored, settings.for_output.output, comm),
+        *(stored, settings.for_output.output, memory, comm),
     )
     return directions, settings.grid(default_axes(asked, problem, directions))
 
@@ -216,7 +235,7 @@ def _builder(
     problem: Problem,
     directions: Directions,
     sets: Sets,
-    device: torch.device,
+    device: torch.device | None,
     comm: Comm,
     stack: ExitStack,
 ) -> tuple[EvaluatorBuilder, Any]:
@@ -226,7 +245,7 @@ def _builder(
     """
     evaluation, team = settings.for_evaluation, sharing(settings.for_ranks, sets, comm)
     subject: ProblemSubject | ShardedSubject
-    if team is None:
+    if team is None or device is None:
         subject = ProblemSubject(problem, directions, device, DTYPES.get(evaluation.precision))
     else:
         mesh = stack.enter_context(process_group(team.comm, device))
@@ -283,11 +302,11 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
 
 
 def _nothing_to_do(
-    plan: Plan, device: torch.device, threads: int, writer: type[Writer], team: Team | None, comm: Comm
+    plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], team: Team | None, comm: Comm
 ) -> bool:
     """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
-    ranks = comm.allgather((os.uname().nodename, describe(device)))
-    shared = max(comm.allgather(shared_gpus(comm, device)))
+    ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
+    shared = max(comm.allgather(shared_gpus(comm, devices)))
     if comm.is_root:
         announce(plan, ranks, threads, writer)
     if shared > 1:

@@ -35,6 +35,7 @@ FLOORS = {
     "problems": 2.0,
     "store": 2.0,
     "directions": 2.1,  # may be read from a file
+    "setting_groups": 2.15,
     "settings": 2.2,  # asks a kind of direction what goes with it
     "arguments": 2.3,
     "testing": 3,

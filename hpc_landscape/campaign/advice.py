@@ -14,7 +14,7 @@ from ..data.sets import Sets
 from ..evaluate.evaluator import Evaluator
 from ..model.norms import is_norm
 from ..progress import roughly
-from ..settings import SpeedSettings
+from ..setting_groups import SpeedSettings
 
 COMPILED = {"cpu": 1.1}  # by device: how many times longer a point takes that is not compiled (benchmarks/RESULTS.md)
 WORTH = 600.0  # seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from ..ranks.memory import free_memory
 from .share import keep_in_memory, one_copy
 
 if TYPE_CHECKING:
-    from ..settings import EvaluationSettings
+    from ..setting_groups import EvaluationSettings
 
 log = logging.getLogger(__name__)
 SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
@@ -33,14 +33,14 @@ def read_data(
     resident: float,
     warms_up: bool,
     comm: Comm,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> Sets:
     """The problem's data, after every rank has been seen to hold the same.
 
     resident: the share of free memory that it may take. warms_up: whether batch normalization is re-estimated on it.
-    device: this rank computes on it.
+    devices: this rank computes on them.
     """
-    sharers, pin = shared_gpus(comm, device), device.type == "cuda"
+    sharers, pin = shared_gpus(comm, devices), any(device.type == "cuda" for device in devices)
     patience = Patience(_once_for_each_kind())
     with comm.raise_on_all_ranks():
         sets = prepare_sets(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..data.sets import Sets
-from ..directions.base import Directions, Origin
+from ..directions.base import DEVICE, HOST, SEED, Directions, Origin
 from ..directions.projection import project
-from ..directions.registry import direction_kind, make_directions
+from ..directions.random import drawn_directions
+from ..directions.registry import can_be_drawn_again, direction_kind, make_directions
 from ..evaluate.build import EvaluatorBuilder, ProblemSubject
 from ..evaluate.evaluator import DTYPES
 from ..evaluate.execution import PLAIN
@@ -23,6 +24,7 @@ from ..evaluate.normalization import Normalization
 from ..grid import NAMES, Grid
 from ..metrics import Criterion, Data
 from ..metrics.trial import treat_as_sum, try_loss
+from ..model import state
 from ..model.checkpoint import find_paths, labels, read_parameters
 from ..model.choice import Chosen
 from ..model.numbers import wide
@@ -30,10 +32,12 @@ from ..model.rest import rest
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
-from ..settings import DirectionSettings, ProblemSettings, SpeedSettings
+from ..ranks.shared import blank_pool
+from ..setting_groups import DirectionSettings, ProblemSettings, SpeedSettings
 from ..store import layout
 from ..store.layout import Trajectory
 from ..store.resume import fill_from
+from .keeping import check_copies
 from .share import broadcast_rest, broadcast_tensors
 
 log = logging.getLogger(__name__)
@@ -80,14 +84,19 @@ def broadcast_directions(
     loss: Loss | None,
     stored: layout.Stored | None,
     path: str,
+    memory: str,
     comm: Comm,
 ) -> Directions:
     """Rank 0's directions, made or read from the file that is gone on with, for every rank.
 
-    count: how many. loss: for kinds that need gradients or curvature. path: of the file.
+    count: how many. loss: for kinds that need gradients or curvature. path: of the file. memory: where they are kept.
     """
-    weights, kind = moving(problem), direction_kind(asked.directions)
-    blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(count)]
+    kind = direction_kind(asked.directions)
+    weights = moving(problem) if comm.is_root or memory == DEVICE else _shapes(problem)
+    if memory == SEED:
+        drawn = comm.from_root(lambda: drawn_directions(asked, weights, count))
+        return Directions([direction.tensors(weights) for direction in drawn], memory=memory)
+    blank, shared = _blank(weights, count, memory, comm)
     made = Directions(blank, blank if kind.leads_to_models else None)
     with comm.raise_on_all_ranks():
         if comm.is_root and stored is not None and stored.has_directions and not kind.leads_to_models:
@@ -96,11 +105,55 @@ def broadcast_directions(
             own = rest(problem.wrapper) if kind.leads_to_models else {}
             names = [*weights, *(name for name in own if name in problem.root.state_dict())]
             read = partial(reader.read, names)
-            made = make_directions(asked, Origin(weights, count, read, sum(trajectory, []), loss))
+            made = _made(asked, Origin(weights, count, read, sum(trajectory, []), loss), memory, blank)
     vectors = made.vectors if made.targets is None else made.targets
-    broadcast_tensors((d for vector in vectors for d in vector.values()), comm)
+    kept = not shared or comm.local_rank == 0
+    broadcast_tensors((d for vector in vectors for d in vector.values()), comm, kept)
+    if shared:
+        comm.node_allgather(None)  # all is there
+    made.memory = memory
     made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
+    return made
+
+
+def _shapes(problem: Problem) -> dict[str, Tensor]:
+    """What moves, without values."""
+    parameters = problem.wrapper.named_moving()
+    return {name: torch.empty_like(p.data, dtype=wide(p.dtype), device="meta") for name, p in parameters}
+
+
+def _blank(weights: Mapping[str, Tensor], count: int, memory: str, comm: Comm) -> tuple[list[dict[str, Tensor]], bool]:
+    """Zeros for so many directions; and whether the ranks of a node have them in common."""
+    found = None
+    if memory == HOST:
+        wanted = {(number, name): w for number in range(count) for name, w in weights.items()}
+        if comm.local_size > 1:
+            found = blank_pool(wanted if comm.local_rank == 0 else {}, comm)
+        with comm.raise_on_all_ranks():
+            if found is None:
+                check_copies(count * state.nbytes(weights), comm.local_size)
+    if found is not None:
+        return [{name: found[number, name] for name in weights} for number in range(count)], True
+    return [{name: torch.zeros_like(w, device="cpu") for name, w in weights.items()} for _ in range(count)], False
+
+
+def _made(asked: DirectionSettings, origin: Origin, memory: str, blank: list[dict[str, Tensor]]) -> Directions:
+    """The directions; to be kept in host memory, in the place that there is for them."""
+    if memory == DEVICE:
+        return make_directions(asked, origin)
+    if can_be_drawn_again(asked):
+        drawn = drawn_directions(asked, origin.weights, origin.count)
+        made = Directions([direction.tensors(origin.weights) for direction in drawn])
+    else:
+        made = make_directions(asked, origin)
+    for place, direction in zip(blank, made.vectors if made.targets is None else made.targets, strict=True):
+        for name, tensor in place.items():
+            tensor.copy_(direction[name])
+    if made.targets is None:
+        made.vectors = blank
+    else:
+        made.targets = blank
     return made
 
 
@@ -108,7 +161,7 @@ def broadcast_directions(
 def loss_at_origin(
     problem: Problem,
     sets: Sets,
-    device: torch.device,
+    device: torch.device | None,
     normalization: type[Normalization],
     precision: str,
     seed: int,

@@ -128,7 +128,7 @@ class Attempts:
         """GivenUp where neither this nor another point can be evaluated: the GPU is gone, the data cannot be read."""
         if is_out_of_memory(error) or isinstance(error, UserError):
             return
-        if sticks(error) or not _works(self.evaluator.device):
+        if sticks(error) or not all(map(_works, self.evaluator.devices)):
             what = f"the device computes nothing in this process any more ({summary(error)})"
         elif raised_in_reading(error) and cause(error, reading=True) is None:
             what = (

@@ -34,7 +34,7 @@ from ..model.others import Path, Point, read_other, read_rest
 from ..model.wrapper import ModelWrapper, wrap_model
 from ..ranks.comm import Comm, SerialComm, ours_of
 from ..ranks.torch_state import LOCK, one_at_a_time
-from ..settings import SpeedSettings
+from ..setting_groups import SpeedSettings
 from ..store import layout
 from . import library
 from .frame import Frame, Made, define, weights_of

@@ -36,7 +36,7 @@ from ..progress import Progress
 from ..ranks.comm import Comm
 from ..ranks.device import check_precision, shared_gpus
 from ..schedule.strided import Strided
-from ..settings import SpeedSettings
+from ..setting_groups import SpeedSettings
 from ..store.exactness import GIVEN_UP
 from ..store.layout import Trajectory
 from ..store.memory import MemoryWriter
@@ -203,9 +203,13 @@ def _on_same_data(policy: Normalization, metric: Any, there: Any) -> Normalizati
     return type(policy)(there.data)
 
 
+def _known(request: Request) -> list[torch.device]:
+    return [] if request.device is None else [request.device]
+
+
 def _fast(frame: Frame, metric: BatchMetric, policy: Normalization, request: Request) -> tuple[Evaluator, Choice]:
     """In the first mode that works, the one asked for first; the same on every rank."""
-    comm, batches, sharers = frame.comm, metric.data.batches, shared_gpus(frame.comm, request.device)
+    comm, batches, sharers = frame.comm, metric.data.batches, shared_gpus(frame.comm, _known(request))
     subject = FrameSubject(frame, with_loss(metric, frame.model, request))
     builder = EvaluatorBuilder(
         subject,

@@ -27,7 +27,7 @@ def broadcast_norms(
     normalization: type[Normalization],
     precision: str,
     seed: int,
-    device: torch.device,
+    device: torch.device | None,
     comm: Comm,
 ) -> None:
     """Give the problem's wrapper what rank 0 finds on the first batch; where that fails, all are re-estimated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 import h5py
@@ -28,7 +29,7 @@ from ..model import state
 from ..model.modes import EVAL
 from ..problems.problem import Problem
 from ..ranks.comm import Comm
-from ..settings import DirectionSettings, EvaluationSettings, OutputSettings
+from ..setting_groups import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
 from ..store.resume import JOB, check_same
 
@@ -109,6 +110,12 @@ class Plan:
     def direction_bytes(self) -> int:
         return sum(state.nbytes(direction) for direction in self.directions.vectors)
 
+    @cached_property
+    def cosine(self) -> float | None:
+        """Of the angle between the first two directions, where there are two."""
+        vectors = self.directions.vectors
+        return cosine(*vectors[:2]) if len(vectors) > 1 else None
+
     @property
     def recipe(self) -> str:
         """How the directions were made, but for the seed."""
@@ -146,7 +153,7 @@ class Plan:
             **{name: (batches.batch_size or 0) for name, batches in sizes.items()},
             "precision": self.evaluator.precision,
             "execution": str(evaluator.execution),
-            "device_kind": evaluator.device.type,
+            "device_kind": evaluator.device_kind,
             **self.made_of,
         }
 
@@ -178,10 +185,9 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.record,
         **plan.execution_errors.attributes(),
     }
-    vectors = plan.directions.vectors
-    if len(vectors) > 1:
-        attributes["cosine"] = cosine(*vectors[:2])
-    arrays = [state.arrays(vector) for vector in vectors] if plan.keeps_directions else []
+    if plan.cosine is not None:
+        attributes["cosine"] = plan.cosine
+    arrays = [state.arrays(vector) for vector in plan.directions.vectors] if plan.keeps_directions else []
     try:
         layout.create(
             path,

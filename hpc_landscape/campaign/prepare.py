@@ -18,7 +18,7 @@ from ..problems.problem import Problem
 from ..progress import duration
 from ..ranks.comm import Comm
 from ..ranks.device import one_thread
-from ..settings import GridSettings, OutputSettings, ProblemSettings
+from ..setting_groups import GridSettings, OutputSettings, ProblemSettings
 from ..store import layout
 from ..store.lock import exclusive
 from ..store.resume import created_by_this_job, fill_from

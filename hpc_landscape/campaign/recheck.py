@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,13 +107,14 @@ def _compare(plan: Resumed, point: int, found: Mapping[str, np.ndarray]) -> None
             )
 
 
-def environment(comm: Comm, device: torch.device, sharded: bool = False) -> dict[str, str]:
+def environment(comm: Comm, devices: Iterable[torch.device], sharded: bool = False) -> dict[str, str]:
     """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads.
 
-    And a version of this program that computes in the same order. sharded: the model, in which nothing is folded.
+    And a version of this program that computes in the same order. devices: that this rank computes on. sharded: the
+    model, in which nothing is folded.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    seen = comm.allgather((str(torch.get_num_threads()), name))
+    names = {torch.cuda.get_device_name(device) if device.type == "cuda" else _processor() for device in devices}
+    seen = comm.allgather((str(torch.get_num_threads()), SEVERAL.join(sorted(names))))
     threads, processors = (SEVERAL.join(sorted(set(texts))) for texts in zip(*seen, strict=True))
     return {
         "torch_version": str(torch.__version__),

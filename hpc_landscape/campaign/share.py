@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,16 +22,19 @@ from ..ranks.shared import pool
 
 
 @torch.no_grad()
-def broadcast_tensors(tensors: Iterable[Tensor], comm: Comm) -> None:
-    """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled."""
+def broadcast_tensors(tensors: Iterable[Tensor], comm: Comm, kept: bool = True) -> None:
+    """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled.
+
+    kept: false where this rank's tensors are those of another on its node, which fills them.
+    """
     if comm.size == 1:
         return
     for tensor in (part for whole in tensors for part in parts(whole)):
         if not tensor.numel():
             continue  # torch views no bytes as another type where there are none
-        data = as_bytes(tensor)
+        data = as_bytes(tensor) if kept else np.empty(tensor.numel() * tensor.element_size(), np.uint8)
         comm.bcast_array(data)
-        if not comm.is_root:
+        if kept and not comm.is_root:
             tensor.copy_(torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape))
 
 

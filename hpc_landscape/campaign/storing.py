@@ -92,11 +92,11 @@ def compute_stored(
     Every rank calls it, and gets all values. UserError where the file is of another run.
     """
     comm = frame.comm
-    (name, metric), device = next(iter(evaluator.metrics.items())), evaluator.device
+    name, metric = next(iter(evaluator.metrics.items()))
     with ExitStack() as stack:
         stored = comm.from_root(lambda: open_file(path, overwrite, stack, warn), any_error=True)
         quantities = comm.from_root(lambda: [quantity_of(name, metric, evaluator)], any_error=True)
-        there = environment(comm, device)
+        there = environment(comm, evaluator.devices)
         run = StoredRun(path, frame, evaluator, quantities, there, attributes, trajectory, stored)
         identity = _identity(run, metric)
         comm.from_root(lambda: run.lay_out(identity), any_error=True)
@@ -137,7 +137,7 @@ def _identity(run: StoredRun, metric: Any) -> dict[str, Any]:
         "sha256_statistics": _statistics(run),
         "precision": evaluator.precision,
         "execution": str(evaluator.execution),
-        "device_kind": evaluator.device.type,
+        "device_kind": evaluator.device_kind,
     }
 
 

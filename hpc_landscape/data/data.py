@@ -54,7 +54,7 @@ class Data:
         return other
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
-        """The batches, on the model's device where it has but one, as tensors of this use."""
+        """The batches, where the model's first parameter is, as tensors of this use."""
         return map(fresh, self.shared(model))
 
     def shared(self, model: ModelWrapper) -> Iterator[Any]:
@@ -64,8 +64,7 @@ class Data:
             if _plain(batch) and all(t.device == home for t in batch):
                 yield batch
             else:
-                others = {parameter.device for parameter in model.root.parameters()} - {home}
-                yield move(batch, None if others else home)
+                yield move(batch, home)
 
     def counted(self, model: ModelWrapper) -> Iterator[tuple[int, Any, Any]]:
         """The number of each batch of ``shared``, the batch and its items, but for those that hold nothing."""
@@ -93,12 +92,17 @@ class Data:
         return all(_plain(batch) and all({t.device} == devices for t in batch) for batch in self.batches)
 
     def output(self, model: ModelWrapper, batch: Any) -> Any:
-        """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less."""
+        """What the model says to a batch; what it says in 16 bits in 32, so that losses are computed in no less.
+
+        What the last of several devices says is brought to the target's.
+        """
         if self.forward:
             return full_precision(model.called_by(self.forward, batch))
         self._check_pair(batch)
         try:
-            return full_precision(model.forward(batch[0]))
+            output, target = full_precision(model.forward(batch[0])), batch[1]
+            apart = isinstance(output, Tensor) and isinstance(target, Tensor) and output.device != target.device
+            return output.to(target.device) if apart else output
         except TypeError as error:
             if type(batch[0]) not in (tuple, list):
                 raise

@@ -19,7 +19,7 @@ from .resident import MovedBatches
 from .streams import Seen, StreamBatches, look
 
 if TYPE_CHECKING:
-    from ..settings import EvaluationSettings
+    from ..setting_groups import EvaluationSettings
 
 WARMUP = "warm-up data"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..model.wrapper import ModelWrapper
 
 Read = Callable[[str, str], Mapping[str, "Tensor"]]  # (path of a checkpoint, the option that named it) -> by name
+DEVICE, HOST, SEED = "device", "host", "seed"  # where directions are kept: the words of --directions_memory
 OTHERS = ("second", "third", "fourth")
 
 
@@ -51,7 +52,7 @@ class Directions:
 
     targets: the models that the vectors lead to, where they do. rest: what else they have otherwise, and what of it
     goes along, by name, for each. stays: names of what does not. axes: a MIN:MAX:N for each axis, where the kind of
-    direction knows better than the problem. notes: what else the file is to say.
+    direction knows better than the problem. notes: what else the file is to say. memory: where they are kept.
     """
 
     vectors: list[dict[str, Tensor]]
@@ -60,6 +61,7 @@ class Directions:
     notes: dict[str, Any] = field(default_factory=dict)
     rest: list[dict[str, Tensor]] = field(default_factory=list)
     stays: list[str] = field(default_factory=list)
+    memory: str = DEVICE
 
     @property
     def placed(self) -> list[dict[str, Tensor]]:
@@ -87,6 +89,7 @@ class DirectionKind(abc.ABC):
         leads_to_models: whether a coordinate of 1 is a model, whose other buffers go along: bitwise, and made again
             from it by a run that goes on.
         from_last_checkpoint: whether, without a --checkpoint, the model is the last of the trajectory.
+        drawn_again: whether each part can be drawn again from the seed, as ``random.drawn_directions`` does it.
         title: what pictures call it: "... directions".
         axis_label: of an axis; {number} counts from 1, {other} is "second" for the first axis, and so on.
         models: what pictures call the model at the origin, and, where there are, those at 1 along each axis.
@@ -102,6 +105,7 @@ class DirectionKind(abc.ABC):
     normalization: str = "none"
     leads_to_models: bool = False
     from_last_checkpoint: bool = False
+    drawn_again: bool = False
     title: str
     axis_label: str = "direction {number}"
     models: Sequence[str] = ("trained model",)

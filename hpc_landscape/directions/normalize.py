@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, few
+from ..model.lazy import made
 from ..model.numbers import double, inner
-from ..model.parameters import EPSILON, match_norm
+from ..model.parameters import EPSILON, norm_factors
+
+PIECE = 2**18  # numbers that are scaled at a time: their float64 stays in the cache
 
 
 def normalize(
@@ -22,18 +26,36 @@ def normalize(
     filter each (``none``; also where there are no others). Norms are taken in float64, of complex numbers by their
     modulus; the result has the weights' dtype. Zero weights give zeros.
     """
+    found = factors(direction, weights, how, ignore)
+    return {name: scaled(d, found[name], weights[name].dtype) for name, d in direction.items()}
+
+
+def factors(
+    direction: Mapping[str, Tensor], weights: Mapping[str, Tensor], how: str, ignore: str
+) -> dict[str, Tensor | None]:
+    """What each part of the direction is multiplied by to be normalized, float64; None: it does not move."""
     if all(weights[name].ndim < 2 for name in direction):
         ignore = "none"  # or nothing would move
-    kept = {}
-    for name, d in direction.items():
-        zero = ignore == "biasbn" and weights[name].ndim < 2
-        kept[name] = torch.zeros_like(double(d)) if zero else double(d)
-    if how == "model":
-        scale = norm({name: weights[name] for name in kept}) / (norm(kept) + EPSILON)
-        kept = {name: d * scale for name, d in kept.items()}
-    elif how != "none":
-        kept = {name: match_norm(d, weights[name], by_filter=how == "filter") for name, d in kept.items()}
-    return {name: d.to(weights[name].dtype) for name, d in kept.items()}
+    moving = {name: d for name, d in direction.items() if ignore == "none" or weights[name].ndim >= 2}
+    if how == "filter" or how == "layer":
+        found = {name: norm_factors(d, weights[name], by_filter=how == "filter") for name, d in moving.items()}
+    elif how == "model":
+        found = dict.fromkeys(moving, norm({name: weights[name] for name in direction}) / (norm(moving) + EPSILON))
+    else:
+        found = dict.fromkeys(moving, torch.ones((), dtype=torch.float64, device="cpu"))
+    return {name: found.get(name) for name in direction}
+
+
+def scaled(part: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A part of a direction times its factor, computed in float64, a piece at a time; zeros without one."""
+    if factor is None or not part.ndim:
+        return torch.zeros_like(part, dtype=dtype) if factor is None else (double(part) * factor).to(dtype)
+    product = torch.empty_like(part, dtype=dtype)
+    rows = max(1, PIECE * len(part) // max(1, part.numel()))
+    each = factor.split(rows) if factor.ndim and len(factor) == len(part) else repeat(factor)
+    for place, numbers, by in zip(product.split(rows), part.split(rows), each, strict=False):
+        place.copy_(double(numbers) * by)
+    return product
 
 
 def normalize_all(
@@ -85,8 +107,11 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
 
 def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The cosine of the angle between two directions; 0 where one is zero."""
-    lengths = float(norm(a) * norm(b))
-    return float(dot(a, b)) / lengths if lengths > 0 else 0.0
+    pairs = ((made(a[name]), made(b[name])) for name in a)
+    products = [torch.stack([inner(x, x), inner(y, y), inner(x, y)]) for x, y in pairs]
+    aa, bb, ab = torch.stack(products).sum(dim=0) if products else torch.zeros(3)
+    lengths = float(aa.sqrt() * bb.sqrt())
+    return float(ab) / lengths if lengths > 0 else 0.0
 
 
 def checked(normalization: str | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from ..errors import UserError
 from .base import DirectionKind, Directions, Origin
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -20,6 +23,7 @@ class Random(DirectionKind):
 
     options = ("seed", "distribution", "normalization", "ignore", "orthogonalize")
     normalization = "filter"
+    drawn_again = True
 
     def check(self, settings: Any, axes: Mapping[str, str]) -> None:
         """What is orthogonal is no longer after each part was scaled by its own factor."""
@@ -43,21 +47,70 @@ class Random(DirectionKind):
         return Directions([normalize(direction, weights, settings.normalized, settings.ignore) for direction in made])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A random direction by what it is made of: each part can be drawn again, wherever it is wanted, and scaled.
+
+    factors: what each part is multiplied by, by the parameter's name, as ``normalize.factors`` gives them.
+    """
+
+    seed: int
+    number: int
+    distribution: str
+    factors: Mapping[str, Tensor | None]
+
+    def tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The direction, each part of it drawn when it is used. weights: of which shapes and dtypes are taken."""
+        from ..model.lazy import Lazy
+
+        kinds = {name: (tuple(w.shape), w.dtype) for name, w in weights.items()}
+        return {name: Lazy(*kind, partial(self._part, name, *kind)) for name, kind in kinds.items()}
+
+    def _part(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        import torch
+
+        from .normalize import scaled
+
+        like = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        return scaled(_drawn(self.seed, self.number, name, like, self.distribution), self.factors[name], dtype)
+
+
+def drawn_directions(settings: Any, weights: Mapping[str, Tensor], count: int) -> list[Drawn]:
+    """The same directions as ``Random`` makes of these settings, by what they are made of: one part at a time is drawn.
+
+    On one thread, as ``make_directions``. Not orthogonalized.
+    """
+    import torch
+
+    from ..ranks.device import one_thread
+    from .normalize import factors
+
+    found = []
+    with one_thread():
+        for number in range(count):
+            same = {name: torch.ones((), dtype=torch.float64, device="cpu") for name in weights}
+            raw = Drawn(settings.seed, number, settings.distribution, same)
+            scale = factors(raw.tensors(weights), weights, settings.normalized, settings.ignore)
+            found.append(replace(raw, factors=scale))
+    return found
+
+
 def random_directions(
     parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"
 ) -> list[dict[str, Tensor]]:
     """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn."""
+    return [
+        {name: _drawn(seed, number, name, p, distribution) for name, p in parameters.items()} for number in range(count)
+    ]
+
+
+def _drawn(seed: int, number: int, name: str, like: Tensor, distribution: str) -> Tensor:
+    """One part, with the shape of this parameter."""
     import torch
 
     from ..model.numbers import numbers_of, reals
 
-    return [
-        {
-            name: numbers_of(torch.from_numpy(draw(seed, number, name, reals(p).shape, distribution)), p)
-            for name, p in parameters.items()
-        }
-        for number in range(count)
-    ]
+    return numbers_of(torch.from_numpy(draw(seed, number, name, reals(like).shape, distribution)), like)
 
 
 def draw(seed: int, direction: int, name: str, shape: Sequence[int], distribution: str = "normal") -> np.ndarray:

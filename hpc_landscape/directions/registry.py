@@ -36,6 +36,11 @@ def check_directions(settings: Any, axes: Mapping[str, str]) -> None:
     kind.check(settings, axes)
 
 
+def can_be_drawn_again(settings: Any) -> bool:
+    """Whether each part of such directions can be drawn from the seed whenever it is wanted."""
+    return direction_kind(settings.directions).drawn_again and not settings.orthogonalize
+
+
 def make_directions(settings: Any, origin: Origin) -> Directions:
     """Directions of the kind that the settings name, on the CPU.
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..data.resident import beginning
 from ..data.sets import Sets
-from ..directions.base import Directions
+from ..directions.base import DEVICE, Directions
 from ..errors import UserError, user_traceback
 from ..metrics import Data, Loss
 from ..metrics.base import Metric
@@ -37,7 +37,7 @@ from .execution import PLAIN, ExecutionMode, compiling, compute_dtypes
 from .normalization import Normalization, Running
 
 if TYPE_CHECKING:
-    from ..settings import SpeedSettings
+    from ..setting_groups import SpeedSettings
 
 GRAPHS = {"fp64": 1e-9, "fp32": 1e-3}  # relative, between compiled and eager: rounding; in fewer bits 1e-1
 ROWS = {"fp64": 1e-9, "fp32": 1e-5}  # relative, between rows of a stacked pass: rounding; in fewer bits 1e-2
@@ -127,10 +127,13 @@ class Subject(Protocol):
 class ProblemSubject:
     """A problem's model along directions; its loss is on the device."""
 
-    def __init__(self, problem: Problem, directions: Directions, device: torch.device, dtype: torch.dtype | None):
+    def __init__(
+        self, problem: Problem, directions: Directions, device: torch.device | None, dtype: torch.dtype | None
+    ):
         self.problem, self.directions = problem, directions
         self.model, self.own_forward, self.on = problem.wrapper, problem.forward is not None, problem.on
-        self.loss = loss_on(problem.loss, problem.root, device, dtype)
+        first = next((parameter.device for parameter in problem.root.parameters()), None)
+        self.loss = loss_on(problem.loss, problem.root, device or first, dtype)
         alone = any(isinstance(data, list) and len(data) == 1 for data in problem.sets.values())
         self.hint = (
             " (a list is one of samples; a graph that is all of the data is DataLoader([graph], batch_size=None))"
@@ -151,6 +154,7 @@ class ProblemSubject:
             device,
             dtype,
             targets=directions.targets is not None,
+            keeps_directions=directions.memory == DEVICE,
             **how_placed(self.problem.root, mode),
         )
 
@@ -241,7 +245,8 @@ class EvaluatorBuilder:
 
         sharers: of the memory where points are.
         """
-        free = int(ROOM * free_memory(self.device or "cpu", sharers)) // max(1, self.subject.point_bytes)
+        places = {p.device for p in self.model.root.parameters()} if self.device is None else {self.device}
+        free = int(ROOM * min(free_memory(place, sharers) for place in places)) // max(1, self.subject.point_bytes)
         return max(1, min(free, self.points))
 
     def interleaved(self, most: int) -> int:

@@ -204,6 +204,11 @@ class Evaluator:
         """Where points are computed."""
         return {view.device for view in self.placement.views.values()}
 
+    @property
+    def device_kind(self) -> str:
+        """What kind of device that is; of several kinds, all of them."""
+        return ",".join(sorted({device.type for device in self.devices}))
+
 
 def as_array(value: Any) -> np.ndarray:
     """What a metric returned, float64; a tuple of equal shapes becomes the first axis."""

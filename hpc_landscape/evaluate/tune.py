@@ -24,7 +24,7 @@ from .build import CHOICES, EvaluatorBuilder, candidate_modes
 from .execution import ExecutionMode, compiling
 
 if TYPE_CHECKING:
-    from ..settings import SpeedSettings
+    from ..setting_groups import SpeedSettings
 
 BUDGET = 50.0  # seconds, for all that is tried
 ENOUGH = 0.5  # seconds of passes that tell how fast a mode is

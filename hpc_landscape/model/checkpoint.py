@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .checkpoint_file import MODELS, TRUST, first_few, is_one_model, read_content
 from .choice import Chosen, choose
-from .loading import Snapshot, load
+from .lazy import made
+from .loading import Snapshot, copies_by_name, load
 from .state_dict import mappings, pure
 
 SUFFIXES = (".pt", ".pth", ".safetensors")  # of a directory's files
@@ -24,19 +25,26 @@ def load_checkpoint(
 ) -> Chosen:
     """Load what a file holds of the model into it, in place, by its own load_state_dict; what there is to say of it.
 
-    A file of torch.save or safetensors, an index of shards, or a directory of save_pretrained. The state dict may be
-    nested under any keys, and its names may have prefixes; of several networks that fit, ``key`` says which. UserError,
-    which begins with the option's name, where the file cannot be read or does not fit: then the model is as it was.
+    A file of torch.save or safetensors, an index of shards, or a directory of save_pretrained or of
+    torch.distributed.checkpoint; shards and the latter are read tensor by tensor. The state dict may be nested under
+    any keys, and its names may have prefixes; of several networks that fit, ``key`` says which. UserError, which begins
+    with the option's name, where the file cannot be read or does not fit: then the model is as it was.
     """
     where = f"{option} {path}"
     chosen = choose(read_content(path, weights_only, where), model, where, key)
-    before = Snapshot(model)
+    before = None if _only_copied(model, chosen) else Snapshot(model)
     try:
         _load(model, chosen, where)
     except BaseException:
-        before.restore()
+        if before is not None:
+            before.restore()
         raise
     return chosen
+
+
+def _only_copied(model: nn.Module, chosen: Chosen) -> bool:
+    """Whether nothing can refuse it, but a disk that fails meanwhile: no second copy of the model is needed then."""
+    return chosen.exact and copies_by_name(model)
 
 
 def _load(model: nn.Module, chosen: Chosen, where: str) -> None:
@@ -62,6 +70,11 @@ def read_parameters(
     """
     where = f"{option} {path}"
     chosen = choose(read_content(path, weights_only, where), model, where, key)
+    names = list(names)
+    if tell is not None:
+        tell(path, chosen)
+    if _only_copied(model, chosen) and all(isinstance(chosen.tensors.get(name), Tensor) for name in names):
+        return {name: made(chosen.tensors[name]) for name in names}
     before = Snapshot(model)
     try:
         _load(model, chosen, where)
@@ -69,13 +82,12 @@ def read_parameters(
         found = {name: _precise(loaded[name].detach().cpu(), chosen.tensors.get(name)) for name in names}
     finally:
         before.restore()
-    if tell is not None:
-        tell(path, chosen)
     return found
 
 
 def _precise(loaded: Tensor, given: object) -> Tensor:
     """A copy of what was loaded, or what it was rounded from."""
+    given = made(given)
     if isinstance(given, Tensor) and given.shape == loaded.shape and torch.equal(given.to(loaded), loaded):
         return given
     return loaded.clone()
@@ -92,7 +104,7 @@ def read_tensors(path: str, option: str, instead: str = TRUST) -> dict[str, Tens
     if len(found) != 1:
         what = f"several state dicts: {first_few(list(found))}; give one file for each" if found else "no state dict"
         raise UserError(f"{where}: holds {what}")
-    return {key: tensor.detach() for key, tensor in next(iter(found.values())).items()}
+    return {key: made(tensor.detach()) for key, tensor in next(iter(found.values())).items()}
 
 
 def find_paths(spec: str, option: str) -> list[list[str]]:

@@ -24,13 +24,14 @@ SHOWN = 6  # parts in a line
 class Chosen:
     """What is to be loaded. name: of the part of the file; whole: whether it must be all of the model.
 
-    notes: what there is to say of it, beside its name.
+    notes: what there is to say of it, beside its name. exact: whether it has the model's names and shapes.
     """
 
     name: str
     tensors: Any
     whole: bool = True
     notes: list[str] = field(default_factory=list)
+    exact: bool = False
 
     def __str__(self) -> str:
         """What is said behind the file's name."""
@@ -82,7 +83,7 @@ Fitting = list[tuple[Part, Chosen]]
 def _exact(some: list[Part]) -> Fitting:
     """Those that are the model, name by name."""
     return [
-        (part, Chosen(part.name, part.without(part.unknown), notes=_left(part, part.unknown)))
+        (part, Chosen(part.name, part.without(part.unknown), notes=_left(part, part.unknown), exact=True))
         for part in some
         if part.exact
     ]

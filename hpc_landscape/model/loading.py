@@ -52,8 +52,10 @@ def load(model: nn.Module, tensors: Mapping[str, Any], strict: bool = True) -> V
     try:
         said = model.load_state_dict(tensors) if strict else model.load_state_dict(tensors, strict=False)
     except Exception as error:  # a user's code, or hooks, given what a file holds
-        said = printable(" ".join(str(error).split())[:MOST_SAID])
-        return Verdict(fault=f"{type(error).__name__}: {said}")
+        said = " ".join(str(error).split())
+        if len(said) > 2 * MOST_SAID:  # the end has why a tensor could not be read
+            said = f"{said[:MOST_SAID]} ... {said[-MOST_SAID:]}"
+        return Verdict(fault=printable(f"{type(error).__name__}: {said}"))
     if said is None and not strict:  # an own one, which keeps to itself what is missing
         return load(model, tensors)
     return Verdict(getattr(said, "missing_keys", ()), getattr(said, "unexpected_keys", ()))
@@ -66,6 +68,18 @@ def attempt(model: nn.Module, tensors: Mapping[str, Any], strict: bool = True) -
         return load(model, tensors, strict)
     finally:
         before.restore()
+
+
+def copies_by_name(model: nn.Module) -> bool:
+    """Whether load_state_dict does nothing but copy each tensor to that of its name: no part has a way of its own."""
+    return not loads_by_itself(model) and not any(map(_loads_otherwise, model.modules()))
+
+
+def _loads_otherwise(module: nn.Module) -> bool:
+    kind = type(module)
+    hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
+    own = not kind._load_from_state_dict.__module__.startswith("torch.nn.modules.")
+    return bool(hooks) or own or kind.get_extra_state is not nn.Module.get_extra_state
 
 
 def loads_by_itself(model: nn.Module) -> bool:

@@ -158,10 +158,18 @@ def match_norm(direction: Tensor, weights: Tensor, order: float = 2, by_filter: 
 
     Weights that are zero give zeros, and nothing divides by zero: d * ||w|| / (||d|| + 1e-10).
     """
+    return double(direction) * norm_factors(direction, weights, order, by_filter)
+
+
+def norm_factors(direction: Tensor, weights: Tensor, order: float = 2, by_filter: bool = False) -> Tensor:
+    """What each number of the direction is multiplied by for that, float64: one factor for each filter, or one in all.
+
+    Its shape broadcasts to the direction's.
+    """
     d, w = double(direction), double(weights).to(direction.device)
     dims = tuple(range(1, d.ndim)) if by_filter and d.ndim >= 2 else tuple(range(d.ndim))
     norms = [torch.linalg.vector_norm(t, order, dim=dims, keepdim=True) if t.numel() else t for t in (d, w)]
-    return d * (norms[1] / (norms[0] + EPSILON))
+    return norms[1] / (norms[0] + EPSILON)
 
 
 def rand_u_like(example: ModelParameters) -> ModelParameters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,19 +14,60 @@ from .modes import EVAL
 from .numbers import REAL, can_move, count, like, numbers_of, reals, wide
 
 ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
+CHUNK = 2**24  # numbers of a direction that are brought over at a time; more where one tensor has more
+Fill = Callable[[Mapping[str, Tensor], Iterable[str], int, int], Tensor]  # (tensors, their names, begin, end) -> a part
+
+
+def _dtypes(
+    name: str, tensor: Tensor, dtype: torch.dtype | None, compute_dtypes: Mapping[str, torch.dtype]
+) -> tuple[torch.dtype, torch.dtype]:
+    """The real dtypes in which a parameter's points are computed, and the model computes with them."""
+    own = REAL.get(tensor.dtype, tensor.dtype)
+    cast = REAL.get(given := compute_dtypes.get(name, dtype or own), given)
+    return dtype or wide(own), cast
+
+
+def flat_bytes(
+    origin: Mapping[str, Tensor],
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    compute_dtypes: Mapping[str, torch.dtype],
+) -> dict[torch.device, tuple[int, int]]:
+    """What a Placement of one row takes on each device, in bytes: (origin and point, each direction that it keeps)."""
+    found: dict[torch.device, tuple[int, int]] = {}
+    for name, tensor in origin.items():
+        if can_move(tensor):
+            kind, cast = _dtypes(name, tensor, dtype, compute_dtypes)
+            point, direction = found.get(where := device or tensor.device, (0, 0))
+            each = count(tensor) * kind.itemsize
+            point += 2 * each + (count(tensor) * cast.itemsize if cast != kind else 0)
+            found[where] = point, direction + each
+    return found
 
 
 @dataclass
 class _Flat:
     """The parameters of one device, dtype and compute dtype, in one buffer each: (numbers,), points (rows, numbers).
 
-    Complex ones are pairs of real numbers in it.
+    Complex ones are pairs of real numbers in it. directions: in buffers, where they are kept; moves: by name, where
+    they are not. chunks: parts of a buffer, where each begins and ends, and the parameters in it; fill: makes a part.
     """
 
     origin: Tensor
     directions: list[Tensor]
     points: Tensor
     cast: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
+    moves: list[Mapping[str, Tensor]]
+    chunks: list[tuple[int, int, list[str]]]
+    fill: Fill
+
+    def along(self, number: int) -> Iterator[tuple[slice, Tensor]]:
+        """A direction: parts of the buffers, and its numbers there."""
+        if self.directions:
+            yield slice(None), self.directions[number]
+        else:
+            for start, end, names in self.chunks:
+                yield slice(start, end), self.fill(self.moves[number], names, start, end)
 
 
 class Placement:
@@ -40,7 +81,8 @@ class Placement:
     What has no numbers in between, integers, say, is the origin's up to there, and from there on the other model's.
     compute_dtypes: by name of a parameter or buffer, the dtype that the model computes in: a point is cast to it.
     channels_last: weights of 4 dimensions in that order. rows: how many points are held at a time.
-    fixed: other values for buffers, and for parameters that do not move, than the model has.
+    fixed: other values for buffers, and for parameters that do not move, than the model has. keeps_directions: where
+    points are computed; else each tensor of them is brought there at each point, to the same numbers.
     The parameters of a point are views of one flat buffer, so that a point is a few fused operations.
     """
 
@@ -55,8 +97,10 @@ class Placement:
         channels_last: bool = False,
         rows: int = 1,
         fixed: Mapping[str, Tensor] | None = None,
+        keeps_directions: bool = True,
     ):
         self.device, self.dtype, self.targets, self.rows = device, dtype, targets, rows
+        self.keeps_directions = keeps_directions
         self.compute_dtypes, self.channels_last = dict(compute_dtypes or {}), channels_last
         self.fixed = dict(fixed or {})
         self.dimensions = len(directions)
@@ -65,9 +109,8 @@ class Placement:
         groups: dict[tuple[torch.device, torch.dtype, torch.dtype], list[str]] = {}
         for name, tensor in origin.items():
             if can_move(tensor):  # anything else has no directions and stays put
-                own = REAL.get(tensor.dtype, tensor.dtype)
-                cast = REAL.get(given := self.compute_dtypes.get(name, self.dtype or own), given)
-                groups.setdefault((device or tensor.device, self.dtype or wide(own), cast), []).append(name)
+                kinds = _dtypes(name, tensor, self.dtype, self.compute_dtypes)
+                groups.setdefault((device or tensor.device, *kinds), []).append(name)
         self._flats = [self._flatten(origin, directions, names, *kind) for kind, names in groups.items()]
         self._switches = self._switched(origin, directions) if targets else {}
         self._rows = [{name: stacked[row] for name, stacked in self.stacked.items()} for row in range(rows)]
@@ -84,27 +127,32 @@ class Placement:
     ) -> _Flat:
         step = max(1, ALIGNMENT // min(dtype.itemsize, cast.itemsize))
         offsets, end = {}, 0
+        chunks: list[tuple[int, int, list[str]]] = []
         for name in names:
             offsets[name] = end
             end += -(-count(origin[name]) // step) * step
+            start, _, others = chunks.pop() if chunks and end - chunks[-1][0] <= CHUNK else (offsets[name], 0, [])
+            chunks.append((start, end, [*others, name]))
 
-        def view(flat: Tensor, name: str) -> Tensor:
+        def view(flat: Tensor, name: str, start: int = 0) -> Tensor:
             like = reals(self._laid_out(origin[name].resolve_conj().to("meta")))
             shape, stride = flat.shape[:-1] + like.shape, flat.stride()[:-1] + like.stride()
-            return numbers_of(flat.as_strided(shape, stride, offsets[name]), origin[name])
+            return numbers_of(flat.as_strided(shape, stride, offsets[name] - start), origin[name])
 
-        def fill(tensors: Mapping[str, Tensor]) -> Tensor:
-            flat = torch.zeros(end, device=device, dtype=dtype)
+        def fill(tensors: Mapping[str, Tensor], names: Iterable[str], start: int, end: int) -> Tensor:
+            part = torch.zeros(end - start, device=device, dtype=dtype)
             for name in names:
                 if name in tensors:
-                    view(flat, name).copy_(tensors[name])
-            return flat
+                    view(part, name, start).copy_(tensors[name])
+            return part
 
         with torch.no_grad():
             still = origin if self.targets else {}  # what a direction does not name does not move
-            start, moves = fill(origin), [fill({**still, **direction}) for direction in directions]
-            points = start.repeat(self.rows, 1)
-            flat = _Flat(start, moves, points, points if cast == dtype else points.to(cast))
+            moves: list[Mapping[str, Tensor]] = [{**still, **direction} for direction in directions]
+            own, kept = fill(origin, names, 0, end), [fill(m, names, 0, end) for m in moves if self.keeps_directions]
+            points = own.repeat(self.rows, 1)
+            in_cast = points if cast == dtype else points.to(cast)
+            flat = _Flat(own, kept, points, in_cast, [] if self.keeps_directions else moves, chunks, fill)
         self.stacked.update((name, view(flat.cast, name)) for name in names)
         return flat
 
@@ -135,17 +183,11 @@ class Placement:
             raise ValueError(f"{len(coordinates)} coordinates for {self.dimensions} directions")
         for flat in self._flats:
             source, point = flat.origin, flat.points[row]
-            for c, direction in zip(coordinates, flat.directions, strict=True):
-                if not self.targets:
-                    torch.add(source, direction, alpha=c, out=point)
-                elif c == 0:
+            for number, c in enumerate(coordinates):
+                if self.targets and c == 0:
                     continue  # so that on an axis the next line is all there is
-                elif c == 1 and source is flat.origin:
-                    point.copy_(direction)  # lerp makes -0 a 0
-                elif source is flat.origin:
-                    torch.lerp(source, direction, c, out=point)  # origin + 1 * (end - origin) is not the end
-                else:
-                    point.add_(direction, alpha=c).sub_(flat.origin, alpha=c)
+                for part, direction in flat.along(number):
+                    self._add(source[part], flat.origin[part], point[part], direction, c, source is flat.origin)
                 source = point
             if source is flat.origin:
                 point.copy_(source)
@@ -156,6 +198,17 @@ class Placement:
             self._rows[row][name].copy_(reached[0] if reached else own)
         for name in self._buffers if self._attachment is not None else ():
             self._held.give(name, self._rows[row][name], row)
+
+    def _add(self, source: Tensor, origin: Tensor, point: Tensor, direction: Tensor, c: float, is_first: bool) -> None:
+        """Write what comes of going c along a direction into this part of the point. is_first: from the origin."""
+        if not self.targets:
+            torch.add(source, direction, alpha=c, out=point)
+        elif c == 1 and is_first:
+            point.copy_(direction)  # lerp makes -0 a 0
+        elif is_first:
+            torch.lerp(source, direction, c, out=point)  # origin + 1 * (end - origin) is not the end
+        else:
+            point.add_(direction, alpha=c).sub_(origin, alpha=c)
 
     @contextmanager
     def attached(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .lazy import made
 from .parts import is_plain, parts, shape_of
 
 
@@ -72,11 +73,11 @@ def nbytes(tensors: Mapping[str, Tensor]) -> int:
 def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as arrays can hold them: sparse ones dense, nested ones padded with zeros."""
     return {
-        name: t if is_plain(t) else torch.nested.to_padded_tensor(t, 0.0) if t.is_nested else t.to_dense()
+        name: made(t) if is_plain(t) else torch.nested.to_padded_tensor(t, 0.0) if t.is_nested else t.to_dense()
         for name, t in tensors.items()
     }
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
     """The tensor's bytes in C order: its own memory where it is contiguous on the CPU."""
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return made(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()

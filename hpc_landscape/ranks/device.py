@@ -5,22 +5,26 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from ..errors import UserError
 from .comm import Comm
 
+AS_BUILT = "as_built"
 AMPERE = (8, 0)  # the first compute capability with bfloat16 and TF32
 
 
-def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device:
+def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device | None:
     """The rank's device: GPU number local_rank modulo those visible; raises UserError where there is none.
 
-    who: how the message names the rank.
+    None: ``as_built``, and the model says where it is (``built_on``). who: how the message names the rank.
     """
+    if wanted == AS_BUILT:
+        return None
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if wanted == "cuda":
@@ -36,6 +40,19 @@ def choose_device(wanted: str, local_rank: int, who: str = "") -> torch.device:
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device cpu")
     return torch.device(wanted)
+
+
+def built_on(model: nn.Module) -> list[torch.device]:
+    """The devices that a model's parameters are on; UserError where some are on none, the meta device."""
+    found: dict[torch.device, str] = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(parameter.device, name)
+    if (without := found.get(torch.device("meta"))) is not None:
+        raise UserError(
+            f"--device {AS_BUILT}: {without} is on the meta device, without values, as what a device_map offloads is: "
+            "spread the model over devices that hold all of it"
+        )
+    return sorted(found or [torch.device("cpu")], key=str)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -76,10 +93,13 @@ def name_rank(comm: Comm) -> str:
     return f" to rank {comm.rank} of {comm.size} on {os.uname().nodename}{told}"
 
 
-def check_same_device_type(comm: Comm, device: torch.device) -> None:
-    """Raise UserError, on all ranks, where some compute on a GPU and others see none: slow, and with other values."""
-    ranks = comm.allgather((device.type, name_rank(comm)))
-    without = [who for kind, who in ranks if kind == "cpu"]
+def check_same_device_type(comm: Comm, devices: Sequence[torch.device]) -> None:
+    """Raise UserError, on all ranks, where some compute on a GPU and others on none: slow, and with other values.
+
+    devices: of this rank.
+    """
+    ranks = comm.allgather(({device.type for device in devices}, name_rank(comm)))
+    without = [who for kinds, who in ranks if kinds == {"cpu"}]
     if 0 < len(without) < comm.size:
         raise UserError(
             f"no GPU is visible{without[0]}, and to {comm.size - len(without)} others one is: give each rank one "
@@ -94,13 +114,15 @@ def describe(device: torch.device) -> str:
     return str(device)
 
 
-def shared_gpus(comm: Comm, device: torch.device | None) -> int:
-    """How many ranks share the busiest GPU of this node, told by UUID, not by index; 1 where each has its own."""
-    mine = None
-    if device is not None and device.type == "cuda":
-        mine = str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
-    taken = comm.node_allgather(mine)
-    return max((taken.count(uuid) for uuid in taken if uuid is not None), default=1)
+def shared_gpus(comm: Comm, devices: Sequence[torch.device]) -> int:
+    """How many ranks share the busiest GPU of this node, told by UUID, not by index; 1 where each has its own.
+
+    devices: of this rank.
+    """
+    gpus = [device for device in devices if device.type == "cuda"]
+    mine = [str(getattr(torch.cuda.get_device_properties(device), "uuid", device)) for device in gpus]
+    taken = sum(comm.node_allgather(mine), [])
+    return max(map(taken.count, taken), default=1)
 
 
 def fair_threads(comm: Comm) -> int:

@@ -54,6 +54,7 @@ def _device(local_rank: int) -> tuple[str, str]:
         from .device import choose_device, describe
 
         device = choose_device("auto", local_rank)
+        assert device is not None
         known = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         return describe(device), str(getattr(known, "uuid", ""))
     except Exception as error:

@@ -31,6 +31,17 @@ def pool(mine: Mapping[Key, Tensor], comm: Comm) -> dict[Key, Tensor] | None:
     Every rank of the node calls it, with CPU tensors under keys that no other rank has. Their order of dimensions
     (channels last, say) is kept. A job that is killed leaves nothing, whenever that is.
     """
+    views = blank_pool(mine, comm)
+    if views is None:
+        return None
+    for key, tensor in mine.items():
+        views[key].copy_(tensor)
+    comm.node_allgather(None)  # all is there
+    return views
+
+
+def blank_pool(mine: Mapping[Key, Tensor], comm: Comm) -> dict[Key, Tensor] | None:
+    """The same with zeros: of the tensors only shapes, dtypes and orders are looked at."""
     kinds = {key: (t.dtype, tuple(t.shape), torch.empty_like(t, device="meta").stride()) for key, t in mine.items()}
     everyone = comm.node_allgather(kinds)
     where: dict[Key, tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]] = {}
@@ -41,14 +52,10 @@ def pool(mine: Mapping[Key, Tensor], comm: Comm) -> dict[Key, Tensor] | None:
     whole = _map(end, comm)
     if whole is None:
         return None
-    views = {
+    return {
         key: torch.empty(0, dtype=dtype, device="cpu").set_(whole, start, shape, stride)
         for key, (start, dtype, shape, stride) in where.items()
     }
-    for key, tensor in mine.items():
-        views[key].copy_(tensor)
-    comm.node_allgather(None)  # all is there
-    return views
 
 
 class File(NamedTuple):

@@ -338,7 +338,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch, off):
         lambda c, e, at: [{n: v + v * off * (e is c.fast) for n, v in d.items()} for d in real(c, e, at)],
     )
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
-    sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, cpu)
+    sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, [cpu])
     asked, reader = settings.for_directions, Reader(problem, settings.for_problem)
     directions = broadcast_directions(asked, 2, problem, reader, [], None, None, "", comm)
     policy = choose_normalization("warmup", problem.wrapper)

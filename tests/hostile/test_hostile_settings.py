@@ -20,7 +20,7 @@ from hpc_landscape.grid import MOST, Axis, Grid
 from hpc_landscape.kinds import DIRECTIONS, NORMALIZATIONS
 from hpc_landscape.problems.registry import type_arguments
 from hpc_landscape.schedule.strided import strided
-from hpc_landscape.settings import MOST as MOST_WHOLE
+from hpc_landscape.setting_groups import MOST as MOST_WHOLE
 from hpc_landscape.settings import OPTIONS, Settings
 
 # The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/hostile
@@ -171,6 +171,11 @@ def _together(values: dict[str, Any]) -> Settings:
         values["normalization"] = "none"
     if values["tune"]:
         values |= {"channels_last": False, "compile": False, "block": None}
+    if kind != "random" or values["orthogonalize"]:
+        values["directions_memory"] = "host"
+    if values["shard"]:
+        values |= {"channels_last": False, "compile": False, "block": None, "tune": False, "on_error": "fail"}
+        values |= {"precision": "fp32", "device": "cuda", "directions_memory": "auto"}
     return Settings(**values)
 
 

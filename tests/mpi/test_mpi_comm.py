@@ -180,10 +180,10 @@ def test_ranks_that_share_a_gpu_are_told_by_its_uuid(comm: Any, monkeypatch: pyt
         uuid = "one for all"
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    assert shared_gpus(comm, torch.device("cuda", 0)) == comm.local_size
+    assert shared_gpus(comm, [torch.device("cuda", 0)]) == comm.local_size
     Properties.uuid = f"one for rank {comm.rank}"
-    assert shared_gpus(comm, torch.device("cuda", 0)) == 1
-    assert shared_gpus(comm, torch.device("cpu")) == 1
+    assert shared_gpus(comm, [torch.device("cuda", 0)]) == 1
+    assert shared_gpus(comm, [torch.device("cpu")]) == 1
 
 
 def _until(condition: Any, limit: float = 60.0) -> None:

@@ -14,7 +14,7 @@ from hpc_landscape.campaign.advice import advice, can_compile, saving, seconds_p
 from hpc_landscape.data.prepare import TensorBatches
 from hpc_landscape.data.sets import Sets
 from hpc_landscape.progress import roughly
-from hpc_landscape.settings import SpeedSettings
+from hpc_landscape.setting_groups import SpeedSettings
 
 HOUR = 3600.0
 

@@ -142,10 +142,11 @@ def test_ranks_that_share_a_gpu_are_told_by_uuid(monkeypatch):
     """Each rank sees one GPU, number 0: only the UUIDs tell whether it is the same."""
     device = torch.device("cuda", 0)
     Cuda(monkeypatch, 1, ["A"])
-    assert shared_gpus(Node(["A", "B", "C"]), device) == 1
-    assert shared_gpus(Node(["A", "B", "A", "A"]), device) == 3
-    assert shared_gpus(Node(["A", None]), device) == 1
-    assert shared_gpus(Node([None, None]), torch.device("cpu")) == 1
+    assert shared_gpus(Node([["A"], ["B"], ["C"]]), [device]) == 1
+    assert shared_gpus(Node([["A"], ["B"], ["A"], ["A"]]), [device]) == 3
+    assert shared_gpus(Node([["A"], ["B", "A"]]), [device]) == 2  # a rank with two of them
+    assert shared_gpus(Node([["A"], []]), [device]) == 1
+    assert shared_gpus(Node([[], []]), [torch.device("cpu")]) == 1
 
 
 def test_describe():

@@ -42,6 +42,7 @@ from hpc_landscape.model.folding import find_pairs
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.problems.digits import digits, load_digits
 from hpc_landscape.settings import Settings
+from hpc_landscape.store.layout import read_values
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 NO_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -335,6 +336,68 @@ def test_the_model_comes_back_to_its_device_bitwise(device, mode):
         assert tensor.device.type == "cpu"
         assert tensor.data_ptr() == before[name][0]
         assert torch.equal(tensor, before[name][1])
+
+
+@everywhere
+def test_directions_that_are_brought_over_give_the_same_bits(device):
+    shapes = {"conv": (8, 3, 3, 3), "bias": (7,), "large": (65, 33)}
+    generator = torch.Generator().manual_seed(0)
+    origin, *directions = ({k: torch.randn(s, generator=generator) for k, s in shapes.items()} for _ in range(3))
+    made = [
+        Placement(origin, directions, torch.device(device), channels_last=True, keeps_directions=keeps)
+        for keeps in (True, False)
+    ]
+    for coordinates in POINTS:
+        for one in made:
+            one.place(coordinates)
+        assert all(torch.equal(view, made[1].views[name]) for name, view in made[0].views.items())
+
+
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs here")
+STAGES = """
+import torch
+from torch import nn
+from hpc_landscape import Problem
+
+class Stages(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh()).to(first)
+        self.second = nn.Linear(8, 3).to(second)
+
+    def forward(self, x):
+        return self.second(self.first(x).to(self.second.weight.device))
+
+def make(first="cpu", second="cpu"):
+    torch.manual_seed(1)
+    data = torch.randn(40, 3), torch.randint(3, (40,))
+    return Problem(Stages(first, second), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])), data)
+"""
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ("cpu", "cpu"),
+        pytest.param(("cuda:0", "cpu"), marks=NO_GPU),
+        pytest.param(("cpu", "cuda:0"), marks=NO_GPU),
+        pytest.param(("cuda:0", "cuda:1"), marks=TWO_GPUS),
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("metrics", ["loss,accuracy", "gradient_norm"])
+def test_a_model_whose_stages_are_on_several_devices(devices, metrics, program, tmp_path):
+    """A loss with weights, too, which are where the targets are."""
+    (tmp_path / "stages.py").write_text(STAGES)
+    job = ("--problem", "stages.py:make", "--x=-1:1:3", "--y=-1:1:3", "--plot", "false", "--metrics", metrics)
+    places = ("--problem.first", devices[0], "--problem.second", devices[1])
+    assert program(*job, "--device", "cpu", "--output", "cpu.h5").code == 0
+    done = program(*job, *places, "--device", "as_built", "--output", "as_built.h5")
+    assert done.code == 0 and all(device in done.out for device in devices), done.err
+    name = metrics.split(",")[0]
+    found, expected = (read_values(str(tmp_path / path), name) for path in ("as_built.h5", "cpu.h5"))
+    assert found == pytest.approx(expected, rel=NEAR["fp32"])
 
 
 @everywhere
