@@ -34,8 +34,8 @@ from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
 from .campaign.writing import fall_back
 from .data.sets import Sets
-from .directions.base import DEVICE, Directions
-from .directions.registry import direction_kind
+from .directions.base import HOST, SEED, Directions
+from .directions.registry import can_be_drawn_again, direction_kind
 from .errors import COMPLETE
 from .evaluate.build import EvaluatorBuilder, ProblemSubject
 from .evaluate.evaluator import DTYPES, Evaluator
@@ -221,7 +221,10 @@ def _make_directions(
     policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
     device = devices[0] if len(devices) == 1 else None
     how = settings.for_speed.directions_memory, asked, settings.dimensions, evaluation.precision
-    memory = DEVICE if settings.for_ranks.shard else choose_memory(*how, problem, devices, comm)
+    if settings.for_ranks.shard:  # each rank takes its rows, tensor by tensor
+        memory = SEED if can_be_drawn_again(asked) else HOST
+    else:
+        memory = choose_memory(*how, problem, devices, comm)
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .lazy import Lazy, made
 from .modes import EVAL, set_mode
 from .placement import Placement
 from .wrapper import ModelWrapper
@@ -46,10 +47,11 @@ class Sharded:
         self.wrapper.model = self.wrapper.root = root
         self.wrapper.modules = [root]
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """This rank's rows of a parameter, or of a direction of it."""
-        parts = tensor.detach().chunk(self.size)
-        return parts[self.rank] if self.rank < len(parts) else tensor.detach()[:0]
+    def rows(self, tensor: Tensor | Lazy) -> Tensor:
+        """A copy of this rank's rows of a parameter, or of a direction of it: of the rest nothing is kept."""
+        whole = made(tensor).detach()
+        parts = whole.chunk(self.size)
+        return parts[self.rank].clone() if self.rank < len(parts) else whole[:0]
 
 
 def _on_meta(root: nn.Module) -> nn.Module:
