@@ -14,7 +14,7 @@ from ..evaluate.evaluator import DTYPES
 from ..evaluate.execution import compute_dtypes
 from ..model.numbers import count as numbers
 from ..model.numbers import wide
-from ..model.placement import CHUNK, flat_bytes
+from ..model.placement import AHEAD, CHUNK, flat_bytes
 from ..problems.problem import Problem
 from ..progress import size
 from ..ranks.comm import Comm
@@ -34,7 +34,7 @@ class Needs:
 
     flats: on each device of a rank: of the origin and a point, and of a direction. directions: of all of them in host
     memory. count: how many there are. part: of a direction that is brought over at a time; drawing: while the largest
-    tensor is drawn. ranks: of the node.
+    tensors are drawn. ranks: of the node.
     """
 
     flats: Mapping[torch.device, tuple[int, int]]
@@ -97,8 +97,8 @@ def _needs(count: int, precision: str, problem: Problem, devices: Sequence[torch
     lower = compute_dtypes(problem.root, torch.bfloat16 if precision == "bf16" else None)
     flats = flat_bytes(moving, devices[0] if len(devices) == 1 else None, DTYPES.get(precision), lower)
     one = sum(t.numel() * wide(t.dtype).itemsize for t in moving.values())
-    largest = max((numbers(t) for t in moving.values()), default=0)
-    part = min(8 * max(largest, CHUNK), max((direction for _, direction in flats.values()), default=0))
+    largest = sum(sorted(map(numbers, moving.values()))[-AHEAD:])
+    part = min(8 * max(largest, AHEAD * CHUNK), max((direction for _, direction in flats.values()), default=0))
     return Needs(flats, count * one, count, part, DRAWN * largest, comm.local_size)
 
 

@@ -40,7 +40,8 @@ def factors(
     if how == "filter" or how == "layer":
         found = {name: norm_factors(d, weights[name], by_filter=how == "filter") for name, d in moving.items()}
     elif how == "model":
-        found = dict.fromkeys(moving, norm({name: weights[name] for name in direction}) / (norm(moving) + EPSILON))
+        whole = {name: moving.get(name, torch.zeros((), device="cpu")) for name in direction}
+        found = dict.fromkeys(moving, norm({name: weights[name] for name in direction}) / (norm(whole) + EPSILON))
     else:
         found = dict.fromkeys(moving, torch.ones((), dtype=torch.float64, device="cpu"))
     return {name: found.get(name) for name in direction}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,13 @@ class Random(DirectionKind):
         from .normalize import normalize, orthogonalize
 
         weights = origin.weights
+        drawn = _each(weights, origin.count, settings.seed, settings.distribution)
+        if not settings.orthogonalize:  # one at a time is in memory beside those that are made
+            return Directions([normalize(d, weights, settings.normalized, settings.ignore) for d in drawn])
         made: list[dict[str, Tensor]] = []
-        for direction in random_directions(weights, origin.count, settings.seed, settings.distribution):
+        for direction in drawn:
             direction = normalize(direction, weights, "none", settings.ignore)
-            for earlier in made if settings.orthogonalize else ():
+            for earlier in made:
                 direction = orthogonalize(direction, earlier)
             made.append(direction)
         return Directions([normalize(direction, weights, settings.normalized, settings.ignore) for direction in made])
@@ -99,9 +102,12 @@ def random_directions(
     parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"
 ) -> list[dict[str, Tensor]]:
     """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn."""
-    return [
-        {name: _drawn(seed, number, name, p, distribution) for name, p in parameters.items()} for number in range(count)
-    ]
+    return list(_each(parameters, count, seed, distribution))
+
+
+def _each(parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str) -> Iterator[dict[str, Tensor]]:
+    for number in range(count):
+        yield {name: _drawn(seed, number, name, p, distribution) for name, p in parameters.items()}
 
 
 def _drawn(seed: int, number: int, name: str, like: Tensor, distribution: str) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from .numbers import REAL, can_move, count, like, numbers_of, reals, wide
 
 ALIGNMENT = 64  # bytes: vector kernels take other paths on unaligned weights
 CHUNK = 2**24  # numbers of a direction that are brought over at a time; more where one tensor has more
+AHEAD = 4  # chunks that are made at a time, each on a thread
 Fill = Callable[[Mapping[str, Tensor], Iterable[str], int, int], Tensor]  # (tensors, their names, begin, end) -> a part
 
 
@@ -65,9 +68,17 @@ class _Flat:
         """A direction: parts of the buffers, and its numbers there."""
         if self.directions:
             yield slice(None), self.directions[number]
-        else:
+            return
+        threads = min(AHEAD, torch.get_num_threads())
+        with ThreadPoolExecutor(threads) as pool:  # drawing and copying leave the interpreter to others
+            coming: deque[tuple[slice, Future[Tensor]]] = deque()
             for start, end, names in self.chunks:
-                yield slice(start, end), self.fill(self.moves[number], names, start, end)
+                coming.append((slice(start, end), pool.submit(self.fill, self.moves[number], names, start, end)))
+                if len(coming) == threads:
+                    part, direction = coming.popleft()
+                    yield part, direction.result()
+            for part, direction in coming:
+                yield part, direction.result()
 
 
 class Placement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,15 @@ CASES = {
 }
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Several parts are made at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 2**24])
 @pytest.mark.parametrize(
     ("case", "dtype"),
@@ -74,7 +84,7 @@ CASES = {
         *((case, dtype) for case in CASES if case != "in bfloat16" for dtype in (torch.bfloat16, torch.complex64)),
     ],
 )
-def test_points_are_the_same_to_the_bit(case, dtype, chunk, monkeypatch):
+def test_points_are_the_same_to_the_bit(case, dtype, chunk, monkeypatch, threads):
     monkeypatch.setattr(placement, "CHUNK", chunk)
     origin, options = tensors(1, dtype), CASES[case]
     directions = [tensors(2), tensors(3)] if not dtype.is_complex else [tensors(2, dtype), tensors(3, dtype)]
@@ -126,6 +136,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, on_gpu: int, on_host: int, **options
     monkeypatch.setattr(keeping, "free_memory", lambda device, ranks: free[device])
     monkeypatch.setattr(keeping, "shared_gpus", lambda comm, devices: 1)
     monkeypatch.setattr(keeping, "CHUNK", 1000)
+    monkeypatch.setattr(keeping, "AHEAD", 1)
     problem = Problem(nn.Sequential(*[nn.Linear(500, 500, bias=False) for _ in range(4)]), nn.MSELoss())
     settings = Settings(**options)
     asked = settings.for_speed.directions_memory, settings.for_directions, settings.dimensions
