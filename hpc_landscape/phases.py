@@ -38,6 +38,7 @@ def sharing(options: RankSettings, sets: Sets, comm: Comm) -> Team | None:
     if count == comm.size:
         raise UserError("--shard fsdp: the model is shared out over several ranks: start them, by mpirun -n 4, say")
     check_batches(known_batches(sets), -(-comm.size // count))
+    log.info("teams        %s, and share out the model", describe_teams(count, comm.size))
     return team_of(comm, count)
 
 
@@ -63,18 +64,22 @@ def evaluate(
 
 def _phases(plan: Plan, points: np.ndarray, options: RankSettings, comm: Comm) -> Iterator[tuple[np.ndarray, Team]]:
     """Points, and with whom this rank evaluates them. Of long points those left in the end are a phase of their own."""
-    batches, asked = known_batches(plan.sets), options.ranks_per_point
-    left = len(points) % comm.size
-    several = number_of_teams(asked, left, comm.size, batches)[0] < comm.size
+    asked, left = options.ranks_per_point, len(points) % comm.size
+    several = number_of_teams(asked, left, comm.size, known_batches(plan.sets))[0] < comm.size
     if asked == "auto" and plan.point_seconds >= LONG and left < len(points) and left and several:
         yield points[:-left], team_of(comm, comm.size)
         points = points[-left:]
-    count, note = number_of_teams(asked, len(points), comm.size, batches)
+    yield points, team_of(comm, teams(plan, len(points), options, comm))
+
+
+def teams(plan: Plan, points: int, options: RankSettings, comm: Comm) -> int:
+    """How many teams the ranks are for so many points; told where they are of several, or not as was asked for."""
+    count, note = number_of_teams(options.ranks_per_point, points, comm.size, known_batches(plan.sets))
     if note:
         log.info("note         %s", note)
     if count < comm.size:
         log.info("teams        %s", describe_teams(count, comm.size))
-    yield points, team_of(comm, count)
+    return count
 
 
 def _evaluate(

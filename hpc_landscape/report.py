@@ -180,15 +180,21 @@ def measure_point(plan: Plan, points: Sequence[Sequence[float]], on_node: int) -
     return Measured(min(seconds), peak, gpu, on_node)
 
 
-def dry_run(plan: Plan, ranks: Sequence[Measured]) -> None:
-    """The plan: points per rank, memory and disk needed, and time, by what the ranks have measured."""
+def dry_run(plan: Plan, ranks: Sequence[Measured], teams: int) -> None:
+    """The plan: points per rank, memory and disk needed, and time, by what the ranks have measured.
+
+    teams: that the ranks are put together in; each of a team's takes its part of a point.
+    """
     slowest, memory, gpu, node = (max(values) for values in zip(*ranks, strict=True))
-    most = -(-len(plan.unfinished) // len(ranks))
-    total = makespan(len(plan.unfinished), [rank.seconds for rank in ranks], plan.steals)
+    slowest *= teams / len(ranks)
+    most = -(-len(plan.unfinished) // teams)
+    each = [rank.seconds for rank in ranks] if teams == len(ranks) else [slowest] * teams
+    total = makespan(len(plan.unfinished), each, plan.steals)
     on_node = f", {size(node * memory)} on a node of {node}" if node > 1 else ""
     disk, free_disk = sum(bytes_of(plan).values()), free(plan.path)
     there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
-    log.info(f"points       {most} on the busiest of {len(ranks)} rank{'s' * (len(ranks) > 1)}")
+    kind = "rank" if teams == len(ranks) else "team"
+    log.info(f"points       {most} on the busiest of {teams} {kind}{'s' * (teams > 1)}")
     log.info(f"time         {duration(slowest)} a point, about {duration(total)} for all points")
     log.info(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
     log.info(f"disk         about {size(disk)}" + (f", {there}" if there else ""))

@@ -46,7 +46,7 @@ from .grid import Grid
 from .metrics.registry import MetricRegistry
 from .model.sharded import Sharded
 from .objects import script_alone
-from .phases import evaluate, sharing
+from .phases import evaluate, sharing, teams
 from .problems.problem import Problem
 from .problems.registry import load_problem
 from .ranks.comm import Comm
@@ -76,6 +76,7 @@ from .report import (
     measure_point,
 )
 from .schedule.strided import Strided
+from .setting_groups import RankSettings
 from .settings import Settings
 from .store.layout import Stored
 from .store.store import choose_writer
@@ -129,7 +130,8 @@ def run(settings: Settings, comm: Comm) -> int:
             plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
         comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
-        if _nothing_to_do(plan, devices, threads, writer, builder.team, comm):
+        _tell(plan, devices, threads, writer, comm)
+        if _nothing_to_do(plan, settings.for_ranks, builder.team, comm):
             return COMPLETE
         plan.release()
         compute_again(plan, comm)
@@ -304,21 +306,24 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
     lay_out(plan, comm)
 
 
-def _nothing_to_do(
-    plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], team: Team | None, comm: Comm
-) -> bool:
-    """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
+def _tell(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> None:
+    """The plan, before the first point."""
     ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
     shared = max(comm.allgather(shared_gpus(comm, devices)))
     if comm.is_root:
         announce(plan, ranks, threads, writer)
     if shared > 1:
         log.warning("%d ranks share one GPU; start one rank per GPU", shared)
+
+
+def _nothing_to_do(plan: Plan, options: RankSettings, team: Team | None, comm: Comm) -> bool:
+    """Whether that is all, since there is no point to do, or none is wanted. team: that shares a model."""
     if plan.output.dry_run:
         number, count = (team.number, team.count) if team else (comm.rank, comm.size)
         points = Strided(plan.unfinished, number, count).next(plan.evaluator.execution.points)
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
-        dry_run(plan, comm.allgather(measure_point(plan, tried, comm.local_size)))
+        measured = comm.allgather(measure_point(plan, tried, comm.local_size))
+        dry_run(plan, measured, count if team else teams(plan, len(plan.unfinished), options, comm))
         return True
     if not len(plan.unfinished):
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")

@@ -82,6 +82,15 @@ def test_points_are_shared_where_they_are_fewer_than_ranks(comm: Any, value_of: 
         assert one.tobytes() == other.tobytes()
 
 
+def test_a_dry_run_tells_of_teams(comm: Any, folder: str, capfd: pytest.CaptureFixture[str]) -> None:
+    if comm.size == 1:
+        pytest.skip("a team is of several ranks")
+    options = ["--ranks_per_point", "2", "--dry_run", "--output", str(Path(folder) / "landscape.h5")]
+    assert run(parse([*JOB, *options], "test")[0], comm) == 0
+    said, count = comm.bcast(capfd.readouterr().out), comm.size // 2
+    assert f"teams        {count} of" in said and f"on the busiest of {count} team" in said
+
+
 def test_how_many_teams_there_are() -> None:
     assert number_of_teams("auto", 100, 8) == (8, "")
     assert number_of_teams("auto", 3, 8) == (3, "")
