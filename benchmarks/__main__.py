@@ -175,7 +175,7 @@ def store(_: int) -> dict[str, Any]:
     """A million points of a value that costs nothing, through the writer into the file."""
     from hpc_landscape.campaign.writing import writing
     from hpc_landscape.grid import Axis, Grid
-    from hpc_landscape.ranks.comm import SerialComm
+    from hpc_landscape.ranks.base import SerialComm
     from hpc_landscape.store import layout
     from hpc_landscape.store.gather import GatherStore
 

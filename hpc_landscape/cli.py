@@ -29,7 +29,8 @@ from .errors import (
     refusal,
 )
 from .kinds import KINDS, VIEWS
-from .ranks.comm import Comm, launched, world
+from .ranks.base import Comm
+from .ranks.comm import launched, world
 from .ranks.signals import ignore_stops
 from .registry import Registry, broken_lines
 from .settings import Settings

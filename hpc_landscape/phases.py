@@ -17,7 +17,7 @@ from .campaign.writing import writing
 from .data.sets import Sets
 from .errors import UserError
 from .progress import Progress
-from .ranks.comm import Comm
+from .ranks.base import Comm
 from .ranks.control import Control
 from .ranks.signals import Signals
 from .ranks.team import Team

@@ -31,7 +31,7 @@ from .model.norms import Norms, keeps_statistics
 from .model.numbers import can_move
 from .model.rest import notes_on_rest
 from .progress import duration, size
-from .ranks.comm import Comm
+from .ranks.base import Comm
 from .ranks.signals import time_to_finish
 from .store import layout
 from .store.exactness import told

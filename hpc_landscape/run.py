@@ -49,7 +49,7 @@ from .objects import script_alone
 from .phases import evaluate, sharing, teams
 from .problems.problem import Problem
 from .problems.registry import load_problem
-from .ranks.comm import Comm
+from .ranks.base import Comm
 from .ranks.device import (
     built_on,
     check_precision,

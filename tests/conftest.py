@@ -18,7 +18,8 @@ from programs import Finished, launcher_variables
 from uneven import NODES, UnevenComm
 
 from hpc_landscape.cli import main
-from hpc_landscape.ranks.comm import MPIComm, SerialComm, launched, world
+from hpc_landscape.ranks.base import SerialComm
+from hpc_landscape.ranks.comm import MPIComm, launched, world
 
 TOGETHER = 20.0  # seconds that a rank waits at a test's end for the others, before it ends the job
 TEST_LIMIT = 120.0  # seconds that a test on several ranks may take: beyond it they wait for each other

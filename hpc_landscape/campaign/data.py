@@ -14,7 +14,7 @@ from ..data.prepare import TensorBatches
 from ..data.sets import Sets, prepare_sets
 from ..errors import UserError
 from ..problems.problem import Problem
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
 from .share import keep_in_memory, one_copy

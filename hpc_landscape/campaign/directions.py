@@ -31,7 +31,7 @@ from ..model.numbers import wide
 from ..model.rest import rest
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.shared import blank_pool
 from ..setting_groups import DirectionSettings, ProblemSettings, SpeedSettings
 from ..store import layout

@@ -21,7 +21,7 @@ from ..evaluate.execution import ExecutionMode
 from ..grid import Grid
 from ..metrics import BatchMetric, Metric
 from ..metrics.registry import MetricRegistry
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..store.exactness import GIVEN_UP
 from .failures import Attempts, Failure
 from .metrics import remade

@@ -20,7 +20,7 @@ from ..model.numbers import wide
 from ..model.placement import Placement
 from ..model.rest import notes_on_rest, unmoved
 from ..model.wrapper import ModelWrapper
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from .share import broadcast_rest, broadcast_tensors
 
 Vectors = list[dict[str, Tensor]]

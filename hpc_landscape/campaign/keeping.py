@@ -17,7 +17,7 @@ from ..model.numbers import wide
 from ..model.placement import AHEAD, CHUNK, flat_bytes
 from ..problems.problem import Problem
 from ..progress import size
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
 from ..setting_groups import DirectionSettings

@@ -32,7 +32,8 @@ from ..model.batchnorm import given_statistics
 from ..model.checkpoint import find_checkpoints, labels
 from ..model.others import Path, Point, read_other, read_rest
 from ..model.wrapper import ModelWrapper, wrap_model
-from ..ranks.comm import Comm, SerialComm, ours_of
+from ..ranks.base import Comm, SerialComm
+from ..ranks.comm import ours_of
 from ..ranks.torch_state import LOCK, one_at_a_time
 from ..setting_groups import SpeedSettings
 from ..store import layout

@@ -33,7 +33,7 @@ from ..model.modes import EVAL, MODES, TRAIN_WITHOUT_DROPOUT, only_in_train_mode
 from ..model.placement import Placement
 from ..model.wrapper import ModelWrapper
 from ..progress import Progress
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.device import check_precision, shared_gpus
 from ..schedule.strided import Strided
 from ..setting_groups import SpeedSettings

@@ -21,7 +21,7 @@ from ..metrics.gradient import GradientMetric
 from ..metrics.registry import MetricRegistry
 from ..metrics.trial import try_loss
 from ..problems.problem import Problem
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..store.layout import RESERVED, Quantity
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from ..evaluate.build import EvaluatorBuilder
 from ..evaluate.execution import ExecutionMode
 from ..evaluate.tune import tune
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 
 
 def tuned(builder: EvaluatorBuilder, comm: Comm, any_error: bool = False) -> tuple[dict[str, Any], str]:

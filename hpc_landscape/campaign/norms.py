@@ -16,7 +16,7 @@ from ..evaluate.normalization import Normalization
 from ..model.norms import Norms
 from ..model.wrapper import ModelWrapper
 from ..problems.problem import Problem
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from ..metrics.criterion import Criterion
 from ..model import state
 from ..model.modes import EVAL
 from ..problems.problem import Problem
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..setting_groups import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
 from ..store.resume import JOB, check_same

@@ -16,7 +16,7 @@ from ..model import state
 from ..model.checkpoint import load_checkpoint
 from ..problems.problem import Problem
 from ..progress import duration
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.device import one_thread
 from ..setting_groups import GridSettings, OutputSettings, ProblemSettings
 from ..store import layout

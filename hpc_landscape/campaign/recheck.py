@@ -13,7 +13,7 @@ from ..errors import UserError, user_traceback
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
 from ..metrics import Accuracy
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..store import layout
 from ..store.mixed import is_mixed, set_mixed
 from .metrics import store_arrays

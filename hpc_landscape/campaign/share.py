@@ -17,7 +17,7 @@ from ..model.parts import parts
 from ..model.rest import differing, rest
 from ..model.state import as_bytes
 from ..model.wrapper import ModelWrapper
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..ranks.shared import pool
 
 

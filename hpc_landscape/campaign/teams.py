@@ -10,7 +10,7 @@ import numpy as np
 from ..data.batches import LoaderBatches
 from ..data.sets import Sets
 from ..errors import UserError
-from ..ranks.comm import Comm, SerialComm
+from ..ranks.base import Comm, SerialComm
 from ..ranks.control import Control
 from ..ranks.team import Team
 from ..schedule.base import Schedule

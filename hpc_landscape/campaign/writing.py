@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from ..store import parallel
 from ..store.gather import GatherStore
 from ..store.parallel import ParallelStore

@@ -10,30 +10,22 @@ import os
 import threading
 import time
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..console import flush, notice
 from ..errors import UserError
+from .base import LEAVE, Comm, Request, SerialComm, Value, leave
 from .launcher import HYDRA, Told, check_launcher, families, launched
 
 _MATCH = "; use the mpirun of that MPI, or srun --mpi=pmix, or build mpi4py with this one"
-Value = TypeVar("Value")
 CHUNK = 2**30  # bytes per broadcast: MPI counts are 32-bit in many installations
-LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 TURN = 5.0  # seconds that a call waits for another thread's, where MPI takes one at a time: then it is stuck
 NOTICED = 0.3  # seconds in which a rank that looks for messages has seen one
-
-
-def leave(code: int) -> None:
-    """End this process, whatever its main thread does. Not by MPI's abort: under srun its code may become 137."""
-    flush()
-    os._exit(code)
 
 
 def world(need_mpi: bool = False) -> Comm:
@@ -122,148 +114,6 @@ def _prepare_mpich(MPI: Any, variable: str) -> None:
 
 def _library(MPI: Any) -> str:
     return " ".join(MPI.Get_library_version().replace("\x00", "").split("\n")[0].split())
-
-
-class Request(Protocol):
-    """What has begun: ``Test()`` says whether it is done."""
-
-    def Test(self) -> bool: ...
-
-
-class Comm(ABC):
-    """The ranks that compute together, alone or by MPI; ``mpi`` is what h5py takes, None without MPI."""
-
-    rank = 0
-    size = 1
-    local_rank = 0
-    local_size = 1
-    mpi: Any = None
-    library = "none"
-
-    @property
-    def is_root(self) -> bool:
-        return self.rank == 0
-
-    @abstractmethod
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-    @abstractmethod
-    def meet(self, seconds: float) -> bool:
-        """Wait, at most so long, for all ranks to call this, and not any other; returns whether they have."""
-
-    @abstractmethod
-    def bcast(self, value: Value) -> Value:
-        """Rank 0's value, on every rank: small things, pickled."""
-
-    @abstractmethod
-    def bcast_array(self, array: NDArray[Any]) -> None:
-        """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
-
-    @abstractmethod
-    def allgather(self, value: Value) -> list[Value]:
-        """The value of each rank."""
-
-    @abstractmethod
-    def node_allgather(self, value: Value) -> list[Value]:
-        """The value of each rank on this node."""
-
-    @abstractmethod
-    def split(self, number: int) -> Comm:
-        """The ranks that give the same number, in their order; all ranks call it."""
-
-    @abstractmethod
-    def isend(self, value: object, rank: int) -> Request:
-        """Begin to send; the result's ``Test()`` says when it has gone."""
-
-    @abstractmethod
-    def received(self) -> list[tuple[int, Any]]:
-        """What has arrived, as (sender, value); does not wait."""
-
-    @abstractmethod
-    def leave_if_told(self, seconds: float) -> None:
-        """Wait so long; where another rank aborts meanwhile, end this process with its exit code."""
-
-    @abstractmethod
-    def abort(self, code: int) -> None:
-        """End every rank, now, with this exit code."""
-
-    @contextmanager
-    def raise_on_all_ranks(self, any_error: bool = False) -> Iterator[None]:
-        """Run a step that any rank may refuse: a UserError on one rank is raised on all, after every rank has come.
-
-        The step itself must not communicate: another rank may not arrive at its communication. any_error: the same for
-        every other exception, which the other ranks raise as a RuntimeError; without it the caller has to end them.
-        """
-        fault: Exception | None = None
-        arrived = True
-        try:
-            yield
-        except UserError as error:
-            fault = UserError(str(error))
-            raise
-        except BaseException as error:
-            fault, arrived = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}"), any_error
-            raise
-        finally:
-            if arrived:
-                found = [other for other in self.allgather(fault) if other is not None]
-                if found and not (fault is not None and any_error):
-                    raise found[0]
-
-    def from_root(self, function: Callable[[], Value], any_error: bool = False, everywhere: bool = False) -> Value:
-        """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``.
-
-        everywhere: whether all ranks call it, since it is what they can do together only.
-        """
-        found: list[Value] = []
-        with self.raise_on_all_ranks(any_error):
-            if self.is_root or everywhere:
-                found.append(function())
-        return self.bcast(found if self.is_root else [])[0]
-
-    def check_equal(self, value: object, message: str) -> None:
-        """UserError with the message, on all ranks, where another one has another value."""
-        first, *others = self.allgather(value)
-        if any(other != first for other in others):
-            raise UserError(message)
-
-
-class SerialComm(Comm):
-    """One process, no MPI."""
-
-    def barrier(self) -> None:
-        pass
-
-    def meet(self, seconds: float) -> bool:
-        return True
-
-    def bcast(self, value: Value) -> Value:
-        return value
-
-    def bcast_array(self, array: NDArray[Any]) -> None:
-        pass
-
-    def allgather(self, value: Value) -> list[Value]:
-        return [value]
-
-    def node_allgather(self, value: Value) -> list[Value]:
-        return [value]
-
-    def split(self, number: int) -> Comm:
-        return self
-
-    def isend(self, value: object, rank: int) -> Request:
-        raise ValueError(f"there is no rank {rank} to send to")
-
-    def received(self) -> list[tuple[int, Any]]:
-        return []
-
-    def leave_if_told(self, seconds: float) -> None:
-        pass
-
-    def abort(self, code: int) -> None:
-        leave(code)
 
 
 class MPIComm(Comm):

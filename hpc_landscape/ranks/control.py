@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import STOPPED
-from .comm import LEAVE, Comm, Request, leave
+from .base import LEAVE, Comm, Request, leave
 from .launcher import orphaned
 from .signals import Signals, reserve, time_to_finish
 

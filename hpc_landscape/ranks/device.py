@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .comm import Comm
+from .base import Comm
 
 AS_BUILT = "as_built"
 AMPERE = (8, 0)  # the first compute capability with bfloat16 and TF32

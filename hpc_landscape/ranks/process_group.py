@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from .comm import Comm
+from .base import Comm
 
 LIMIT = timedelta(hours=1)  # that a rank waits for the others in a pass: one that has died ends the job before
 HERE = "127.0.0.1"

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from .comm import Comm
+from .base import Comm
 from .memory import free_memory
 
 FOLDER = "/dev/shm"

@@ -19,7 +19,8 @@ from types import FrameType, TracebackType
 
 from ..console import notice
 from ..errors import FAILED, INTERRUPTED, STOPPED, USER_ERROR, Stopped, UserError, refusal
-from .comm import Comm, launched, leave
+from .base import Comm, leave
+from .comm import launched
 
 _NAMES = {"SIGTERM": STOPPED, "SIGUSR1": STOPPED, "SIGHUP": STOPPED, "SIGXCPU": STOPPED, "SIGINT": INTERRUPTED}
 CODES = {int(getattr(signal, name)): code for name, code in _NAMES.items() if hasattr(signal, name)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from .comm import Comm, SerialComm
+from .base import Comm, SerialComm
 
 CHUNK = 2**26  # bytes that each rank gives at a time
 

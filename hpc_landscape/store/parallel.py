@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from ..errors import UserError, reason
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from .batch import Block
 from .layout import DONE, FAILED, LIBVER, write
 from .probe import opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ranks.comm import Comm
+from ..ranks.base import Comm
 from . import parallel
 from .gather import GatherStore
 from .parallel import ParallelStore

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, reason
-from ..ranks.comm import LEAVE, Comm, leave
+from ..ranks.base import LEAVE, Comm, leave
 from ..ranks.control import POLL, Control
 from .batch import Block, Point, blocks, nbytes
 from .layout import sync

@@ -12,7 +12,7 @@ from hpc_landscape.campaign.share import keep_in_memory
 from hpc_landscape.data.prepare import LoaderBatches, prepare
 from hpc_landscape.data.resident import MovedBatches, StoredBatches, beginning
 from hpc_landscape.errors import UserError
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.ranks.memory import _left_in_groups, free_memory
 
 STREAMED = f"{PROBLEMS / 'small_problem_for_tests.py'}:streamed"

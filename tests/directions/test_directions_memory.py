@@ -23,7 +23,7 @@ from hpc_landscape.errors import UserError
 from hpc_landscape.model import placement
 from hpc_landscape.model.lazy import Lazy
 from hpc_landscape.model.placement import Placement, flat_bytes
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.settings import Settings
 
 SMALL = f"{PROBLEMS / 'small_problem_for_tests.py'}:small"

@@ -30,7 +30,7 @@ from hpc_landscape.model import state
 from hpc_landscape.model.batchnorm import batch_statistics, batchnorm_layers
 from hpc_landscape.model.placement import Placement
 from hpc_landscape.model.wrapper import wrap_model
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.settings import Settings
 
 IMAGES = f"{PROBLEMS / 'small_problem_for_tests.py'}:images"

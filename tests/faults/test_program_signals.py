@@ -139,7 +139,7 @@ import hashlib
 import threading
 from hpc_landscape.errors import UserError
 from hpc_landscape.ranks import signals
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 
 signals.PATIENCE = 0.5
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import PROGRAM, TINY, WRITERS, Finished, Job, assert_same_landscape, log_lines, read
 
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.ranks.signals import Signals
 
 pytestmark = pytest.mark.mpi_stack

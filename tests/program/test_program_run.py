@@ -13,7 +13,7 @@ import pytest
 from programs import LIMIT, PROGRAM, TINY, Finished, Job, assert_same_landscape, environment, listing, log_lines, read
 
 from hpc_landscape.problems import digits
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.run import run
 from hpc_landscape.settings import Settings
 

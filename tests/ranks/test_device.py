@@ -12,7 +12,7 @@ import torch
 from programs import ROOT
 
 from hpc_landscape.errors import UserError
-from hpc_landscape.ranks.comm import SerialComm
+from hpc_landscape.ranks.base import SerialComm
 from hpc_landscape.ranks.device import choose_device, describe, fair_threads, set_threads, shared_gpus
 
 
