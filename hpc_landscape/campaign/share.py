@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,47 @@ from ..model.rest import differing, rest
 from ..model.state import as_bytes
 from ..model.wrapper import ModelWrapper
 from ..ranks.base import Comm
-from ..ranks.shared import pool
+from ..ranks.shared import ALIGNMENT, pool
+
+TOGETHER = 2**26  # bytes of tensors that are broadcast together
 
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[Tensor], comm: Comm, kept: bool = True) -> None:
     """Fill every rank's tensors, alike in shapes, dtypes and order, with rank 0's; as buffers, never pickled.
 
-    kept: false where this rank's tensors are those of another on its node, which fills them.
+    Small ones go together: a broadcast takes longer than the bytes of most of them. kept: false where this rank's
+    tensors are those of another on its node, which fills them.
     """
     if comm.size == 1:
         return
-    for tensor in (part for whole in tensors for part in parts(whole)):
+    for group, ends in _groups(part for whole in tensors for part in parts(whole)):
+        whole = as_bytes(group[0]) if len(group) == 1 and kept else np.empty(ends[-1], np.uint8)
+        pieces = [whole[end - nbytes(tensor) : end] for tensor, end in zip(group, ends, strict=True)]
+        if comm.is_root and len(group) > 1:
+            for piece, tensor in zip(pieces, group, strict=True):
+                piece[:] = as_bytes(tensor)
+        comm.bcast_array(whole)
+        if kept and not comm.is_root:
+            for piece, tensor in zip(pieces, group, strict=True):
+                tensor.copy_(torch.from_numpy(piece).view(tensor.dtype).reshape(tensor.shape))
+
+
+def _groups(tensors: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], list[int]]]:
+    """Tensors that are broadcast together, and where the bytes of each end: some small ones, or a large one alone."""
+    group: list[Tensor] = []
+    ends: list[int] = []
+    for tensor in tensors:
         if not tensor.numel():
             continue  # torch views no bytes as another type where there are none
-        data = as_bytes(tensor) if kept else np.empty(tensor.numel() * tensor.element_size(), np.uint8)
-        comm.bcast_array(data)
-        if kept and not comm.is_root:
-            tensor.copy_(torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape))
+        start = -(-ends[-1] // ALIGNMENT) * ALIGNMENT if ends else 0
+        if group and start + nbytes(tensor) > TOGETHER:
+            yield group, ends
+            group, ends, start = [], [], 0
+        group.append(tensor)
+        ends.append(start + nbytes(tensor))
+    if group:
+        yield group, ends
 
 
 def broadcast_rest(

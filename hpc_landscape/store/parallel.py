@@ -37,7 +37,6 @@ class ParallelStore(Writer):
         for name, values in block.columns():
             if name in self._file or name != FAILED:  # which an older file has not
                 write(self._file[name], self._shape, block.points, values)
-        self._unsynced = True
         self._arrived(block.nbytes)
         if self.comm.is_root:
             self.on_progress(len(block.points))
@@ -47,9 +46,14 @@ class ParallelStore(Writer):
     def _receive(self, sender: int, kind: str, content: Any) -> None:
         self.on_progress(content)
 
+    def _tick(self) -> None:
+        self._unsynced = self.comm.local_rank == 0  # by one rank of a node, for what all of them write
+        super()._tick()
+
     def _close(self) -> None:
         self._file.close()
-        self._sync()  # on every rank: each node has pages of its own
+        if self.comm.local_rank == 0:  # each node has pages of its own, which all of its ranks have written
+            self._sync()
 
 
 def _open_together(path: str, comm: Comm) -> h5py.File:

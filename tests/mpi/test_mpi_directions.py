@@ -33,7 +33,10 @@ def make():
 """
 
 
-def test_values_are_the_same_to_the_bit_and_a_run_goes_on_in_another_mode(comm: Any, folder: str) -> None:
+def test_values_are_the_same_to_the_bit_and_a_run_goes_on_in_another_mode(
+    comm: Any, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on nodes of 2 + 1 ranks, too
     problem = os.path.join(folder, "wide.py")
     if comm.is_root:
         with open(problem, "w") as file:
