@@ -35,6 +35,7 @@ from .models import ResNet, images, lenet, mlp
 from .others import KINDS as OTHERS
 from .others import Other
 from .scaling import scaling
+from .startup import startup
 from .stealing import stealing
 from .timing import in_turns, ratio, rows
 
@@ -264,7 +265,7 @@ def start(turns: int) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     f.__name__: f
     for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks, teams)
-    + (stealing, start, scaling, gpu)
+    + (stealing, start, startup, scaling, gpu)
 }
 
 
