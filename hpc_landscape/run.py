@@ -31,6 +31,7 @@ from .campaign.loop import Campaign
 from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
+from .campaign.phases import begin, check_refined, phases, usual_points
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
@@ -81,6 +82,7 @@ from .report import (
     warn_if_long,
     without_root,
 )
+from .schedule.refine import check_size
 from .schedule.strided import Strided
 from .settings import Settings
 from .store.layout import Stored
@@ -132,6 +134,7 @@ def run(settings: Settings, comm: Comm) -> int:
         plan.environment = environment(comm, device, builder.in_step)
         plan.record = _record(settings, evaluator, measured)
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
+        plan.tolerance = settings.for_grid.refine
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
@@ -140,8 +143,11 @@ def run(settings: Settings, comm: Comm) -> int:
             if comm.is_root:
                 if stored is None:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
+                if plan.tolerance is not None:
+                    check_refined(plan)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
+        begin(plan, comm)
         if _nothing_to_do(plan, device, threads, writer, team or Team(comm, comm.rank, comm.size), comm):
             return COMPLETE
         plan.release()
@@ -150,7 +156,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # Evaluate this rank's share
         team = team or _team(settings.for_ranks.ranks_per_point, plan, comm)
-        stop_code = _evaluate(plan, team, writer, Control(comm, signals, grace))
+        stop_code = _evaluate(plan, team, writer, signals, grace, comm)
 
         # Say how it went
         return comm.from_root(lambda: finish(plan, stop_code, time.monotonic() - start, grace))
@@ -224,7 +230,10 @@ def _make_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
         *(stored, settings.for_output.output, comm),
     )
-    return directions, settings.grid(default_axes(asked, problem, directions))
+    grid = settings.grid(default_axes(asked, problem, directions))
+    if settings.for_grid.refine is not None:
+        check_size(grid.shape)
+    return directions, grid
 
 
 def _subject(
@@ -324,7 +333,7 @@ def _sharing(settings: Settings, sets: Sets, comm: Comm) -> Team | None:
 
 def _team(asked: int | Literal["auto"], plan: Plan, comm: Comm) -> Team:
     """The ranks that this one evaluates points with."""
-    count, note = number_of_teams(asked, len(plan.unfinished), comm.size, known_batches(plan.sets))
+    count, note = number_of_teams(asked, usual_points(plan), comm.size, known_batches(plan.sets))
     if note:
         log.info("note         %s", note)
     if count < comm.size:
@@ -332,11 +341,33 @@ def _team(asked: int | Literal["auto"], plan: Plan, comm: Comm) -> Team:
     return team_of(comm, count)
 
 
-def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> int:
-    """Evaluate this rank's points, and bring them to the file; returns the agreed code of a stop, 0 without one."""
-    comm, points = control.comm, plan.unfinished
-    progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
-    reporter, patience = Reporter(plan.grid), plan.sets.patience
+def _evaluate(plan: Plan, team: Team, kind: type[Writer], signals: Signals, grace: float | None, comm: Comm) -> int:
+    """Evaluate phase by phase what there is to do; returns the agreed code of a stop, 0 without one."""
+    progress = Progress(plan.grid.size if plan.tolerance is None else None, plan.before, shown=comm.is_root)
+    reporter, control = Reporter(plan.grid), Control(comm, signals, grace)
+    try:
+        for points in phases(plan, comm):
+            longest, control = control.longest, Control(comm, signals, grace)
+            control.longest = longest
+            _evaluate_phase(plan, points, team, kind, control, reporter, progress)
+            if control.stop_code:
+                break
+    finally:
+        progress.close()
+    return control.stop_code
+
+
+def _evaluate_phase(
+    plan: Plan,
+    points: np.ndarray,
+    team: Team,
+    kind: type[Writer],
+    control: Control,
+    reporter: Reporter,
+    progress: Progress,
+) -> None:
+    """Evaluate this rank's part of the points, which are the same on all, and bring it to the file."""
+    comm, patience = control.comm, plan.sets.patience
     writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
     control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
     control.on_silence = lambda: without_root(plan)
@@ -345,14 +376,11 @@ def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> i
     plan.sets.obey(lambda: writer.stop_code)
     patience.stop, patience.file, patience.tell = lambda: writer.stop_code, plan.path, reporter.broke_off
     reporter.send = writer.report
-    first = True
 
     def on_points(evaluated: np.ndarray, seconds: float) -> None:
-        nonlocal first
-        control.longest = max(control.longest, seconds)
-        if first:
-            first = False
+        if not control.longest:
             warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
+        control.longest = max(control.longest, seconds)
 
     plan.evaluator.team = team
     campaign = Campaign(
@@ -368,10 +396,6 @@ def _evaluate(plan: Plan, team: Team, kind: type[Writer], control: Control) -> i
         lambda: control.stops if team.size == 1 else 0,  # those of a team stop together
         on_points,
     )
-    try:
-        stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
-        with stopping, writing(writer):
-            campaign.run()
-    finally:
-        progress.close()
-    return control.stop_code
+    stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
+    with stopping, writing(writer):
+        campaign.run()

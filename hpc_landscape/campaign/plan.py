@@ -30,6 +30,7 @@ from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
+from ..store.refinement import REFINED, TOLERANCE
 from ..store.resume import JOB, check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -42,7 +43,7 @@ class Plan:
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
     keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
-    takes over points of others.
+    takes over points of others. tolerance: of a refinement; round: the flat indices of its points that are to do next.
     """
 
     output: OutputSettings
@@ -62,6 +63,8 @@ class Plan:
     trajectory: layout.Trajectory | None = None
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
     advice: str = ""
+    tolerance: float | None = None
+    round: np.ndarray | None = None
     steals: bool = True
 
     def release(self) -> None:
@@ -81,10 +84,17 @@ class Plan:
 
     @property
     def unfinished(self) -> np.ndarray:
-        """The points that there are to do, as flat indices."""
+        """The points that there are to do now, as flat indices."""
+        if self.round is not None:
+            return self.round
         if self.stored is None:
             return np.arange(self.grid.size)
         return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
+
+    @property
+    def before(self) -> int:
+        """How many points this run has found finished."""
+        return 0 if self.stored is None else int(self.finished(self.stored.done, self.stored.failed).sum())
 
     @property
     def retries(self) -> bool:
@@ -146,6 +156,7 @@ class Plan:
             "precision": self.evaluator.precision,
             "execution": str(evaluator.execution),
             "device_kind": evaluator.device.type,
+            **({} if self.tolerance is None else {TOLERANCE: self.tolerance}),
             **self.made_of,
         }
 
@@ -176,6 +187,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **plan.record,
         **plan.execution_errors.attributes(),
+        **({} if plan.tolerance is None else {REFINED: plan.quantities[0].name}),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:
@@ -190,6 +202,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             dict(zip(plan.grid.names, arrays, strict=False)),
             state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
             plan.trajectory,
+            attributes.get(REFINED, ""),
         )
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None
