@@ -222,8 +222,8 @@ def finish(plan: Plan, stop_code: int, seconds: float, grace: float | None) -> i
     points = f"{int(done.sum())} of {done.size}" if refined else done.size
     log.info(f"finished     {points} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
-    if refined:
-        log.info(f"others       {name} is {layout.read(path).summary}")
+    for metric, summary in layout.read(path).refined.items():
+        log.info(f"others       {metric} {summary}")
     if not plan.quantities[0].shape:
         values = layout.read_values(path, name)
         everywhere = layout.read_values(path, names(name)[0]) if refined else values

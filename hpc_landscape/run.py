@@ -143,8 +143,7 @@ def run(settings: Settings, comm: Comm) -> int:
             if comm.is_root:
                 if stored is None:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
-                if plan.tolerance is not None:
-                    check_refined(plan)
+                check_refined(plan)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
         begin(plan, comm)

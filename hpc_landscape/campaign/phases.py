@@ -20,14 +20,14 @@ from .plan import Plan
 
 
 def check_refined(plan: Plan) -> None:
-    """UserError where there is no metric to estimate."""
-    first, *others = (quantity.name for quantity in plan.quantities)
-    if plan.quantities[0].shape:
-        raise UserError(
-            f"--refine: {first} has several values a point: name one that has a single one first: --metrics"
-        )
-    if taken := set(names(first)) & set(others):
-        raise UserError(f"--refine: the metric '{taken.pop()}' has the name of {first}'s estimate; rename it")
+    """UserError where there is no metric to go by, or a name is taken."""
+    if plan.tolerance is None:
+        return
+    if (first := plan.quantities[0]).shape:
+        raise UserError(f"--refine: {first.name} has several values a point: put a metric of one first in --metrics")
+    estimates = {name for metric in plan.refined for name in names(metric)}
+    if taken := [quantity.name for quantity in plan.quantities if quantity.name in estimates]:
+        raise UserError(f"--refine: '{taken[0]}' is the name of an estimate, too: rename the metric")
 
 
 def begin(plan: Plan, comm: Comm) -> None:
@@ -68,25 +68,27 @@ def _next_round(plan: Plan, tried: np.ndarray | None = None) -> np.ndarray:
     found = refine(values, done, plan.tolerance, plan.directions_asked.seed)
     noted = plan.stored is not None and plan.stored.complete
     if not plan.output.dry_run and (begun or (found.ended and not noted)):
-        _note(path, name, found)
+        _note(plan, found, done)
     return found.points
 
 
-def _note(path: str, name: str, found: Refinement) -> None:
+def _note(plan: Plan, found: Refinement, done: np.ndarray) -> None:
     """Bring the estimates to the file, and at last how good they are."""
-    summary = Summary(found.ended, found.estimated_error, found.true_error, found.held_out, found.log)
-    everywhere = np.arange(found.values.size)
+    everywhere, rows = np.arange(done.size), []
     try:
-        file = RawFile(path)
+        file = RawFile(plan.path)
         try:
-            for dataset, values in zip(names(name), (found.values, found.error), strict=True):
-                file.write(dataset, everywhere, values.reshape(-1))
-            file.write(SUMMARY, np.arange(len(summary)), np.array(summary, dtype=np.float64))
+            for metric in plan.refined:
+                told = found.tell(layout.read_values(plan.path, metric), done)
+                for name, values in zip(names(metric), (told.values, told.error), strict=True):
+                    file.write(name, everywhere, values.reshape(-1))
+                rows.append(Summary(found.ended, told.estimated_error, told.true_error, told.held_out, told.log))
+            file.write(SUMMARY, np.arange(len(rows)), np.array(rows, dtype=np.float64))
         finally:
             file.close()
-        layout.sync(path)
+        layout.sync(plan.path)
     except OSError as error:
         raise UserError(
-            f"--output {path}: cannot be written: {reason(error)}. All points so far are in it; mend this, and the "
-            "same command goes on from there"
+            f"--output {plan.path}: cannot be written: {reason(error)}. All points so far are in it; mend this, and "
+            "the same command goes on from there"
         ) from None

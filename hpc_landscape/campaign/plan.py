@@ -97,6 +97,11 @@ class Plan:
         return 0 if self.stored is None else int(self.finished(self.stored.done, self.stored.failed).sum())
 
     @property
+    def refined(self) -> list[str]:
+        """The metrics that a refinement estimates where it evaluates no points: all that are one number."""
+        return [q.name for q in self.quantities if not q.shape] if self.tolerance is not None else []
+
+    @property
     def retries(self) -> bool:
         """Whether points are computed again that have failed: of a file that can mark them."""
         return self.output.retry_failed and self.stored is not None and self.stored.failed is not None
@@ -187,7 +192,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **plan.record,
         **plan.execution_errors.attributes(),
-        **({} if plan.tolerance is None else {REFINED: plan.quantities[0].name}),
+        **({REFINED: ",".join(plan.refined)} if plan.refined else {}),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:
@@ -202,7 +207,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             dict(zip(plan.grid.names, arrays, strict=False)),
             state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
             plan.trajectory,
-            attributes.get(REFINED, ""),
+            plan.refined,
         )
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None

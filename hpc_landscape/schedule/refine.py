@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,31 +40,66 @@ ROUNDING = 1e-13  # of the largest value
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """How far a refinement is, and what it says of all points of the grid.
+class Told:
+    """What is known of one metric at all points.
 
     Attributes:
-        points: flat indices of those that are to be evaluated next, together; none: the refinement has ended.
-        values: what is known, or estimated, of the grid's shape; NaN where nothing can be said.
-        error: what the estimates are off by, as estimated; 0 where points are done, NaN where nothing can be said.
+        values: known or estimated ones, of the grid's shape; NaN where nothing can be said.
+        error: what they are off by, as estimated; 0 where points are done, NaN where nothing can be said.
         estimated_error: the largest, as a share of the values' range; on a log scale both are of logarithms.
         true_error: the largest at the points held out; NaN before they are done.
         held_out: how many of these had an estimate.
         log: whether values span decades.
     """
 
-    points: np.ndarray
     values: np.ndarray
     error: np.ndarray
-    estimated_error: float = math.nan
-    true_error: float = math.nan
-    held_out: int = 0
-    log: bool = False
+    estimated_error: float
+    true_error: float
+    held_out: int
+    log: bool
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How far a refinement is.
+
+    Attributes:
+        points: flat indices of those that are to be evaluated next, together; none: it has ended.
+        cells: those whose corners are all done; None before there are any.
+        held_out: whether a point is; None while rounds are to come.
+    """
+
+    points: np.ndarray
+    cells: Cells | None = None
+    held_out: np.ndarray | None = None
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing left to do."""
         return not len(self.points)
+
+    def tell(self, values: np.ndarray, done: np.ndarray) -> Told:
+        """What the points that are done say of the others, of one metric. values, done: of the grid's shape."""
+        if self.cells is None:
+            nothing = np.full(values.shape, np.nan)
+            return Told(nothing, nothing, math.nan, math.nan, 0, False)
+        known = estimate(self.cells, values.reshape(self.cells.points.shape))
+        guess, error = known.unscaled() if known.log else (known.values, known.error)
+        off = np.empty(0)
+        if self.held_out is not None and self.ended:
+            there = self.held_out
+            off = np.abs(known.scale(values.reshape(there.shape)[there]) - known.values[there])
+            off = off[np.isfinite(off)]
+        share = 1 / known.range if known.range > 0 else 0.0
+        return Told(
+            np.where(done, values, guess.reshape(values.shape)),
+            np.where(done, 0.0, error.reshape(values.shape)),
+            float(np.nanmax(known.error, initial=0.0)) * share,
+            float(off.max()) * share if off.size else math.nan,
+            off.size,
+            known.log,
+        )
 
 
 def check_size(shape: Sequence[int]) -> None:
@@ -89,25 +125,20 @@ def _cuts(n: int, level: int) -> np.ndarray:
 
 
 def refine(values: np.ndarray, done: np.ndarray, tolerance: float, seed: int = 0) -> Refinement:
-    """The points of the first round that is not all done, those held out after the last; and what is known so far.
+    """The points of the first round that is not all done; after the last, those held out.
 
     values, done: of the grid's shape; of a round that is not all done no value counts. tolerance: of the values' range.
     seed: of the points held out.
     """
-    shape, long = values.shape, [n for n in values.shape if n > 1]
+    long = [n for n in values.shape if n > 1]
     values, done = values.reshape(long), done.reshape(long)
-    cells, known = Cells(long), Estimate(np.full(long, np.nan), np.full(long, np.nan))
+    cells, whole = Cells(long), None
     while done[cells.points].all():
-        known = estimate(cells, values)
-        if not cells.cut_worst(known, tolerance):
-            break
-    else:
-        return _told(known, cells.points & ~done, values, done, shape)
-    held_out = _held_out(cells.points, seed)
-    if not done[held_out].all():
-        return _told(known, held_out & ~done, values, done, shape)
-    off = np.abs(known.scale(values[held_out]) - known.values[held_out])
-    return _told(known, held_out & ~done, values, done, shape, off[np.isfinite(off)])
+        whole = deepcopy(cells)
+        if not cells.cut_worst(estimate(cells, values), tolerance):
+            held_out = _held_out(cells.points, seed)
+            return Refinement(np.flatnonzero(held_out & ~done), whole, held_out)
+    return Refinement(np.flatnonzero(cells.points & ~done), whole)
 
 
 def _held_out(points: np.ndarray, seed: int) -> np.ndarray:
@@ -138,31 +169,11 @@ class Estimate:
             scaled = np.log(values) if self.log else values
         return np.where(np.isfinite(scaled), scaled, np.nan)
 
-
-def _told(
-    known: Estimate,
-    points: np.ndarray,
-    values: np.ndarray,
-    done: np.ndarray,
-    shape: tuple[int, ...],
-    off: np.ndarray | None = None,
-) -> Refinement:
-    """In units of the values; off: at the points held out."""
-    estimates, error = known.values, known.error
-    if known.log:
+    def unscaled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and errors, upwards, of what the logarithms are of."""
         with np.errstate(over="ignore"):
-            estimates, error = np.exp(estimates), np.exp(estimates) * np.expm1(error)
-    share = 1 / known.range if known.range > 0 else 0.0
-    begun = np.isfinite(known.error).any()
-    return Refinement(
-        np.flatnonzero(points),
-        np.where(done, values, estimates).reshape(shape),
-        np.where(done, 0.0, error).reshape(shape),
-        float(np.nanmax(known.error)) * share if begun else math.nan,
-        float(off.max()) * share if off is not None and off.size else math.nan,
-        0 if off is None else off.size,
-        known.log,
-    )
+            values = np.exp(self.values)
+            return values, values * np.expm1(self.error)
 
 
 class Cells:
@@ -188,7 +199,7 @@ class Cells:
         self._balance()
         for cuts, (coarse, fine) in zip(self.cuts, pairwise(self.levels), strict=True):
             self.points[np.ix_(*fine)] |= _points_in(cuts, coarse, fine)
-        return count > 0
+        return bool(count)
 
     def _priorities(self, k: int, known: Estimate, tolerance: float) -> np.ndarray:
         """Of the cells of a level what they disagree by, times their area; 0 of those that are not to be cut."""
@@ -196,7 +207,7 @@ class Cells:
         leaves = ~self.cuts[k]
         if k:
             leaves &= self.cuts[k - 1][np.ix_(*_parents(self.levels[k - 1], coarse))]
-        area = math.prod(np.ix_(*map(np.diff, coarse)))  # type: ignore[arg-type]
+        area = math.prod(np.ix_(*map(np.diff, coarse)))
         error = np.nan_to_num(largest_in(known.error, coarse, grid))
         wanted = np.where(error > max(tolerance * known.range, known.rounding), error, 0.0)
         if self.first + k < EDGE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
@@ -71,15 +71,15 @@ def create(
     directions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     model: Mapping[str, np.ndarray] | None = None,
     trajectory: Trajectory | None = None,
-    refined: str = "",
+    refined: Iterable[str] = (),
 ) -> None:
     """Lay out a new file under a temporary name, then give it its name: path is whole, or as it was before.
 
-    directions: axis name -> parameter name -> array; model: parameter or buffer name -> array. refined: the metric of
-    which there are estimates.
+    directions: axis name -> parameter name -> array; model: parameter or buffer name -> array. refined: the metrics
+    of which there are estimates.
     """
     saved = [*(directions or {}).values(), model or {}]
-    estimates = [Quantity(name) for name in names_of_estimate(refined) if refined]
+    estimates = [Quantity(name) for metric in refined for name in names_of_estimate(metric)]
     space = _space(
         grid,
         [*(quantities := list(quantities)), *estimates],
@@ -135,7 +135,7 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity], estimates:
     file.create_group("runs")
     _size_axes(file, _allocate(file, MIXED, (1,), np.uint8, 0))
     if estimates:
-        _size_axes(file, _allocate(file, SUMMARY, (len(Summary._fields),), np.float64, np.nan))
+        _size_axes(file, _allocate(file, SUMMARY, (len(estimates) // 2, len(Summary._fields)), np.float64, np.nan))
         file[SUMMARY].attrs["long_name"] = ", ".join(Summary._fields)
     for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
@@ -277,8 +277,7 @@ class Stored:
     has_model: bool
     has_trajectory: bool = False
     failed: np.ndarray | None = None  # bool, the grid's shape; None in a file without
-    refined: str = ""  # the metric that is estimated where points are not done
-    summary: Summary | None = None
+    refined: Mapping[str, Summary] = field(default_factory=dict)  # of metrics that are estimated where not done
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -288,7 +287,7 @@ class Stored:
     @property
     def complete(self) -> bool:
         """Whether all points are done, or all that a refinement has wanted."""
-        return bool(self.done.all()) or (self.summary is not None and self.summary.ended == 1)
+        return bool(self.done.all()) or any(summary.ended == 1 for summary in self.refined.values())
 
 
 def read(path: str, probe_seconds: float | None = None) -> Stored:
@@ -322,8 +321,8 @@ def _describe(file: h5py.File) -> Stored:
         if file[name].shape != grid.shape:
             raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    refined, summary = described(file, grid.shape, attributes)
-    others = (DONE, WALL_TIME, FAILED, *names_of_estimate(refined))
+    refined = described(file, grid.shape, attributes)
+    others = {DONE, WALL_TIME, FAILED, *(name for metric in refined for name in names_of_estimate(metric))}
     quantities = tuple(
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
         for name, dataset in _datasets(file)
@@ -335,7 +334,7 @@ def _describe(file: h5py.File) -> Stored:
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
     has = {name: isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory")}
     parts = has["directions"], has["model"], has["trajectory"]
-    return Stored(attributes, grid, quantities, done, *parts, failed, refined, summary)
+    return Stored(attributes, grid, quantities, done, *parts, failed, refined)
 
 
 def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:

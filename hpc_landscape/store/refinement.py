@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-REFINED = "refined"  # attribute: the metric that is estimated
+REFINED = "refined"  # attribute: the metrics that are estimated, the one first that says where points are needed
 TOLERANCE = "tolerance"  # attribute: of its range
 SUMMARY = "runs/refinement"
 
 
 class Summary(NamedTuple):
-    """As in the file's dataset of that name: numbers, NaN while they are not known.
+    """A metric's row in the file's dataset of that name: numbers, NaN while they are not known.
 
     ended: 1 once no more points are wanted. estimated_error: the largest, as a share of the range of the values; of
     their logarithms where log is 1. true_error: the largest of so many points held out.
@@ -28,9 +28,9 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         if not math.isfinite(self.estimated_error):
-            return "estimated between"
+            return "not estimated yet"
         scale = "of the range" + " of its logarithm" * (self.log == 1)
-        text = f"estimated between, to {_percent(self.estimated_error)} {scale}"
+        text = f"estimated to {_percent(self.estimated_error)} {scale}"
         if math.isfinite(self.true_error):
             text += f" (off by {_percent(self.true_error)} at worst at {self.held_out:.0f} points held out)"
         return text if self.ended == 1 else f"{text}, so far"
@@ -45,14 +45,16 @@ def names(metric: str) -> tuple[str, str]:
     return f"{metric}_estimate", f"{metric}_error"
 
 
-def described(file: h5py.File, shape: tuple[int, ...], attributes: dict[str, Any]) -> tuple[str, Summary | None]:
-    """The metric that the file estimates, and what it says of that; nothing where it does not, as it should."""
-    metric = attributes.get(REFINED)
-    if not isinstance(metric, str) or any(not _is_array(file, name, shape) for name in (metric, *names(metric))):
-        return "", None
-    if not _is_array(file, SUMMARY, (len(Summary._fields),)):
-        return "", None
-    return metric, Summary(*np.float64(file[SUMMARY][()]).tolist())
+def described(file: h5py.File, shape: tuple[int, ...], attributes: dict[str, Any]) -> dict[str, Summary]:
+    """The metrics that the file estimates, and what it says of that; none where that is not as it should be."""
+    said = attributes.get(REFINED)
+    metrics = said.split(",") if isinstance(said, str) else []
+    arrays = dict.fromkeys([name for metric in metrics for name in (metric, *names(metric))], shape)
+    arrays[SUMMARY] = (len(metrics), len(Summary._fields))
+    if not metrics or not all(_is_array(file, name, its) for name, its in arrays.items()):
+        return {}
+    rows = np.float64(file[SUMMARY][()]).tolist()
+    return {metric: Summary(*row) for metric, row in zip(metrics, rows, strict=True)}
 
 
 def _is_array(file: h5py.File, name: str, shape: tuple[int, ...]) -> bool:

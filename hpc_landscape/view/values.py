@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
+from ..store.refinement import names as names_of_estimate
 from .field import ordered
 
 if TYPE_CHECKING:
@@ -28,8 +29,17 @@ def need_xarray(where: str) -> None:
 
 
 def all_values(path: str, stored: Stored) -> Values:
-    """Every metric and the wall time, by name; NaN where the point is not done: a half-written point is no result."""
-    return {q.name: _masked(path, stored, q) for q in [*ordered(stored), Quantity(layout.WALL_TIME)]}
+    """Every metric and the wall time, by name; NaN where the point is not done: a half-written point is no result.
+
+    After them, of every point, the estimates of a refinement and their errors.
+    """
+    found = {q.name: _masked(path, stored, q) for q in [*ordered(stored), Quantity(layout.WALL_TIME)]}
+    return found | {name: layout.read_values(path, name) for name in estimates(stored)}
+
+
+def estimates(stored: Stored) -> tuple[str, ...]:
+    """The names of what is estimated at every point."""
+    return tuple(name for metric in stored.refined for name in names_of_estimate(metric))
 
 
 def _masked(path: str, stored: Stored, quantity: Quantity) -> np.ndarray:

@@ -12,6 +12,7 @@ function mapFigure(metric, scale, across, up, at, bar) {
     { ...cells(x, y, gaps, [0.5, 4.5], gapColors()), hoverinfo: "skip" },
     { ...cells(x, y, u, [0, 1], colorScale()), zsmooth: "best", showscale: bar, colorbar: colorBar(scale) },
     { type: "scatter", mode: "lines", x: lines.x, y: lines.y, line, hoverinfo: "skip" },
+    ...evaluatedTraces(metric, placesOf(across, up, at)),
     ...gapTraces(metric, placesOf(across, up, at)),
     ...(axes.length === 2 ? wayTraces() : []),
     ...marks.map((mark) => symbols([[mark.where[across], mark.where[up]]], markLook(mark))),
@@ -25,6 +26,13 @@ function mapFigure(metric, scale, across, up, at, bar) {
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
   });
   return { traces, layout };
+}
+
+/** A dot at each point that is evaluated, where the others are estimated. */
+function evaluatedTraces(metric, places) {
+  if (!metric.evaluated) return [];
+  const there = [...places].filter(([p]) => metric.evaluated[p]).map(([, place]) => place);
+  return !there.length ? [] : [symbols(there, { symbol: "circle", size: 3, color: "rgba(0,0,0,.6)", line: { width: 0 } })];
 }
 
 /** A coloured cell for each point. */
