@@ -22,7 +22,7 @@ from .lock import exclusive, settle
 from .names import load_arrays, save_arrays
 from .probe import damaged, opened, probe
 from .refinement import SUMMARY, Summary, described
-from .refinement import names as names_of_estimate
+from .refinement import estimates as estimates_of
 from .space import give_back, reserve
 from .temporary import whole
 
@@ -79,7 +79,7 @@ def create(
     of which there are estimates.
     """
     saved = [*(directions or {}).values(), model or {}]
-    estimates = [Quantity(name) for metric in refined for name in names_of_estimate(metric)]
+    estimates = [Quantity(name) for name in estimates_of(refined)]
     space = _space(
         grid,
         [*(quantities := list(quantities)), *estimates],
@@ -322,7 +322,7 @@ def _describe(file: h5py.File) -> Stored:
             raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
     attributes = {key: _plain(value) for key, value in file.attrs.items()}
     refined = described(file, grid.shape, attributes)
-    others = {DONE, WALL_TIME, FAILED, *(name for metric in refined for name in names_of_estimate(metric))}
+    others = {DONE, WALL_TIME, FAILED, *estimates_of(refined)}
     quantities = tuple(
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
         for name, dataset in _datasets(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import h5py
@@ -45,11 +46,16 @@ def names(metric: str) -> tuple[str, str]:
     return f"{metric}_estimate", f"{metric}_error"
 
 
+def estimates(metrics: Iterable[str]) -> list[str]:
+    """The datasets of all of these."""
+    return [name for metric in metrics for name in names(metric)]
+
+
 def described(file: h5py.File, shape: tuple[int, ...], attributes: dict[str, Any]) -> dict[str, Summary]:
     """The metrics that the file estimates, and what it says of that; none where that is not as it should be."""
     said = attributes.get(REFINED)
     metrics = said.split(",") if isinstance(said, str) else []
-    arrays = dict.fromkeys([name for metric in metrics for name in (metric, *names(metric))], shape)
+    arrays = dict.fromkeys([*metrics, *estimates(metrics)], shape)
     arrays[SUMMARY] = (len(metrics), len(Summary._fields))
     if not metrics or not all(_is_array(file, name, its) for name, its in arrays.items()):
         return {}

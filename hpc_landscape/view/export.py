@@ -15,10 +15,11 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Stored
+from ..store.refinement import estimates
 from . import mesh, peers
 from .field import components, default_metric, ordered, read_field
 from .output import checked, write_whole
-from .values import Values, all_values, as_dataset, estimates, need_xarray
+from .values import Values, all_values, as_dataset, need_xarray
 
 
 def export(
@@ -92,8 +93,8 @@ def _csv(name: str, stored: Stored, values: Values) -> None:
             header.append(title)
             columns.append(values[quantity.name][place].reshape(-1))
     measured = len(columns)
-    header += estimates(stored)
-    columns += [values[name].reshape(-1) for name in estimates(stored)]
+    header += estimates(stored.refined)
+    columns += [values[name].reshape(-1) for name in estimates(stored.refined)]
     done = stored.done.reshape(-1)
     with open(name, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
 from ..store.probe import opened
+from ..store.refinement import estimates
 from ..store.refinement import names as names_of_estimate
 from .scale import number
 
@@ -102,7 +103,9 @@ def read_field(path: str, stored: Stored, name: str) -> Field:
     known, estimated = stored.done, ""
     if base in stored.refined:
         values = np.where(known, values, layout.read_values(path, names_of_estimate(base)[0]))
-        known, estimated = np.ones_like(known), str(stored.refined[base])
+        estimated = str(stored.refined[base])
+    if estimated or base in estimates(stored.refined):
+        known = np.ones_like(known)
     values = np.where(known & np.isfinite(values), values, np.nan)
     return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities, estimated)
 
@@ -114,7 +117,9 @@ def split_metrics(text: str) -> list[str]:
 
 def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
     """``eigenvalues[2]`` -> ``("eigenvalues", (2,))``."""
-    shapes = {q.name: q.shape for q in stored.quantities} | {layout.WALL_TIME: ()}
+    shapes = {q.name: q.shape for q in stored.quantities} | dict.fromkeys(
+        [layout.WALL_TIME, *estimates(stored.refined)], ()
+    )
     if name in shapes and not shapes[name]:
         return name, ()
     have = ", ".join(component for q in ordered(stored) for component in _some_components(q))

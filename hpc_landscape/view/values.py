@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
-from ..store.refinement import names as names_of_estimate
+from ..store.refinement import estimates
 from .field import ordered
 
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def all_values(path: str, stored: Stored) -> Values:
     After them, of every point, the estimates of a refinement and their errors.
     """
     found = {q.name: _masked(path, stored, q) for q in [*ordered(stored), Quantity(layout.WALL_TIME)]}
-    return found | {name: layout.read_values(path, name) for name in estimates(stored)}
-
-
-def estimates(stored: Stored) -> tuple[str, ...]:
-    """The names of what is estimated at every point."""
-    return tuple(name for metric in stored.refined for name in names_of_estimate(metric))
+    return found | {name: layout.read_values(path, name) for name in estimates(stored.refined)}
 
 
 def _masked(path: str, stored: Stored, quantity: Quantity) -> np.ndarray:

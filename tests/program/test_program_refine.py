@@ -112,7 +112,19 @@ def test_a_file_goes_on_with_its_own_tolerance_alone(program: Callable[..., Fini
 
 
 def test_points_that_have_failed_are_gaps_and_done_again_when_asked(program: Callable[..., Any]) -> None:
-    job = ("--problem", CLIFF, *GRID, "--refine", "0.05", "--plot", "false", "--metrics", "loss", "--on_error", "record")
+    job = (
+        "--problem",
+        CLIFF,
+        *GRID,
+        "--refine",
+        "0.05",
+        "--plot",
+        "false",
+        "--metrics",
+        "loss",
+        "--on_error",
+        "record",
+    )
     finished = program(*job, "--problem.raises", "error")
     assert finished.code == 0, finished
     failed, done = read("landscape.h5", "failed", "done")

@@ -81,7 +81,11 @@ def test_a_cliff_attracts_points_to_its_edge_and_no_further() -> None:
     true = off(values, done, told)
     assert true <= 2 * told.estimated_error
     beyond = x + 0.5 * y > 0.9
-    assert done[beyond].mean() < 0.05 and np.isnan(told.values[beyond]).all() and np.isnan(told.error[beyond & ~done]).all()
+    assert (
+        done[beyond].mean() < 0.05
+        and np.isnan(told.values[beyond]).all()
+        and np.isnan(told.error[beyond & ~done]).all()
+    )
     assert np.isfinite(told.values[x + 0.5 * y < 0.5]).all()
     nothing = np.full((51, 51), np.nan)
     nothing[0, 0] = np.inf
@@ -99,7 +103,7 @@ def test_a_jump_is_found_and_a_plain_has_no_more_than_the_first_points() -> None
 
 @pytest.mark.parametrize("case", ["ripples", "line", "volume"])
 def test_rounds_follow_from_what_is_done_in_any_order(case: str) -> None:
-    """Killed anywhere within a round, on any number of ranks: the rest of that round is next, and then the same ones."""
+    """Killed anywhere within a round: the rest of that round is next, and then the same ones."""
     function, shape, _ = CASES[case]
     values, draw = function(*grid(*shape)), np.random.default_rng(0)
     expected, whole, told = rounds(values)
