@@ -43,7 +43,7 @@ def problem(layers: int = 2, width: int = 64) -> Any:
 
 def rank() -> None:
     """One rank: prints seconds by stage, on rank 0, and what it has sent and received by collectives."""
-    from hpc_landscape import phases, run
+    from hpc_landscape import evaluation, run
     from hpc_landscape.arguments import parse
     from hpc_landscape.campaign.failures import Attempts
     from hpc_landscape.ranks.comm import world
@@ -54,7 +54,7 @@ def rank() -> None:
     for stage, name in STAGES.items():
         setattr(run, name, _timed(seconds, stage, getattr(run, name)))
     Attempts.evaluate = _timed(seconds, "points", Attempts.evaluate)  # type: ignore[method-assign]
-    phases._evaluate = _timed(seconds, "points and file", phases._evaluate)
+    evaluation._evaluate = _timed(seconds, "points and file", evaluation._evaluate)
     settings, _ = parse(sys.argv[1:], "benchmarks.startup")
     _timed(seconds, "run", run.run)(settings, comm)
     seconds["other"] = seconds["run"] - sum(seconds.get(stage, 0.0) for stage in (*STAGES, "points and file"))

@@ -11,9 +11,12 @@ LINE_EVERY = 60.0  # seconds
 
 
 class Progress:
-    """Points done over all ranks; rank 0 owns one. ``total`` points in all, ``done`` of them before this run."""
+    """Points done over all ranks; rank 0 owns one. ``total`` points in all, ``done`` of them before this run.
 
-    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic, shown: bool = True):
+    total: None while that is not known, as in a refinement.
+    """
+
+    def __init__(self, total: int | None, done: int, clock: Callable[[], float] = time.monotonic, shown: bool = True):
         self.total, self.before, self.done, self.clock = total, done, done, clock
         self.start = self.last = clock()
         self.bar = None
@@ -36,6 +39,8 @@ class Progress:
     def line(self) -> str:
         """One line: done, rate, time left."""
         rate = (self.done - self.before) / max(self.clock() - self.start, 1e-9)
+        if self.total is None:
+            return f"{self.done} points, {rate:.3g} points/s"
         left = duration((self.total - self.done) / rate) if rate > 0 else "unknown"
         return f"{self.done}/{self.total} points, {rate:.3g} points/s, {left} left"
 

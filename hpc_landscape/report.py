@@ -35,6 +35,7 @@ from .ranks.base import Comm
 from .ranks.signals import time_to_finish
 from .store import layout
 from .store.exactness import told
+from .store.refinement import names
 from .store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
     log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}{KEPT[plan.directions.memory]}")
     for note in _notes(plan):
         log.info("note         %s", note)
-    log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
+    to_do = f", {plan.before} done" if plan.tolerance is not None else f", {n} still to do"
+    log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (to_do if stored else ""))
+    if plan.tolerance is not None:
+        log.info(f"refinement   {plan.quantities[0].name} to {plan.tolerance:g} of its range; now {n} points")
     log.info(f"metrics      {', '.join(q.name for q in plan.quantities)}")
     if not is_plain(plan.evaluator) and not plan.stored:
         off = told(plan.execution_errors.attributes(), plan.grid.size)
@@ -195,7 +199,10 @@ def dry_run(plan: Plan, ranks: Sequence[Measured], teams: int) -> None:
     there = "there already" if plan.stored else f"{size(free_disk)} are free there" if math.isfinite(free_disk) else ""
     kind = "rank" if teams == len(ranks) else "team"
     log.info(f"points       {most} on the busiest of {teams} {kind}{'s' * (teams > 1)}")
-    log.info(f"time         {duration(slowest)} a point, about {duration(total)} for all points")
+    what = (
+        f"these {len(plan.unfinished)} points; how many follow, their values tell" if plan.tolerance else "all points"
+    )
+    log.info(f"time         {duration(slowest)} a point, about {duration(total)} for {what}")
     log.info(f"memory       {size(memory)} per rank{on_node}" + (f", {size(gpu)} on its GPU" if gpu else ""))
     log.info(f"disk         about {size(disk)}" + (f", {there}" if there else ""))
     log.info("dry run: nothing was written")
@@ -217,18 +224,24 @@ def finish(plan: Plan, stop_code: int, seconds: float, grace: float | None) -> i
     if failed.any():
         log.info(f"failed       {_failed_text(plan, failed)}")
     ready = plan.finished(done, failed)
-    if not done.all() or (stop_code and not ready.all()):
+    refined = plan.tolerance is not None
+    missing = len(plan.unfinished) if refined else not done.all()
+    if missing or (stop_code and not refined and not ready.all()):
         return stopped(plan, int(ready.sum()), stop_code, grace)
-    log.info(f"finished     {done.size} points in {duration(seconds)}, in {path}")
+    points = f"{int(done.sum())} of {done.size}" if refined else done.size
+    log.info(f"finished     {points} points in {duration(seconds)}, in {path}")
     name = plan.quantities[0].name
+    for metric, summary in layout.read(path).refined.items():
+        log.info(f"others       {metric} {summary}")
     if not plan.quantities[0].shape:
         values = layout.read_values(path, name)
+        everywhere = layout.read_values(path, names(name)[0]) if refined else values
         centre = plan.grid.nearest((0.0,) * len(plan.grid.axes))
-        log.info(f"centre       {name} {values.flat[centre]:.6g} at {plan.grid.text_of(centre)}")
+        log.info(f"centre       {name} {everywhere.flat[centre]:.6g} at {plan.grid.text_of(centre)}")
         if np.isfinite(values).any():
             low = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
             log.info(f"minimum      {name} {values.flat[low]:.6g} at {plan.grid.text_of(low)}")
-        if broken := int((~np.isfinite(values)).sum()):
+        if broken := int((~np.isfinite(values[done])).sum()):
             log.info(f"note         {broken} values are NaN or infinite: results, stored as they are")
     picture = _draw(plan)
     log.info("next" + (f"         look at {picture}, or:" if picture else ""))
@@ -259,7 +272,7 @@ def stopped(plan: Plan, done: int, code: int, grace: float | None, abandoned: fl
     if abandoned is not None:
         log.info(f"abandoned    points in hand, {abandoned:.3g} s after the stop")
     log.info(f"stopped      {done} of {total} points are in {path}; the same command goes on from there")
-    if grace is not None and code == STOPPED and done == total - len(plan.unfinished):
+    if grace is not None and code == STOPPED and done == plan.before:
         console.notice(f"failed: {NO_PROGRESS}")
         return FAILED
     return code or FAILED

@@ -29,6 +29,7 @@ from .campaign.keeping import choose_memory
 from .campaign.metrics import check_metrics, choose_metrics
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
+from .campaign.phases import begin, check_refined
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
@@ -42,11 +43,11 @@ from .evaluate.evaluator import DTYPES, Evaluator
 from .evaluate.normalization import choose_normalization, policy_of
 from .evaluate.sharded import ShardedSubject
 from .evaluate.tune import recorded
+from .evaluation import evaluate, sharing, teams
 from .grid import Grid
 from .metrics.registry import MetricRegistry
 from .model.sharded import Sharded
 from .objects import script_alone
-from .phases import evaluate, sharing, teams
 from .problems.problem import Problem
 from .problems.registry import load_problem
 from .ranks.base import Comm
@@ -75,6 +76,7 @@ from .report import (
     logging_on,
     measure_point,
 )
+from .schedule.refine import check_size
 from .schedule.strided import Strided
 from .setting_groups import RankSettings
 from .settings import Settings
@@ -124,12 +126,14 @@ def run(settings: Settings, comm: Comm) -> int:
         plan.environment = environment(comm, devices, builder.in_step)
         plan.record = _record(settings, evaluator, measured)
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
+        plan.tolerance = settings.for_grid.refine
         take_near_enough(plan, builder, registry, comm)
         plan.point_seconds = seconds_per_point(sets, evaluator.normalization.reads_data, seconds)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
         comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
+        begin(plan, comm)
         _tell(plan, devices, threads, writer, comm)
         if _nothing_to_do(plan, settings.for_ranks, builder.team, comm):
             return COMPLETE
@@ -232,7 +236,10 @@ def _make_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
         *(stored, settings.for_output.output, memory, comm),
     )
-    return directions, settings.grid(default_axes(asked, problem, directions))
+    grid = settings.grid(default_axes(asked, problem, directions))
+    if settings.for_grid.refine is not None:
+        check_size(grid.shape)
+    return directions, grid
 
 
 def _builder(
@@ -302,6 +309,7 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
     """On rank 0: a new file, if there is room for it; or whether the one there is of this run."""
     if plan.stored is None:
         plan.trajectory = project_trajectory(reader, plan.problem, trajectory, plan.directions, plan.grid)
+    check_refined(plan)
     check_plan(plan, comm.local_size)
     lay_out(plan, comm)
 

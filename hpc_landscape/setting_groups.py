@@ -28,6 +28,13 @@ class GridSettings:
     x: str | None = _setting(None, "first axis", "MIN:MAX:N", "-1:1:51; digits: -1:1:25")
     y: str | None = _setting(None, "second axis, or none for a line", "MIN:MAX:N", "-1:1:51; digits: -1:1:25")
     z: str | None = _setting(None, "third axis, for a volume", "MIN:MAX:N", "none")
+    refine: float | None = _setting(
+        None,
+        "evaluate points only where they are needed, until the first metric is estimated everywhere to this share of "
+        "its range: 0.01, say",
+        "TOL",
+        "all points",
+    )
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
@@ -38,6 +45,8 @@ class GridSettings:
             raise UserError("--x none: the first axis is needed; leave out --y and --z for a line")
         if self.y == "none" and self.z not in (None, "none"):
             raise UserError("--z needs --y: a volume has three axes")
+        if self.refine is not None and not 0 < self.refine < 1:
+            raise UserError(f"--refine {self.refine:g}: must be more than 0 and less than 1: a share of the range")
 
     @property
     def given(self) -> dict[str, str]:

@@ -186,7 +186,7 @@ PASSED_ON = {
     "campaign.metrics",
     "cli",
     "directions.base",
-    "ranks.comm",
+    "ranks.base",
     "registry",
 }
 

@@ -44,7 +44,7 @@ FLOORS = {
     "schedule": 1.0,
     "campaign": 4.0,
     "report": 4.1,  # tells of a plan
-    "phases": 4.15,
+    "evaluation": 4.15,
     "run": 4.2,  # the pipeline
     "landscape": 4.2,
     "environment": 4.5,

@@ -75,6 +75,7 @@ def bytes_of(plan: Plan) -> Mapping[str, int]:
     return {
         **{quantity.name: 8 * points * math.prod(quantity.shape) for quantity in plan.quantities},
         layout.WALL_TIME: 8 * points,
+        "estimates": 16 * points * len(plan.refined),
         layout.DONE: points,
         layout.FAILED: points,
         "directions": plan.direction_bytes * plan.keeps_directions,

@@ -31,6 +31,7 @@ from ..problems.problem import Problem
 from ..ranks.base import Comm
 from ..setting_groups import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
+from ..store.refinement import REFINED, TOLERANCE
 from ..store.resume import JOB, check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -43,7 +44,8 @@ class Plan:
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
     keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
-    takes over points of others. point_seconds: that a point takes about, 0 where that is unknown.
+    takes over points of others. point_seconds: that a point takes about, 0 where that is unknown. tolerance: of a
+    refinement; round: the flat indices of its points that are to do next.
     """
 
     output: OutputSettings
@@ -63,6 +65,8 @@ class Plan:
     trajectory: layout.Trajectory | None = None
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
     advice: str = ""
+    tolerance: float | None = None
+    round: np.ndarray | None = None
     steals: bool = True
     point_seconds: float = 0.0
 
@@ -83,10 +87,22 @@ class Plan:
 
     @property
     def unfinished(self) -> np.ndarray:
-        """The points that there are to do, as flat indices."""
+        """The points that there are to do now, as flat indices."""
+        if self.round is not None:
+            return self.round
         if self.stored is None:
             return np.arange(self.grid.size)
         return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
+
+    @property
+    def before(self) -> int:
+        """How many points this run has found finished."""
+        return 0 if self.stored is None else int(self.finished(self.stored.done, self.stored.failed).sum())
+
+    @property
+    def refined(self) -> list[str]:
+        """The metrics that a refinement estimates where it evaluates no points: all that are one number."""
+        return [q.name for q in self.quantities if not q.shape] if self.tolerance is not None else []
 
     @property
     def retries(self) -> bool:
@@ -154,6 +170,7 @@ class Plan:
             "precision": self.evaluator.precision,
             "execution": str(evaluator.execution),
             "device_kind": evaluator.device_kind,
+            **({} if self.tolerance is None else {TOLERANCE: self.tolerance}),
             **self.made_of,
         }
 
@@ -184,6 +201,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **plan.record,
         **plan.execution_errors.attributes(),
+        **({REFINED: ",".join(plan.refined)} if plan.refined else {}),
     }
     if plan.cosine is not None:
         attributes["cosine"] = plan.cosine
@@ -197,6 +215,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             dict(zip(plan.grid.names, arrays, strict=False)),
             state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
             plan.trajectory,
+            plan.refined,
         )
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
@@ -21,6 +21,8 @@ from ..grid import NAMES, Axis, Grid
 from .lock import exclusive, settle
 from .names import load_arrays, save_arrays
 from .probe import damaged, opened, probe
+from .refinement import SUMMARY, Summary, described
+from .refinement import estimates as estimates_of
 from .space import give_back, reserve
 from .temporary import whole
 
@@ -69,19 +71,27 @@ def create(
     directions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     model: Mapping[str, np.ndarray] | None = None,
     trajectory: Trajectory | None = None,
+    refined: Iterable[str] = (),
 ) -> None:
     """Lay out a new file under a temporary name, then give it its name: path is whole, or as it was before.
 
-    directions: axis name -> parameter name -> array; model: parameter or buffer name -> array.
+    directions: axis name -> parameter name -> array; model: parameter or buffer name -> array. refined: the metrics
+    of which there are estimates.
     """
     saved = [*(directions or {}).values(), model or {}]
-    space = _space(grid, quantities := list(quantities), [a for arrays in saved for a in arrays.values()], attributes)
+    estimates = [Quantity(name) for name in estimates_of(refined)]
+    space = _space(
+        grid,
+        [*(quantities := list(quantities)), *estimates],
+        [a for arrays in saved for a in arrays.values()],
+        attributes,
+    )
     with whole(path, lambda descriptor: settle(path, descriptor)) as (name, descriptor):
         reserve(descriptor, space)
         with h5py.File(name, "w", libver=LIBVER, locking=False) as file:  # which cuts it to nothing first
             reserve(descriptor, space)
             file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
-            _lay_out(file, grid, quantities)
+            _lay_out(file, grid, quantities, estimates)
             for axis, arrays in (directions or {}).items():
                 _save_arrays(file, ALONG.format(axis), arrays)
             if model:
@@ -109,10 +119,10 @@ def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], att
     return values + sum(np.asarray(a).nbytes for a in arrays) + texts + SLACK + datasets * SLACK // 16
 
 
-def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
+def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity], estimates: list[Quantity]) -> None:
     for name, values in zip(grid.names, grid.coordinates, strict=True):
         file.create_dataset(name, data=values, track_times=False).make_scale(name)
-    for quantity in quantities:
+    for quantity in [*quantities, *estimates]:
         dataset = _allocate(file, quantity.name, grid.shape + quantity.shape, np.float64, np.nan)
         _attach(file, dataset, grid.names + quantity.dims)
     wall_time = _allocate(file, WALL_TIME, grid.shape, np.float64, np.nan)
@@ -124,9 +134,12 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity]) -> None:
     failed.attrs["long_name"] = "1 where a metric raised an error, and the values are NaN (--on_error record)"
     file.create_group("runs")
     _size_axes(file, _allocate(file, MIXED, (1,), np.uint8, 0))
+    if estimates:
+        _size_axes(file, _allocate(file, SUMMARY, (len(estimates) // 2, len(Summary._fields)), np.float64, np.nan))
+        file[SUMMARY].attrs["long_name"] = ", ".join(Summary._fields)
     for dataset in (wall_time, done, failed):
         _attach(file, dataset, grid.names)
-    _add_vtk(file, grid, [q.name for q in quantities if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
+    _add_vtk(file, grid, [q.name for q in [*quantities, *estimates] if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
@@ -264,11 +277,17 @@ class Stored:
     has_model: bool
     has_trajectory: bool = False
     failed: np.ndarray | None = None  # bool, the grid's shape; None in a file without
+    refined: Mapping[str, Summary] = field(default_factory=dict)  # of metrics that are estimated where not done
 
     @property
     def unfinished(self) -> np.ndarray:
         """Flat indices of the points still to do."""
         return np.flatnonzero(~self.done.reshape(-1))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all points are done, or all that a refinement has wanted."""
+        return bool(self.done.all()) or any(summary.ended == 1 for summary in self.refined.values())
 
 
 def read(path: str, probe_seconds: float | None = None) -> Stored:
@@ -301,18 +320,21 @@ def _describe(file: h5py.File) -> Stored:
     for name in each:
         if file[name].shape != grid.shape:
             raise ValueError(f"'{name}' has shape {file[name].shape}, the axes say {grid.shape}")
+    attributes = {key: _plain(value) for key, value in file.attrs.items()}
+    refined = described(file, grid.shape, attributes)
+    others = {DONE, WALL_TIME, FAILED, *estimates_of(refined)}
     quantities = tuple(
         Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
         for name, dataset in _datasets(file)
-        if name not in (DONE, WALL_TIME, FAILED)
+        if name not in others
         and not dataset.is_scale
         and dataset.dtype.kind in "fiu"
         and dataset.shape[: len(names)] == grid.shape
     )
-    attributes = {key: _plain(value) for key, value in file.attrs.items()}
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
     has = {name: isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory")}
-    return Stored(attributes, grid, quantities, done, has["directions"], has["model"], has["trajectory"], failed)
+    parts = has["directions"], has["model"], has["trajectory"]
+    return Stored(attributes, grid, quantities, done, *parts, failed, refined)
 
 
 def _check_datasets(file: h5py.File, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from ..errors import UserError
 from .batch import Block
 from .layout import FAILED
 from .probe import opened
+from .refinement import SUMMARY
 
 
 class RawFile:
@@ -24,6 +25,7 @@ class RawFile:
     def __init__(self, path: str):
         with opened(path) as file:
             datasets = {name: thing for name, thing in file.items() if isinstance(thing, h5py.Dataset)}
+            datasets |= {SUMMARY: file[SUMMARY]} if SUMMARY in file else {}
             self._places = {
                 name: (d.id.get_offset(), d.dtype, d.nbytes)
                 for name, d in datasets.items()

@@ -22,6 +22,7 @@ WORDS = {
     "sha256_architecture": "the model's code",
     "problem_arguments": "the problem's arguments",
     "device_kind": "the kind of device",
+    "tolerance": "--refine",
 }
 METRIC = "sha256_metric_"
 JOB = "SLURM_JOB_ID"

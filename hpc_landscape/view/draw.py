@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .field import Trajectory
+from .field import Field, Trajectory
 from .scale import Scale, number
 
 if TYPE_CHECKING:
@@ -81,6 +81,13 @@ def marks(axes: Axes, points: list[Mark], keep: tuple[int, ...]) -> None:
     for mark in points:
         where = [mark.where[k] for k in keep]
         axes.scatter(*where, label=mark.label, clip_on=False, zorder=5, **_STYLES[mark.style])
+
+
+def evaluated(axes: Any, field: Field, *places: np.ndarray) -> None:
+    """A dot at each point that is done, of a field that is estimated elsewhere. places: of these, along each axis."""
+    if field.estimated and not field.done.all():
+        look: Look = {"linewidth": 0, "s": 3, "color": "black", "alpha": 0.55}
+        axes.scatter(*places, label="evaluated", zorder=3, **look)
 
 
 def marks_at_value(axes: Any, points: list[Mark], scale: Scale | None = None) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Stored
+from ..store.refinement import estimates
 from . import mesh, peers
 from .field import components, default_metric, ordered, read_field
 from .output import checked, write_whole
@@ -91,14 +92,18 @@ def _csv(name: str, stored: Stored, values: Values) -> None:
             place: tuple[EllipsisType | int, ...] = (..., *index)
             header.append(title)
             columns.append(values[quantity.name][place].reshape(-1))
+    measured = len(columns)
+    header += estimates(stored.refined)
+    columns += [values[name].reshape(-1) for name in estimates(stored.refined)]
     done = stored.done.reshape(-1)
     with open(name, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*header, layout.DONE, layout.WALL_TIME])
         k = len(stored.grid.names)
         for i, row in enumerate(zip(*columns, values[layout.WALL_TIME].reshape(-1), strict=True)):
-            numbers = [repr(float(value)) for value in row] if done[i] else [repr(float(c)) for c in row[:k]]
-            numbers += [""] * (len(row) - len(numbers))
+            numbers = [repr(float(value)) for value in row]
+            if not done[i]:
+                numbers[k:measured], numbers[-1] = [""] * (measured - k), ""
             rows.writerow([*numbers[:-1], int(done[i]), numbers[-1]])
 
 

@@ -18,6 +18,8 @@ from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
 from ..store.probe import opened
+from ..store.refinement import estimates
+from ..store.refinement import names as names_of_estimate
 from .scale import number
 
 # A larger value is the better one: the picture marks the maximum.
@@ -26,7 +28,10 @@ _LARGER_IS_BETTER = ("accuracy", "return", "reward", "score", "auc", "f1")
 
 @dataclass(frozen=True)
 class Field:
-    """One scalar over the grid. values: float64, ``[i, j, k]`` at ``(x[i], y[j], z[k])``, NaN at every gap."""
+    """One scalar over the grid. values: float64, ``[i, j, k]`` at ``(x[i], y[j], z[k])``, NaN at every gap.
+
+    estimated: in words how the values are known where points are not done; empty where these are gaps.
+    """
 
     name: str
     coordinates: tuple[np.ndarray, ...]
@@ -34,6 +39,7 @@ class Field:
     done: np.ndarray  # bool
     nans: int  # points that are done and NaN
     infinities: int
+    estimated: str = ""
 
     @property
     def finite(self) -> np.ndarray:
@@ -55,10 +61,14 @@ class Field:
         return self.extreme(self.larger_is_better)
 
     def extreme(self, largest: bool) -> tuple[int, ...] | None:
-        """The index of the smallest or largest value, of several the nearest to the origin; None for no value."""
-        if not self.finite.size:
+        """The index of the smallest or largest value, of several the nearest to the origin; None for no value.
+
+        Of points that are done: an estimate is none.
+        """
+        values = np.where(self.done, self.values, np.nan)
+        if not np.isfinite(values).any():
             return None
-        same = np.argwhere(self.values == (self.finite.max() if largest else self.finite.min()))
+        same = np.argwhere(values == (np.nanmax(values) if largest else np.nanmin(values)))
         places = np.stack([c[same[:, k]] for k, c in enumerate(self.coordinates)], axis=1)
         with np.errstate(over="ignore"):
             return tuple(int(i) for i in same[np.square(places).sum(axis=1).argmin()])
@@ -76,7 +86,8 @@ class Field:
     def gaps(self) -> str:
         """What is missing, in words; empty where nothing is."""
         done, total = int(self.done.sum()), self.done.size
-        parts = [] if done == total else [f"{done} of {total} points done"]
+        what = f"evaluated, the others {self.estimated}" if self.estimated else "done"
+        parts = [] if done == total else [f"{done} of {total} points {what}"]
         parts += [f"{self.nans} NaN"] if self.nans else []
         parts += [f"{self.infinities} infinite"] if self.infinities else []
         return ", ".join(parts)
@@ -89,8 +100,14 @@ def read_field(path: str, stored: Stored, name: str) -> Field:
     values = np.array(layout.read_values(path, base), dtype=np.float64)[place]
     nans = int(np.isnan(values[stored.done]).sum())
     infinities = int(np.isinf(values[stored.done]).sum())
-    values = np.where(stored.done & np.isfinite(values), values, np.nan)
-    return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities)
+    known, estimated = stored.done, ""
+    if base in stored.refined:
+        values = np.where(known, values, layout.read_values(path, names_of_estimate(base)[0]))
+        estimated = str(stored.refined[base])
+    if estimated or base in estimates(stored.refined):
+        known = np.ones_like(known)
+    values = np.where(known & np.isfinite(values), values, np.nan)
+    return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities, estimated)
 
 
 def split_metrics(text: str) -> list[str]:
@@ -100,7 +117,9 @@ def split_metrics(text: str) -> list[str]:
 
 def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
     """``eigenvalues[2]`` -> ``("eigenvalues", (2,))``."""
-    shapes = {q.name: q.shape for q in stored.quantities} | {layout.WALL_TIME: ()}
+    shapes = {q.name: q.shape for q in stored.quantities} | dict.fromkeys(
+        [layout.WALL_TIME, *estimates(stored.refined)], ()
+    )
     if name in shapes and not shapes[name]:
         return name, ()
     have = ", ".join(component for q in ordered(stored) for component in _some_components(q))

@@ -47,6 +47,7 @@ _TOLD = {
     "seed",
     "cosine",
     "ranks",
+    "refined",
 }
 _TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
 _TOLD |= {f"{key}_version" for key in _VERSIONS}
@@ -69,6 +70,7 @@ def info(path: str, stored: Stored | None = None) -> str:
         *([("command", str(command))] if (command := setting(attributes, "command")) else []),
         ("stored", _parts(path)),
         *_mode(stored),
+        *_refinement(stored),
         *_others(attributes),
         ("next", _next(path, stored)),
     ]
@@ -89,10 +91,17 @@ def _mode(stored: Stored) -> Iterable[tuple[str, str]]:
         yield "execution", f"{stored.attributes.get('execution')}: {off}"
 
 
+def _refinement(stored: Stored) -> Iterable[tuple[str, str]]:
+    """How well it is known what was not evaluated."""
+    for i, (metric, summary) in enumerate(stored.refined.items()):
+        yield "" if i else "refinement", f"{metric} {summary}"
+
+
 def _points(path: str, stored: Stored) -> str:
     """How complete the file is, and what its points cost."""
     done, total = int(stored.done.sum()), stored.done.size
-    text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)})"
+    wanted = ", all that the refinement has wanted" if stored.complete else ""
+    text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)}){wanted}"
     if stored.failed is not None and stored.failed.any():
         text += f", of which {int(stored.failed.sum())} raised an error and are NaN ('{layout.FAILED}' is 1 there)"
         text += "; the same command with --retry_failed computes them again"
@@ -101,7 +110,7 @@ def _points(path: str, stored: Stored) -> str:
     if not cost.size:
         return text
     text += f", {duration(cost.mean())} a point ({duration(cost.min())} to {duration(cost.max())})"
-    if done < total:
+    if done < total and not stored.refined:
         ranks = stored.attributes.get("ranks")
         ranks = ranks if isinstance(ranks, int) and ranks > 0 else 1
         on = f"the {ranks} ranks that began it" if ranks > 1 else "one rank"
@@ -112,7 +121,7 @@ def _points(path: str, stored: Stored) -> str:
 
 def _run(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
     """Whether a run is at an unfinished file now, as far as this machine can see; and when it was last written."""
-    if not len(stored.unfinished):
+    if stored.complete:
         return
     written = f"last written {duration(max(time.time() - os.path.getmtime(path), 0))} ago"
     if (pid := holder(path)) is not None:
@@ -244,7 +253,7 @@ def _next(path: str, stored: Stored) -> str:
     name = shlex.quote(path)
     if holder(path) is not None:
         return "wait for the run; this command tells how far it is, and does not disturb it"
-    if len(stored.unfinished):
+    if not stored.complete:
         command = setting(stored.attributes, "command")
         return f"to go on, give the command that began it again: {command or f'... --output {name}'}"
     return f"python -m hpc_landscape plot {name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Line(Comparing):
         x = fields[0].coordinates[along]
         for axes, field, scale, color in zip((left, None), fields, shown.scales, COLORS, strict=False):
             axes = axes or left.twinx()
-            line(axes, x, field.values.reshape(-1), scale.log, color)
+            line(axes, x, field.values.reshape(-1), scale.log, color, done=field.done.reshape(-1))
             axes.set_ylabel(scale_label(field, scale))
             if len(fields) == 2:
                 axes.yaxis.label.set_color(color)
@@ -63,7 +63,8 @@ class Line(Comparing):
         for one, name, color in zip(shown, names, colors(len(shown)), strict=True):
             values, x = one.fields[0].values.reshape(-1), one.fields[0].coordinates[_along(one)]
             barrier = _draw_barrier(axes, one, color, arrow=False)
-            line(axes, x, values, scale.log, color, f"{name}, {barrier}" if barrier else name)
+            label = f"{name}, {barrier}" if barrier else name
+            line(axes, x, values, scale.log, color, label, one.fields[0].done.reshape(-1))
         axes.set_ylabel(scale_label(field, scale))
         _finish(figure, axes, shown[0])
         return figure
@@ -89,12 +90,17 @@ def colors(n: int) -> Sequence[str]:
     return MANY[:n] if n <= len(MANY) else [to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.92, n))]
 
 
-def line(axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str, label: str | None = None) -> None:
-    """Values along one axis: a gap breaks the line, and a point alone between gaps still shows."""
+def line(
+    axes: Axes, x: np.ndarray, values: np.ndarray, log: bool, color: str, label: str | None = None, done: Any = True
+) -> None:
+    """Values along one axis: a gap breaks the line, and a point alone between gaps still shows.
+
+    done: a dot is where a point is; of many points, where some are not, and values estimated.
+    """
     axes.plot(x, values, color=color, linewidth=1.4, label=label)
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    dots = alone if len(x) > 61 else np.isfinite(values)
+    dots = alone if len(x) > 61 and np.all(done | ~known[1:-1]) else np.isfinite(values) & done
     axes.plot(x[dots], values[dots], color=color, linestyle="none", marker="o", markersize=3)
     if log:
         axes.set_yscale("log", nonpositive="mask")

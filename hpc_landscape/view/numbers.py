@@ -224,7 +224,7 @@ class _Scene:
 
 def _counts(field: Field) -> Iterator[Number]:
     yield Number("points", field.finite.size, "with a finite value")
-    yield Number("unfinished", int((~field.done).sum()))
+    yield Number("unfinished", int((~field.done).sum()), field.estimated)
     yield Number("nan", field.nans)
     yield Number("infinite", field.infinities)
 

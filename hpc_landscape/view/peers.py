@@ -8,6 +8,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Stored
+from ..store.refinement import names as names_of_estimate
 from .field import Field
 from .values import Values
 
@@ -34,7 +35,8 @@ def surface_values(path: str, stored: Stored, values: Values) -> Values:
     for theirs, ours in NAMES.items():
         if found := [name for name in ours if name in scalars]:
             unit = 100.0 if theirs.endswith("acc") else 1.0
-            held[theirs] = np.where(stored.done, unit * values[found[0]], NOT_DONE).T
+            known = np.where(stored.done, values[found[0]], values.get(names_of_estimate(found[0])[0], NOT_DONE / unit))
+            held[theirs] = unit * known.T
     if "train_loss" not in held:
         raise UserError(f"{path} has no 'loss', which a surface file of loss-landscape is made of")
     return held

@@ -78,7 +78,8 @@ def subtract(paths: Sequence[str], output: str, options: Options) -> str:
 def subtracted(first: Field, second: Field) -> Field:
     """second - first; a gap where either has one."""
     values, done = second.values - first.values, first.done & second.done
-    return Field(f"difference of {first.label}", first.coordinates, values, done, int(np.isnan(values[done]).sum()), 0)
+    nans, estimated = int(np.isnan(values[done]).sum()), first.estimated or second.estimated
+    return Field(f"difference of {first.label}", first.coordinates, values, done, nans, 0, estimated)
 
 
 def centred(values: np.ndarray, options: Options) -> Scale:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..store.layout import Stored
 from .field import Field, setting
 from .frame import kind_of, normalized
@@ -87,5 +89,6 @@ def gaps(fields: Sequence[Field], names: Sequence[str], figure: Any) -> list[str
     """What is missing in a figure's fields, in a line, or none. names: of the fields."""
     pairs = [(name, field.gaps) for name, field in zip(names, fields, strict=True) if field.gaps]
     missing = "; ".join(f"{name}: {words}" if len(fields) > 1 else words for name, words in pairs)
-    grey = "; gaps in grey" if figure.axes[0].get_facecolor()[0] < 1 else ""
+    anywhere = any(not np.isfinite(field.values).all() for field in fields)
+    grey = "; gaps in grey" if anywhere and figure.axes[0].get_facecolor()[0] < 1 else ""
     return [missing + grey] if missing else []

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..store import layout
 from ..store.layout import Quantity, Stored
+from ..store.refinement import estimates
 from .field import ordered
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ def need_xarray(where: str) -> None:
 
 
 def all_values(path: str, stored: Stored) -> Values:
-    """Every metric and the wall time, by name; NaN where the point is not done: a half-written point is no result."""
-    return {q.name: _masked(path, stored, q) for q in [*ordered(stored), Quantity(layout.WALL_TIME)]}
+    """Every metric and the wall time, by name; NaN where the point is not done: a half-written point is no result.
+
+    After them, of every point, the estimates of a refinement and their errors.
+    """
+    found = {q.name: _masked(path, stored, q) for q in [*ordered(stored), Quantity(layout.WALL_TIME)]}
+    return found | {name: layout.read_values(path, name) for name in estimates(stored.refined)}
 
 
 def _masked(path: str, stored: Stored, quantity: Quantity) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from programs import PROBLEMS, read
 
-from hpc_landscape import phases
+from hpc_landscape import evaluation
 from hpc_landscape.arguments import parse
 from hpc_landscape.campaign.teams import number_of_teams
 from hpc_landscape.run import run
@@ -113,7 +113,7 @@ def test_long_points_that_are_left_in_the_end_are_shared(
         pytest.skip("a team is of several ranks")
     alone, said = value_of(f"--x=0:1:{comm.size + 1}")
     assert "teams" not in said
-    monkeypatch.setattr(phases, "LONG", 0.0)
+    monkeypatch.setattr(evaluation, "LONG", 0.0)
     together, said = value_of(f"--x=0:1:{comm.size + 1}", name="together.h5")
     assert f"teams        1 of {comm.size} ranks" in said
     for one, other in zip(alone, together, strict=True):

@@ -62,6 +62,7 @@ def content(
             {"name": name, "label": axis_label(stored, k), "values": stored.grid.coordinates[k][kept[k]].tolist()}
             for k, name in enumerate(stored.grid.names)
         ],
+        "refined": bool(stored.refined),
         "metrics": [_metric(path, stored, field, scalar, kept) for field, scalar in zip(fields, shown, strict=True)],
         "trajectories": _trajectories(path) if len(stored.grid.axes) == 2 else [],
         "shown": [[field.name for field in fields].index(name) for name in first],
@@ -108,6 +109,9 @@ def _kept(stored: Stored, fields: list[Field], most: int) -> list[np.ndarray]:
 def _notes(stored: Stored, kept: list[np.ndarray], shown: int, scalars: int) -> list[str]:
     """What the page does not show."""
     notes = []
+    if stored.refined:
+        told = "; ".join(f"{metric} {summary}" for metric, summary in stored.refined.items())
+        notes.append(f"{int(stored.done.sum())} of {stored.grid.size} points are evaluated. The others: {told}.")
     sizes = [len(indices) for indices in kept]
     if math.prod(sizes) < stored.grid.size:
         notes.append(
@@ -125,12 +129,17 @@ def _metric(path: str, stored: Stored, field: Field, scalar: Scalar, kept: list[
     _, dataset, index = scalar
     place: tuple[EllipsisType | int, ...] = (..., *index)
     raw = np.asarray(layout.read_values(path, dataset)[place], dtype=np.float64)
-    infinite = raw[stored.done & np.isinf(raw)]
+    infinite, known = raw[stored.done & np.isinf(raw)], stored.done
+    if field.estimated:
+        raw = np.where(known, raw, field.values)
+        known = known | np.isfinite(raw)
     finite = field.finite
     return {
         "name": printable(field.name),
         "label": printable(field.label),
-        "values": encoded(raw[np.ix_(*kept)], stored.done[np.ix_(*kept)]),
+        "values": encoded(raw[np.ix_(*kept)], known[np.ix_(*kept)]),
+        "evaluated": stored.done[np.ix_(*kept)].reshape(-1).tolist() if field.estimated else None,
+        "missing": int((~known).sum()),
         "linear": _scale(choose(finite, False)),
         "log": _scale(choose(finite, True)) if finite.size and finite.max() > 0 else None,
         "prefersLog": choose(finite).log,

@@ -75,7 +75,7 @@ function tellHead() {
   $("file").textContent = data.file;
   $("info").textContent = data.info;
   const notes = data.notes.map((text) => [text]);
-  if (data.done < data.points) {
+  if (data.done < data.points && !data.refined) {
     const share = Math.min(Math.max((100 * data.done) / data.points, 0.1), 99.9).toFixed(1);
     const bar = make("progress", { max: data.points, value: data.done, "aria-label": "points computed" });
     const part = `${data.done} of ${data.points} points (${share}%) are computed`;

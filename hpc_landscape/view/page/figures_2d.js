@@ -12,6 +12,7 @@ function mapFigure(metric, scale, across, up, at, bar) {
     { ...cells(x, y, gaps, [0.5, 4.5], gapColors()), hoverinfo: "skip" },
     { ...cells(x, y, u, [0, 1], colorScale()), zsmooth: "best", showscale: bar, colorbar: colorBar(scale) },
     { type: "scatter", mode: "lines", x: lines.x, y: lines.y, line, hoverinfo: "skip" },
+    ...evaluatedTraces(metric, placesOf(across, up, at)),
     ...gapTraces(metric, placesOf(across, up, at)),
     ...(axes.length === 2 ? wayTraces() : []),
     ...marks.map((mark) => symbols([[mark.where[across], mark.where[up]]], markLook(mark))),
@@ -25,6 +26,14 @@ function mapFigure(metric, scale, across, up, at, bar) {
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
   });
   return { traces, layout };
+}
+
+/** A dot at each point that is evaluated, where the others are estimated. */
+function evaluatedTraces(metric, places, more) {
+  if (!metric.evaluated) return [];
+  const there = [...places].filter(([p]) => metric.evaluated[p]).map(([, place]) => place);
+  const look = { symbol: "circle", size: 4, color: color("--ink"), opacity: 0.6 };
+  return there.length ? [symbols(there, look, more)] : [];
 }
 
 /** A coloured cell for each point. */
@@ -77,12 +86,14 @@ function lineTraces(metric, scale, k, at, yaxis) {
   const points = x.map((_, i) => flat(at.map((j, axis) => (axis === k ? i : j))));
   const y = points.map((p) => (metric.kinds[p] || (scale.log && metric.values[p] <= 0) ? null : metric.values[p]));
   const look = { line: { color: color("--accent"), width: 2 }, marker: { size: 5, color: color("--accent") } };
-  const mode = x.length > 120 ? "lines" : "lines+markers";
+  const mode = x.length > 120 || metric.evaluated ? "lines" : "lines+markers";
   const marks = metric.marks.filter((mark) => mark.value !== null && inside(mark, [k], at));
+  const there = new Map(points.map((p, i) => [p, [x[i], y[i]]]));
   const bottom = new Map(points.map((p, i) => [p, [x[i], scale.value(-SPACE / 2)]]));
   return [
     { type: "scatter", mode, x, y, yaxis, hoverinfo: "none", ...look },
     ...(metric === state.metric && metric.barrier?.height > 0 ? barrierTraces(metric, marks, k, at, yaxis) : []),
+    ...evaluatedTraces(metric, there, { yaxis }),
     ...gapTraces(metric, bottom, { yaxis }),
     ...marks.map((mark) => symbols([[mark.where[k], mark.value]], markLook(mark), { yaxis })),
   ];

@@ -10,7 +10,7 @@ const along = [...shape.keys()].filter((k) => shape[k] > 1); // the axes along w
 // Why a point has no finite value; 0 where it has one.
 const GAPS = [
   null,
-  { word: "not computed yet", symbol: "circle-open", color: "--gap" },
+  { word: data.refined ? "not computed" : "not computed yet", symbol: "circle-open", color: "--gap" },
   { word: "NaN", symbol: "x-thin-open", color: "--nan" },
   { word: "+infinity", symbol: "triangle-up-open", color: "--infinite" },
   { word: "-infinity", symbol: "triangle-down-open", color: "--infinite" },
@@ -21,7 +21,7 @@ for (const metric of data.metrics) {
   const encoded = metric.values;
   metric.kinds = Uint8Array.from(encoded, (v) => (v === null ? 1 : (KIND[v] ?? 0)));
   metric.values = Float64Array.from(encoded, (v, i) => (metric.kinds[i] ? NaN : v));
-  metric.gaps = [0, data.points - data.done, metric.nan, metric.plus, metric.minus]; // in the file, by kind
+  metric.gaps = [0, metric.missing, metric.nan, metric.plus, metric.minus]; // in the file, by kind
 }
 
 /** The place in a metric's values of the point with these indices: C order. */
@@ -53,7 +53,9 @@ const short = (value) => String(Number(value.toPrecision(4)));
 const full = (value) => (Object.is(value, -0) ? "-0" : String(value));
 
 /** What a metric is at a point, in words or digits. */
-const told = (metric, point, digits) => GAPS[metric.kinds[point]]?.word ?? digits(metric.values[point]);
+const told = (metric, point, digits) =>
+  GAPS[metric.kinds[point]]?.word ??
+  digits(metric.values[point]) + (metric.evaluated && !metric.evaluated[point] ? " (estimated)" : "");
 
 /**
  * How a metric is drawn: levels between the lowest and the highest value, and u, which takes these two to 0 and 1.

@@ -1,9 +1,9 @@
-"""The points of a run in phases: sets of points, between which the ranks meet, and are put together anew."""
+"""A run's points, evaluated: phase after phase, by ranks that are put together anew for each."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from .campaign.failures import Attempts, Reporter
 from .campaign.loop import Campaign
 from .campaign.metrics import store_arrays
+from .campaign.phases import phases
 from .campaign.plan import Plan
 from .campaign.teams import check_batches, describe_teams, known_batches, number_of_teams, shared, team_of
 from .campaign.writing import writing
@@ -45,36 +46,53 @@ def sharing(options: RankSettings, sets: Sets, comm: Comm) -> Team | None:
 def evaluate(
     plan: Plan, options: RankSettings, team: Team | None, kind: type[Writer], comm: Comm, signals: Signals
 ) -> int:
-    """Evaluate all that there is to do; returns the agreed code of a stop, 0 without one.
+    """Evaluate all that there is to do, phase by phase; returns the agreed code of a stop, 0 without one.
 
     team: that has been put together already, since it shares a model.
     """
-    points = plan.unfinished
-    progress = Progress(plan.grid.size, plan.grid.size - len(points), shown=comm.is_root)
-    phases = iter([(points, team)]) if team is not None else _phases(plan, points, options, comm)
+    progress = Progress(plan.grid.size if plan.tolerance is None else None, plan.before, shown=comm.is_root)
+    reporter, control = Reporter(plan.grid), Control(comm, signals, options.grace)
+    known: dict[int, Team] = {}
     try:
-        for part, members in phases:
-            control = Control(comm, signals, options.grace)
-            if code := _evaluate(plan, part, members, kind, control, progress):
-                return code
+        for points in phases(plan, comm):
+            parts = iter([(points, team)]) if team is not None else _parts(plan, points, options, known, comm)
+            for part, members in parts:
+                longest, control = control.longest, Control(comm, signals, options.grace)
+                control.longest = longest
+                _evaluate(plan, part, members, kind, control, reporter, progress)
+                if control.stop_code:
+                    return control.stop_code
     finally:
         progress.close()
     return 0
 
 
-def _phases(plan: Plan, points: np.ndarray, options: RankSettings, comm: Comm) -> Iterator[tuple[np.ndarray, Team]]:
-    """Points, and with whom this rank evaluates them. Of long points those left in the end are a phase of their own."""
+def _parts(
+    plan: Plan, points: np.ndarray, options: RankSettings, known: dict[int, Team], comm: Comm
+) -> Iterator[tuple[np.ndarray, Team]]:
+    """Points, and with whom this rank evaluates them. Of long points those left in the end are a part of their own.
+
+    known: teams that have been put together, by how many there are.
+    """
+
+    def of(count: int) -> Team:
+        if count not in known:
+            known[count] = team_of(comm, count)
+        return known[count]
+
     asked, left = options.ranks_per_point, len(points) % comm.size
     several = number_of_teams(asked, left, comm.size, known_batches(plan.sets))[0] < comm.size
     if asked == "auto" and plan.point_seconds >= LONG and left < len(points) and left and several:
-        yield points[:-left], team_of(comm, comm.size)
+        yield points[:-left], of(comm.size)
         points = points[-left:]
-    yield points, team_of(comm, teams(plan, len(points), options, comm))
+    yield points, of(teams(plan, len(points), options, comm, told=set(known)))
 
 
-def teams(plan: Plan, points: int, options: RankSettings, comm: Comm) -> int:
+def teams(plan: Plan, points: int, options: RankSettings, comm: Comm, told: Collection[int] = ()) -> int:
     """How many teams the ranks are for so many points; told where they are of several, or not as was asked for."""
     count, note = number_of_teams(options.ranks_per_point, points, comm.size, known_batches(plan.sets))
+    if count in told:
+        return count
     if note:
         log.info("note         %s", note)
     if count < comm.size:
@@ -83,11 +101,16 @@ def teams(plan: Plan, points: int, options: RankSettings, comm: Comm) -> int:
 
 
 def _evaluate(
-    plan: Plan, points: np.ndarray, team: Team, kind: type[Writer], control: Control, progress: Progress
-) -> int:
-    """Evaluate this rank's part of the points, and bring them to the file; returns the agreed code of a stop, or 0."""
-    comm = control.comm
-    reporter, patience = Reporter(plan.grid), plan.sets.patience
+    plan: Plan,
+    points: np.ndarray,
+    team: Team,
+    kind: type[Writer],
+    control: Control,
+    reporter: Reporter,
+    progress: Progress,
+) -> None:
+    """Evaluate this rank's part of the points, which are the same on all, and bring it to the file."""
+    comm, patience = control.comm, plan.sets.patience
     writer = kind(plan.path, comm, lambda n: progress.update(progress.done + n), reporter.receive, control)
     control.on_abandon = lambda after: stopped(plan, progress.done, control.stop_code, control.grace, after)
     control.on_silence = lambda: without_root(plan)
@@ -96,14 +119,11 @@ def _evaluate(
     plan.sets.obey(lambda: writer.stop_code)
     patience.stop, patience.file, patience.tell = lambda: writer.stop_code, plan.path, reporter.broke_off
     reporter.send = writer.report
-    first = True
 
     def on_points(evaluated: np.ndarray, seconds: float) -> None:
-        nonlocal first
-        control.longest = max(control.longest, seconds)
-        if first:
-            first = False
+        if not control.longest:
             warn_if_long(control.grace, seconds / len(evaluated), len(evaluated))
+        control.longest = max(control.longest, seconds)
 
     plan.evaluator.team = team
     campaign = Campaign(
@@ -122,4 +142,3 @@ def _evaluate(
     stopping = control.signals.stopping(writer.check, plan.sets.awaited, lambda: control.patience)
     with stopping, writing(writer):
         campaign.run()
-    return control.stop_code
