@@ -79,7 +79,9 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
     log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}")
     for note in _notes(plan):
         log.info("note         %s", note)
-    log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (f", {n} still to do" if stored else ""))
+    taken = f", {len(plan.taken.points)} taken from {plan.taken.earlier.path}" if plan.taken else ""
+    rest = f", {n} still to do" if stored or taken else ""
+    log.info(f"grid         {plan.grid}, {plan.grid.size} points{taken}{rest}")
     log.info(f"metrics      {', '.join(q.name for q in plan.quantities)}")
     if not is_plain(plan.evaluator) and not plan.stored:
         off = told(plan.execution_errors.attributes(), plan.grid.size)

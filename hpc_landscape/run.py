@@ -24,6 +24,7 @@ from .campaign.directions import (
     loss_at_origin,
     project_trajectory,
 )
+from .campaign.extend import take_points
 from .campaign.failures import Attempts, Reporter
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
@@ -32,7 +33,7 @@ from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
 from .campaign.plan import Plan, chosen, lay_out
-from .campaign.prepare import broadcast_weights, open_or_create
+from .campaign.prepare import broadcast_weights, open_earlier, open_or_create
 from .campaign.recheck import compute_again, environment
 from .campaign.teams import check_batches, describe_teams, known_batches, number_of_teams, shared, team_of
 from .campaign.writing import fall_back, writing
@@ -83,7 +84,7 @@ from .report import (
 )
 from .schedule.strided import Strided
 from .settings import Settings
-from .store.layout import Stored
+from .store.earlier import Earlier
 from .store.store import choose_writer
 from .store.writer import Writer
 
@@ -101,6 +102,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # See what there is to go on with, and keep other runs out
         stored = open_or_create(settings.for_output, settings.for_grid, comm, stack)
+        earlier = open_earlier(settings.for_output, settings.dimensions, stored, comm)
 
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
         writer, device = _choose_machine(settings, comm)
@@ -108,12 +110,12 @@ def run(settings: Settings, comm: Comm) -> int:
         stack.enter_context(script_alone(settings.for_problem.problem.rpartition(":")[0]))  # workers import it again
 
         # Make the problem: model and data on every rank, weights from rank 0
-        problem, sets, is_additive, brought = _make_problem(settings, stored, device, comm)
+        problem, sets, is_additive, brought = _make_problem(settings, earlier, device, comm)
         threads = torch.get_num_threads()  # the factory may have set it
 
         # Make the directions on rank 0, and broadcast them
         reader = Reader(problem, settings.for_problem)
-        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, device, comm)
+        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, earlier, device, comm)
 
         # Put it all on the device
         team = _sharing(settings, sets, comm)
@@ -121,18 +123,19 @@ def run(settings: Settings, comm: Comm) -> int:
         builder = _builder(settings, subject, sets, device)
         builder.in_step = team is not None
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
-        settings, measured = _tuned(settings, builder, stored, comm)
+        settings, measured = _tuned(settings, builder, earlier, comm)
         evaluator, registry = _build(builder, problem, subject.loss, comm)
         asked_metrics = settings.for_evaluation.metric_names
         quantities, seconds = choose_metrics(asked_metrics, evaluator, registry, comm, builder.losses)
 
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
-        plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
+        plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought, earlier)
         plan.environment = environment(comm, device, builder.in_step)
         plan.record = _record(settings, evaluator, measured)
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
         take_near_enough(plan, builder, registry, comm)
+        take_points(plan, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
@@ -183,7 +186,7 @@ def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
 
 
 def _make_problem(
-    settings: Settings, stored: Stored | None, device: torch.device, comm: Comm
+    settings: Settings, earlier: Earlier | None, device: torch.device, comm: Comm
 ) -> tuple[Problem, Sets, bool, dict[str, str]]:
     """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0."""
     options, evaluation, asked = settings.for_problem, settings.for_evaluation, settings.for_directions
@@ -193,7 +196,7 @@ def _make_problem(
         is_additive = check_metrics(evaluation.metric_names, problem)
     with comm.raise_on_all_ranks():  # before anything of it is called, or trained
         brought = made_of(options.problem, evaluation.metric_names, evaluation.bn, problem) if comm.is_root else {}
-    broadcast_weights(options, problem, settings.for_output.output, stored, comm)
+    broadcast_weights(options, problem, earlier, comm)
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
     sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, device)
@@ -212,7 +215,7 @@ def _make_directions(
     sets: Sets,
     reader: Reader,
     trajectory: Ways,
-    stored: Stored | None,
+    earlier: Earlier | None,
     device: torch.device,
     comm: Comm,
 ) -> tuple[Directions, Grid]:
@@ -222,7 +225,7 @@ def _make_directions(
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
-        *(stored, settings.for_output.output, comm),
+        *(earlier, comm),
     )
     return directions, settings.grid(default_axes(asked, problem, directions))
 
@@ -253,12 +256,12 @@ def _builder(
     return EvaluatorBuilder(subject, sets, device, policy, evaluation.precision, seed, speed)
 
 
-def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:
-    """The settings in the fastest mode, as rank 0 has measured it or the file records it; and what was measured."""
+def _tuned(settings: Settings, builder: EvaluatorBuilder, earlier: Earlier | None, comm: Comm) -> tuple[Settings, str]:
+    """The settings in the fastest mode, as rank 0 has measured it or a file records it; and what was measured."""
     choice: dict[str, Any] = {}
     text = ""
-    if stored is not None:
-        choice, text = recorded(stored.attributes, settings.for_speed)
+    if earlier is not None:
+        choice, text = recorded(earlier.stored.attributes, settings.for_speed)
     elif settings.for_speed.tune:
         choice, text = tuned(builder, comm)
         log.info("tuned        %s", text)
@@ -303,7 +306,7 @@ def _nothing_to_do(
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
         dry_run(plan, comm.allgather(measure_point(plan, tried, comm.local_size)))
         return True
-    if not len(plan.unfinished):
+    if not len(plan.unfinished) and plan.stored is not None:
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")
         return True
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import h5py
@@ -30,6 +31,7 @@ from ..problems.problem import Problem
 from ..ranks.comm import Comm
 from ..settings import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
+from ..store.earlier import Earlier, Taken
 from ..store.resume import JOB, check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -42,7 +44,7 @@ class Plan:
     output, evaluation, directions_asked: the settings of these rooms. made_of: checksums of what users bring.
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
     keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
-    takes over points of others.
+    takes over points of others. earlier: the file that is gone on with, or extended; taken: its points, where extended.
     """
 
     output: OutputSettings
@@ -56,6 +58,7 @@ class Plan:
     sets: Sets
     stored: layout.Stored | None = None
     made_of: dict[str, str] = field(default_factory=dict)
+    earlier: Earlier | None = None
     environment: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     keeps_model: bool = False
@@ -63,6 +66,7 @@ class Plan:
     execution_errors: ExecutionErrors = field(default_factory=ExecutionErrors)
     advice: str = ""
     steals: bool = True
+    taken: Taken | None = None
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -80,10 +84,16 @@ class Plan:
         return self.output.output
 
     @property
+    def extends(self) -> Earlier | None:
+        """The earlier file that a new one takes points from."""
+        return self.earlier if self.stored is None else None
+
+    @property
     def unfinished(self) -> np.ndarray:
         """The points that there are to do, as flat indices."""
         if self.stored is None:
-            return np.arange(self.grid.size)
+            every = np.arange(self.grid.size)
+            return every if self.taken is None else np.delete(every, self.taken.points)
         return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
 
     @property
@@ -154,7 +164,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     """A new file; or, where there is one to go on with, UserError that names what differs."""
     identity, path = plan.identity(), plan.path
     if plan.stored is not None:
-        check_same(plan.stored, identity, plan.grid, path)
+        check_same(Earlier(path, plan.stored), identity, plan.grid)
         if plan.evaluation.on_error == "record" and plan.stored.failed is None:
             raise UserError(
                 f"--on_error record: {path} was made by an older version, and has no place to record errors"
@@ -176,6 +186,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.directions.notes,
         **plan.record,
         **plan.execution_errors.attributes(),
+        **(plan.taken.attributes() if plan.taken else {}),
     }
     vectors = plan.directions.vectors
     if len(vectors) > 1:
@@ -190,6 +201,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             dict(zip(plan.grid.names, arrays, strict=False)),
             state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
             plan.trajectory,
+            partial(plan.taken.fill, names=[q.name for q in plan.quantities]) if plan.taken else None,
         )
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None
