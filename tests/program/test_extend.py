@@ -128,6 +128,22 @@ def test_the_model_is_not_trained_again(
     assert finished.code == 0, finished
 
 
+@pytest.mark.parametrize("mode", [["--tune"], ["--precision", "bf16", "--max_error", 1e-9]], ids=["tune", "given up"])
+def test_the_mode_is_the_old_files(tmp_path: Path, program: Callable[..., Finished], mode: list[Any]) -> None:
+    """What was measured, or given up, for that one, holds for the new one; of a dry run, too."""
+    job = (*OPTIONS, *mode, "--y=none")
+    assert program(*job, "--x=-1:1:5", "--output", "old.h5").code == 0
+    extended = (*job, "--x=-1:1:9", "--extend", "old.h5", "--output", "new.h5")
+    for options in (["--dry_run"], []):
+        finished = program(*extended, *options)
+        assert finished.code == 0 and "5 taken from old.h5" in finished.out, finished
+        assert "tuned" not in finished.out and ("as the file has it" in finished.out) == ("bf16" in mode)
+    for name in ("execution", "tuned", "given_up"):
+        with h5py.File("old.h5") as old, h5py.File("new.h5") as new:
+            assert old.attrs.get(name) == new.attrs.get(name)
+    assert program(*extended).code == 0
+
+
 def test_on_ranks(tmp_path: Path, program: Callable[..., Finished]) -> None:
     """Two; the directions are drawn again."""
     assert program(*OLD, "--save_directions", "false").code == 0
