@@ -25,7 +25,7 @@ RANKS, CHECKED = (1, 2, 4, 8, 12), 32
 SIZES = {"few small tensors": (2, 64), "many tensors": (400, 16), "large tensors": (4, 2048)}  # layers, width
 STAGES = {
     "data": "read_data", "weights": "broadcast_weights", "directions": "broadcast_directions", "mode": "first_mode",
-    "metrics": "choose_metrics", "layout": "_lay_out", "plan": "_tell", "again": "compute_again",
+    "metrics": "choose_metrics", "layout": "_lay_out", "plan": "_begin", "again": "compute_again",
 }  # fmt: skip
 
 

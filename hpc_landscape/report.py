@@ -82,8 +82,9 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
     log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}{KEPT[plan.directions.memory]}")
     for note in _notes(plan):
         log.info("note         %s", note)
+    taken = f", {len(plan.taken.points)} taken from {plan.taken.earlier.path}" if plan.taken else ""
     to_do = f", {plan.before} done" if plan.tolerance is not None else f", {n} still to do"
-    log.info(f"grid         {plan.grid}, {plan.grid.size} points" + (to_do if stored else ""))
+    log.info(f"grid         {plan.grid}, {plan.grid.size} points{taken}" + (to_do if stored or taken else ""))
     if plan.tolerance is not None:
         log.info(f"refinement   {plan.quantities[0].name} to {plan.tolerance:g} of its range; now {n} points")
     log.info(f"metrics      {', '.join(q.name for q in plan.quantities)}")

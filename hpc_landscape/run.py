@@ -23,6 +23,7 @@ from .campaign.directions import (
     loss_at_origin,
     project_trajectory,
 )
+from .campaign.extend import take_points
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
 from .campaign.keeping import choose_memory
@@ -31,7 +32,7 @@ from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
 from .campaign.phases import begin, check_refined
 from .campaign.plan import Plan, chosen, lay_out
-from .campaign.prepare import broadcast_weights, open_or_create
+from .campaign.prepare import broadcast_weights, open_earlier, open_or_create
 from .campaign.recheck import compute_again, environment
 from .campaign.writing import fall_back
 from .data.sets import Sets
@@ -80,7 +81,7 @@ from .schedule.refine import check_size
 from .schedule.strided import Strided
 from .setting_groups import RankSettings
 from .settings import Settings
-from .store.layout import Stored
+from .store.earlier import Earlier
 from .store.store import choose_writer
 from .store.writer import Writer
 
@@ -98,6 +99,7 @@ def run(settings: Settings, comm: Comm) -> int:
 
         # See what there is to go on with, and keep other runs out
         stored = open_or_create(settings.for_output, settings.for_grid, comm, stack)
+        earlier = open_earlier(settings.for_output, settings.dimensions, stored, comm)
 
         # Choose writer, device and threads; refuse what cannot be had before anything is computed
         writer, device = _choose_machine(settings, comm)
@@ -105,43 +107,42 @@ def run(settings: Settings, comm: Comm) -> int:
         stack.enter_context(script_alone(settings.for_problem.problem.rpartition(":")[0]))  # workers import it again
 
         # Make the problem: model and data on every rank, weights from rank 0
-        problem, sets, is_additive, brought, devices, device = _make_problem(settings, stored, device, comm)
+        problem, sets, is_additive, brought, devices, device = _make_problem(settings, earlier, device, comm)
         threads = torch.get_num_threads()  # the factory may have set it
 
         # Make the directions on rank 0, and broadcast them
         reader = Reader(problem, settings.for_problem)
-        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, stored, devices, comm)
+        directions, grid = _make_directions(settings, problem, sets, reader, trajectory, earlier, devices, comm)
 
         # Put it all on the device
         builder, loss = _builder(settings, problem, directions, sets, device, comm, stack)
         builder.is_additive, builder.points = is_additive, -(-grid.size // comm.size)
-        settings, measured = _tuned(settings, builder, stored, comm)
+        settings, measured = _tuned(settings, builder, earlier, comm)
         evaluator, registry = _build(builder, problem, loss, comm)
         names = settings.for_evaluation.metric_names
         quantities, seconds = choose_metrics(names, evaluator, registry, comm, builder.losses)
 
         # Lay out the file, or check that the one there is of this very run
         asked = settings.for_output, settings.for_evaluation, settings.for_directions
-        plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
+        plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought, earlier)
         plan.environment = environment(comm, devices, builder.in_step)
-        plan.record = _record(settings, evaluator, measured)
+        plan.record, plan.tolerance = _record(settings, evaluator, measured), settings.for_grid.refine
         plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
-        plan.tolerance = settings.for_grid.refine
         take_near_enough(plan, builder, registry, comm)
-        plan.point_seconds = seconds_per_point(sets, evaluator.normalization.reads_data, seconds)
+        plan.point_seconds = seconds_per_point(sets, plan.evaluator.normalization.reads_data, seconds)
+        take_points(plan, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
         comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
-        begin(plan, comm)
-        _tell(plan, devices, threads, writer, comm)
+        _begin(plan, devices, threads, writer, comm)
         if _nothing_to_do(plan, settings.for_ranks, builder.team, comm):
             return COMPLETE
         plan.release()
         compute_again(plan, comm)
-        writer = fall_back(writer, plan.path, comm, log.info)
 
         # Evaluate the points
+        writer = fall_back(writer, plan.path, comm, log.info)
         stop_code = evaluate(plan, settings.for_ranks, builder.team, writer, comm, signals)
 
         # Say how it went
@@ -182,7 +183,7 @@ def _locate(settings: Settings, comm: Comm) -> tuple[Settings, Ways]:
 
 
 def _make_problem(
-    settings: Settings, stored: Stored | None, device: torch.device | None, comm: Comm
+    settings: Settings, earlier: Earlier | None, device: torch.device | None, comm: Comm
 ) -> tuple[Problem, Sets, bool, dict[str, str], list[torch.device], torch.device | None]:
     """The problem, with weights; its data; whether all metrics add up over batches; and what users bring, on rank 0.
 
@@ -199,7 +200,7 @@ def _make_problem(
         device = devices[0] if len(devices) == 1 else None
     with comm.raise_on_all_ranks():  # before anything of it is called, or trained
         brought = made_of(options.problem, evaluation.metric_names, evaluation.bn, problem) if comm.is_root else {}
-    broadcast_weights(options, problem, settings.for_output.output, stored, comm)
+    broadcast_weights(options, problem, earlier, comm)
     policy = choose_normalization(evaluation.bn, problem.wrapper)
     resident = settings.for_speed.resident
     sets = read_data(problem, evaluation, asked.seed, resident, policy.reads_data, comm, devices)
@@ -218,7 +219,7 @@ def _make_directions(
     sets: Sets,
     reader: Reader,
     trajectory: Ways,
-    stored: Stored | None,
+    earlier: Earlier | None,
     devices: list[torch.device],
     comm: Comm,
 ) -> tuple[Directions, Grid]:
@@ -234,7 +235,7 @@ def _make_directions(
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
         *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
-        *(stored, settings.for_output.output, memory, comm),
+        *(earlier, memory, comm),
     )
     grid = settings.grid(default_axes(asked, problem, directions))
     if settings.for_grid.refine is not None:
@@ -270,12 +271,12 @@ def _builder(
     return builder, subject.loss
 
 
-def _tuned(settings: Settings, builder: EvaluatorBuilder, stored: Stored | None, comm: Comm) -> tuple[Settings, str]:
-    """The settings in the fastest mode, as rank 0 has measured it or the file records it; and what was measured."""
+def _tuned(settings: Settings, builder: EvaluatorBuilder, earlier: Earlier | None, comm: Comm) -> tuple[Settings, str]:
+    """The settings in the fastest mode, as rank 0 has measured it or a file records it; and what was measured."""
     choice: dict[str, Any] = {}
     text = ""
-    if stored is not None:
-        choice, text = recorded(stored.attributes, settings.for_speed)
+    if earlier is not None:
+        choice, text = recorded(earlier.stored.attributes, settings.for_speed)
     elif settings.for_speed.tune:
         choice, text = tuned(builder, comm)
         log.info("tuned        %s", text)
@@ -314,8 +315,9 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
     lay_out(plan, comm)
 
 
-def _tell(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> None:
-    """The plan, before the first point."""
+def _begin(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> None:
+    """Find the first points, and tell of the plan."""
+    begin(plan, comm)
     ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
     shared = max(comm.allgather(shared_gpus(comm, devices)))
     if comm.is_root:
@@ -333,7 +335,7 @@ def _nothing_to_do(plan: Plan, options: RankSettings, team: Team | None, comm: C
         measured = comm.allgather(measure_point(plan, tried, comm.local_size))
         dry_run(plan, measured, count if team else teams(plan, len(plan.unfinished), options, comm))
         return True
-    if not len(plan.unfinished):
+    if not len(plan.unfinished) and plan.stored is not None:
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")
         return True
     return False

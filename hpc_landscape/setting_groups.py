@@ -293,6 +293,7 @@ class OutputSettings:
 
     output: str = _setting("landscape.h5", "the file to write, or to go on with", "FILE.h5")
     overwrite: bool = _setting(False, "start again even if the output exists")
+    extend: str | None = _setting(None, "an earlier file of this run: take the points that both grids have", "OLD.h5")
     retry_failed: bool = _setting(
         False, "with a file to go on with, a complete one too: compute the points again that are marked by --on_error"
     )

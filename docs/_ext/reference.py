@@ -145,7 +145,9 @@ ABOUT = {
     "Directions": "directions",
     "Metrics": "metrics",
     "Evaluating points": "evaluate campaign",
-    "The file that is written": "store campaign.prepare campaign.plan campaign.capacity campaign.recheck",
+    "The file that is written": (
+        "store campaign.prepare campaign.plan campaign.capacity campaign.recheck campaign.extend"
+    ),
     "Ranks, GPUs and MPI": "ranks evaluation campaign.teams campaign.keeping",
     "Pictures, numbers and other formats": "view commands",
     "The library": "campaign.landscape landscape",

@@ -35,6 +35,7 @@ from ..ranks.base import Comm
 from ..ranks.shared import blank_pool
 from ..setting_groups import DirectionSettings, ProblemSettings, SpeedSettings
 from ..store import layout
+from ..store.earlier import Earlier
 from ..store.layout import Trajectory
 from ..store.resume import fill_from
 from .keeping import check_copies
@@ -82,14 +83,13 @@ def broadcast_directions(
     reader: Reader,
     trajectory: Ways,
     loss: Loss | None,
-    stored: layout.Stored | None,
-    path: str,
+    earlier: Earlier | None,
     memory: str,
     comm: Comm,
 ) -> Directions:
-    """Rank 0's directions, made or read from the file that is gone on with, for every rank.
+    """Rank 0's directions, made or read from an earlier file, for every rank.
 
-    count: how many. loss: for kinds that need gradients or curvature. path: of the file. memory: where they are kept.
+    count: how many. loss: for kinds that need gradients or curvature. memory: where they are kept.
     """
     kind = direction_kind(asked.directions)
     weights = moving(problem) if comm.is_root or memory == DEVICE else _shapes(problem)
@@ -99,8 +99,8 @@ def broadcast_directions(
     blank, shared = _blank(weights, count, memory, comm)
     made = Directions(blank, blank if kind.leads_to_models else None)
     with comm.raise_on_all_ranks():
-        if comm.is_root and stored is not None and stored.has_directions and not kind.leads_to_models:
-            made = _stored(asked, path, stored, blank)
+        if comm.is_root and earlier is not None and earlier.stored.has_directions and not kind.leads_to_models:
+            made = _stored(asked, earlier, blank)
         elif comm.is_root:
             own = rest(problem.wrapper) if kind.leads_to_models else {}
             names = [*weights, *(name for name in own if name in problem.root.state_dict())]
@@ -180,12 +180,12 @@ def loss_at_origin(
         yield problem.wrapper, criterion, first
 
 
-def _stored(asked: DirectionSettings, path: str, stored: layout.Stored, vectors: list[dict[str, Tensor]]) -> Directions:
+def _stored(asked: DirectionSettings, earlier: Earlier, vectors: list[dict[str, Tensor]]) -> Directions:
     """The directions that the file holds."""
     for axis, vector in zip(NAMES, vectors, strict=False):
-        fill_from(path, layout.ALONG.format(axis), vector, "directions of another model")
+        fill_from(earlier, layout.ALONG.format(axis), vector, "directions of another model")
     fits = direction_kind(asked.directions).fits_axes
-    return Directions(vectors, axes=[str(axis) for axis in stored.grid.axes] if fits else None)
+    return Directions(vectors, axes=[str(axis) for axis in earlier.stored.grid.axes] if fits else None)
 
 
 def default_axes(asked: DirectionSettings, problem: Problem, directions: Directions) -> list[str]:

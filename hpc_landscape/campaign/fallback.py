@@ -43,18 +43,25 @@ def take_near_enough(plan: Plan, builder: EvaluatorBuilder, registry: MetricRegi
 
     Every rank calls it. A dry run measures nothing.
     """
-    fast, asked = plan.evaluator, plan.evaluation
-    if plan.output.dry_run and plan.stored is None:
+    fast, asked, stored = plan.evaluator, plan.evaluation, _decided(plan)
+    if plan.output.dry_run and stored is None:
         return
 
     def equip(evaluator: Evaluator, data: Mapping[str, Data]) -> None:
         evaluator.metrics = remade(asked.metric_names, fast.metrics, registry, data)
 
     choice = Choice(fast, builder, equip, plan.grid, comm, plan.patience, record=asked.on_error == "record")
-    stored = None if plan.stored is None else plan.stored.attributes
     plan.evaluator, plan.execution_errors, why = choice.settle(stored, lambda text: log.info("execution    %s", text))
     if why:
         plan.record[GIVEN_UP] = why
+
+
+def _decided(plan: Plan) -> Mapping[str, Any] | None:
+    """The attributes of the file that says which of the two is taken; a larger grid may be off by more."""
+    if plan.stored is not None:
+        return plan.stored.attributes
+    there = {} if plan.extends is None else plan.extends.stored.attributes
+    return there if GIVEN_UP in there else None
 
 
 @dataclass

@@ -56,7 +56,7 @@ def _next_round(plan: Plan, tried: np.ndarray | None = None) -> np.ndarray:
     assert plan.tolerance is not None
     values, done = np.full(plan.grid.shape, np.nan), np.zeros(plan.grid.shape, bool)
     name, path, begun = plan.quantities[0].name, plan.path, tried is not None
-    if begun or plan.stored is not None:
+    if begun or plan.stored is not None or plan.taken is not None:
         values, done, failed = (layout.read_values(path, dataset) for dataset in (name, layout.DONE, layout.FAILED))
         again = failed.astype(bool) & ~(False if tried is None else tried.reshape(done.shape))
         done = plan.finished(done.astype(bool), again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import h5py
@@ -31,6 +31,7 @@ from ..problems.problem import Problem
 from ..ranks.base import Comm
 from ..setting_groups import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
+from ..store.earlier import Earlier, Taken
 from ..store.refinement import REFINED, TOLERANCE
 from ..store.resume import JOB, check_same
 
@@ -45,7 +46,8 @@ class Plan:
     environment: in which values are the same to the bit. record: what else the file says of how it was made.
     keeps_model: whether the file holds it. advice: what would make the run shorter. steals: whether a rank that is done
     takes over points of others. point_seconds: that a point takes about, 0 where that is unknown. tolerance: of a
-    refinement; round: the flat indices of its points that are to do next.
+    refinement; round: the flat indices of its points that are to do next. earlier: the file that is gone on with,
+    or extended; taken: its points, where extended.
     """
 
     output: OutputSettings
@@ -59,6 +61,7 @@ class Plan:
     sets: Sets
     stored: layout.Stored | None = None
     made_of: dict[str, str] = field(default_factory=dict)
+    earlier: Earlier | None = None
     environment: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     keeps_model: bool = False
@@ -69,6 +72,7 @@ class Plan:
     round: np.ndarray | None = None
     steals: bool = True
     point_seconds: float = 0.0
+    taken: Taken | None = None
 
     def release(self) -> None:
         """Forget the directions: the file and the device have them."""
@@ -86,12 +90,18 @@ class Plan:
         return self.output.output
 
     @property
+    def extends(self) -> Earlier | None:
+        """The earlier file that a new one takes points from."""
+        return self.earlier if self.stored is None else None
+
+    @property
     def unfinished(self) -> np.ndarray:
         """The points that there are to do now, as flat indices."""
         if self.round is not None:
             return self.round
         if self.stored is None:
-            return np.arange(self.grid.size)
+            every = np.arange(self.grid.size)
+            return every if self.taken is None else np.delete(every, self.taken.points)
         return np.flatnonzero(~self.finished(self.stored.done, self.stored.failed).reshape(-1))
 
     @property
@@ -179,7 +189,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
     """A new file; or, where there is one to go on with, UserError that names what differs."""
     identity, path = plan.identity(), plan.path
     if plan.stored is not None:
-        check_same(plan.stored, identity, plan.grid, path)
+        check_same(Earlier(path, plan.stored), identity, plan.grid)
         if plan.evaluation.on_error == "record" and plan.stored.failed is None:
             raise UserError(
                 f"--on_error record: {path} was made by an older version, and has no place to record errors"
@@ -202,6 +212,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
         **plan.record,
         **plan.execution_errors.attributes(),
         **({REFINED: ",".join(plan.refined)} if plan.refined else {}),
+        **(plan.taken.attributes() if plan.taken else {}),
     }
     if plan.cosine is not None:
         attributes["cosine"] = plan.cosine
@@ -216,6 +227,7 @@ def lay_out(plan: Plan, comm: Comm) -> None:
             state.arrays(state.state(plan.problem.root)) if plan.keeps_model else None,
             plan.trajectory,
             plan.refined,
+            partial(plan.taken.fill, names=[q.name for q in plan.quantities]) if plan.taken else None,
         )
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""What there is to go on with, and the model's weights: on every rank what rank 0 has."""
+"""What there is to go on with or to extend, and the model's weights: on every rank what rank 0 has."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..ranks.base import Comm
 from ..ranks.device import one_thread
 from ..setting_groups import GridSettings, OutputSettings, ProblemSettings
 from ..store import layout
+from ..store.earlier import EXTENDED, Earlier
 from ..store.lock import exclusive
 from ..store.resume import created_by_this_job, fill_from
 from .capacity import check_axes
@@ -38,6 +39,30 @@ def _open_or_create(output: OutputSettings, axes: GridSettings, ranks: int, stac
     stored = open_file(path, output.overwrite, lock, lambda text: log.info("note         %s", text))
     check_axes(axes.given, path, ranks, new=stored is None)
     return stored
+
+
+def open_earlier(output: OutputSettings, axes: int, stored: layout.Stored | None, comm: Comm) -> Earlier | None:
+    """The file that is gone on with, or else the one that is extended, on every rank. axes: how many are asked for."""
+    return comm.from_root(lambda: _open_earlier(output, axes, stored))
+
+
+def _open_earlier(output: OutputSettings, axes: int, stored: layout.Stored | None) -> Earlier | None:
+    path, old = output.output, output.extend
+    if old is not None and os.path.exists(path) and os.path.exists(old) and os.path.samefile(path, old):
+        raise UserError(f"--extend {old}: is the --output itself; give the new file another name")
+    if stored is not None:
+        if old is not None and stored.attributes.get(EXTENDED) != old:
+            log.info("note         --extend %s takes nothing: %s is there already, and is gone on with", old, path)
+        return Earlier(path, stored)
+    if old is None:
+        return None
+    try:
+        found = layout.read(old)
+    except UserError as error:
+        raise UserError(f"--extend {error}") from None
+    if len(found.grid.axes) != axes:
+        raise UserError(f"--extend {old}: has {len(found.grid.axes)} axes, and {axes} are asked for; only as many fit")
+    return Earlier(old, found, "or leave out --extend")
 
 
 def open_file(
@@ -75,27 +100,25 @@ def _check_place(path: str) -> None:
         raise UserError(f"--output {path}: {error.strerror}") from None
 
 
-def broadcast_weights(
-    options: ProblemSettings, problem: Problem, path: str, stored: layout.Stored | None, comm: Comm
-) -> None:
-    """Rank 0's weights, trained, loaded or as built, for every rank. path: of the file that is gone on with."""
+def broadcast_weights(options: ProblemSettings, problem: Problem, earlier: Earlier | None, comm: Comm) -> None:
+    """Rank 0's weights, trained, loaded or as built, for every rank. earlier: a file that may hold trained ones."""
     root = problem.root
     with comm.raise_on_all_ranks():
         if comm.is_root and options.checkpoint is not None:
             chosen = load_checkpoint(options.checkpoint, root, options.weights_only, options.checkpoint_key)
             log.info("weights      %s%s", options.checkpoint, chosen)
         elif comm.is_root and problem.train is not None:
-            _train(problem, path, stored)
+            _train(problem, earlier)
     comm.check_equal(
         state.shapes(root), "the problem's factory makes another model on another rank: it must make the same on all"
     )
     broadcast_tensors(state.state(root).values(), comm)
 
 
-def _train(problem: Problem, path: str, stored: layout.Stored | None) -> None:
-    if stored is not None and stored.has_model:
-        fill_from(path, "model", state.state(problem.root), "another model")
-        log.info("weights      as trained before, from %s", path)
+def _train(problem: Problem, earlier: Earlier | None) -> None:
+    if earlier is not None and earlier.stored.has_model:
+        fill_from(earlier, "model", state.state(problem.root), "another model")
+        log.info("weights      as trained before, from %s", earlier.path)
         return
     start = time.monotonic()
     model: Any = problem.model

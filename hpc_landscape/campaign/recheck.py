@@ -1,4 +1,4 @@
-"""One finished point of a file that is gone on with, computed again: what its attributes miss shows here."""
+"""One finished point of an earlier file, computed again: what its attributes miss shows here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from ..data.faults import Patience
 from ..errors import UserError, user_traceback
 from ..evaluate.evaluator import Evaluator
-from ..grid import Grid
 from ..metrics import Accuracy
 from ..ranks.base import Comm
 from ..store import layout
+from ..store.earlier import Earlier
 from ..store.mixed import is_mixed, set_mixed
 from .metrics import store_arrays
 
@@ -26,17 +26,10 @@ ARITHMETIC = "2"  # of this program: another number where a version of it adds u
 SEVERAL = "; "  # between what the ranks have not in common
 
 
-class Resumed(Protocol):
-    """A file that is gone on with, and what computes its points now."""
+class Computed(Protocol):
+    """What computes points now."""
 
-    stored: layout.Stored | None
     evaluator: Evaluator
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def grid(self) -> Grid: ...
 
     @property
     def environment(self) -> Mapping[str, str]: ...
@@ -48,62 +41,76 @@ class Resumed(Protocol):
     def patience(self) -> Patience: ...
 
 
+class Resumed(Computed, Protocol):
+    """The same, with the file that is gone on with."""
+
+    stored: layout.Stored | None
+
+    @property
+    def path(self) -> str: ...
+
+
 def compute_again(plan: Resumed, comm: Comm, any_error: bool = False) -> None:
     """UserError where the first point that the file holds has other values now; costs one point, or nothing.
 
     Once a file has been gone on with in another environment, it is known no more which point is of which.
     """
-    point = comm.from_root(lambda: _to_compare(plan), any_error)
+    if plan.stored is None:
+        return
+    earlier = Earlier(plan.path, plan.stored)
+    point = comm.from_root(lambda: _to_compare(earlier.stored), any_error)
     if point is not None:
-        found = comm.from_root(lambda: _computed(plan, point), any_error, everywhere=plan.evaluator.in_step)
-        comm.from_root(lambda: _compare(plan, point, found), any_error)
-    comm.from_root(lambda: None if _same_environment(plan) else set_mixed(plan.path), any_error)
+        compare_again(plan, earlier, point, comm, any_error)
+    comm.from_root(lambda: None if same_environment(plan, earlier) else set_mixed(plan.path), any_error)
 
 
-def _to_compare(plan: Resumed) -> int | None:
+def compare_again(plan: Computed, earlier: Earlier, point: int, comm: Comm, any_error: bool = False) -> None:
+    """UserError where this point of the file has other values now. Every rank calls it."""
+    evaluator = plan.evaluator
+    found = comm.from_root(lambda: _computed(plan, earlier, point), any_error, everywhere=evaluator.in_step)
+    comm.from_root(lambda: _compare(plan, earlier, point, found), any_error)
+
+
+def _to_compare(stored: layout.Stored) -> int | None:
     """The first point that is there."""
-    stored = plan.stored
-    if stored is None:
-        return None
     good = stored.done if stored.failed is None else stored.done & ~stored.failed
     return int(np.argmax(good.reshape(-1))) if good.any() else None
 
 
-def _same_environment(plan: Resumed) -> bool:
-    """Whether the file is of the environment that there is now; a new one is."""
-    if plan.stored is None:
-        return True
-    there = {name: plan.stored.attributes.get(name) for name in plan.environment}
+def same_environment(plan: Computed, earlier: Earlier) -> bool:
+    """Whether the file is of the environment that there is now."""
+    there = {name: earlier.stored.attributes.get(name) for name in plan.environment}
     return there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
 
 
-def _computed(plan: Resumed, point: int) -> dict[str, np.ndarray]:
+def _computed(plan: Computed, earlier: Earlier, point: int) -> dict[str, np.ndarray]:
+    grid = earlier.stored.grid
     try:
         with plan.evaluator.attached():
-            found = plan.patience.call(lambda: plan.evaluator.evaluate([plan.grid.point(point)]))[0]
+            found = plan.patience.call(lambda: plan.evaluator.evaluate([grid.point(point)]))[0]
         return store_arrays(found, plan.quantities)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{plan.path} has a finished point at {plan.grid.text_of(point)}, and computing it again raised "
+            f"{earlier.path} has a finished point at {grid.text_of(point)}, and computing it again raised "
             f"{user_traceback(error)}"
         ) from None
 
 
-def _compare(plan: Resumed, point: int, found: Mapping[str, np.ndarray]) -> None:
+def _compare(plan: Computed, earlier: Earlier, point: int, found: Mapping[str, np.ndarray]) -> None:
     """UserError where these values are not those of the file: to the bit, where that is as it was made."""
-    path = plan.path
-    alike = _same_environment(plan) and not is_mixed(path)
+    path, grid = earlier.path, earlier.stored.grid
+    alike = same_environment(plan, earlier) and not is_mixed(path)
     alike &= not plan.evaluator.execution.compiled and not _on_gpu(plan)
     for name, now in found.items():
         stored = layout.read_values(path, name)
-        there = np.asarray(stored[np.unravel_index(point, plan.grid.shape)])
+        there = np.asarray(stored[np.unravel_index(point, grid.shape)])
         if not _same(plan, name, there, now, alike, _largest(stored)):
             raise UserError(
-                f"{path} is of another run: at {plan.grid.text_of(point)} {name} is {_text(there)} there, and "
-                f"{_text(now)} computed again now. Something that the values depend on has changed: undo that, choose "
-                "another --output, or --overwrite; nothing is touched"
+                f"{path} is of another run: at {grid.text_of(point)} {name} is {_text(there)} there, and "
+                f"{_text(now)} computed again now. Something that the values depend on has changed: undo that, "
+                f"{earlier.instead}; nothing is touched"
             )
 
 
@@ -138,7 +145,7 @@ def _largest(values: np.ndarray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def _same(plan: Resumed, name: str, there: np.ndarray, now: np.ndarray, alike: bool, largest: float) -> bool:
+def _same(plan: Computed, name: str, there: np.ndarray, now: np.ndarray, alike: bool, largest: float) -> bool:
     """To the bit where everything is alike. largest: of all values: what is far below it may have cancelled out."""
     equal = (there == now) | (np.isnan(there) & np.isnan(now))
     loose = SIDES if isinstance(plan.evaluator.metrics[name], Accuracy) else CANCELLED * largest
@@ -146,7 +153,7 @@ def _same(plan: Resumed, name: str, there: np.ndarray, now: np.ndarray, alike: b
     return bool((equal if alike else equal | near).all())
 
 
-def _on_gpu(plan: Resumed) -> bool:
+def _on_gpu(plan: Computed) -> bool:
     """There sums may be added up in another order each time."""
     return plan.evaluator.device.type != "cpu"
 

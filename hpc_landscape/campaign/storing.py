@@ -21,6 +21,7 @@ from ..metrics import DataMetric
 from ..model import state
 from ..ranks.control import Control
 from ..store import layout
+from ..store.earlier import Earlier
 from ..store.identity import checksum
 from ..store.layout import Quantity, Stored
 from ..store.resume import METRIC, check_same
@@ -63,7 +64,7 @@ class StoredRun:
     def lay_out(self, identity: dict[str, Any]) -> None:
         """A new file; or, where there is one, UserError that names what differs."""
         if self.stored is not None:
-            check_same(self.stored, identity, self.grid, self.path)
+            check_same(Earlier(self.path, self.stored), identity, self.grid)
             return
         made = provenance(self.frame.comm)
         attributes = {**identity, **self.environment, **self.frame.notes, **made, **self.attributes}

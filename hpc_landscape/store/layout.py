@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,11 +72,12 @@ def create(
     model: Mapping[str, np.ndarray] | None = None,
     trajectory: Trajectory | None = None,
     refined: Iterable[str] = (),
+    fill: Callable[[h5py.File], None] | None = None,
 ) -> None:
     """Lay out a new file under a temporary name, then give it its name: path is whole, or as it was before.
 
     directions: axis name -> parameter name -> array; model: parameter or buffer name -> array. refined: the metrics
-    of which there are estimates.
+    of which there are estimates. fill: puts in the values that are known.
     """
     saved = [*(directions or {}).values(), model or {}]
     estimates = [Quantity(name) for name in estimates_of(refined)]
@@ -107,6 +108,8 @@ def create(
                     _attach(group, dataset, ("checkpoint",))
                 for axis in grid.names:  # once more: in an xarray.DataTree trajectory/x is the x above it
                     group[f"along_{axis}"] = group[axis]
+            if fill is not None:
+                fill(file)
         give_back(descriptor)
         sync(name)
 
@@ -247,13 +250,14 @@ def save(
         raise UserError(f"{path}: there is no directory {os.path.dirname(os.path.abspath(path))}")
     names = {name: tuple(f"{name}_{i}" for i in range(array.ndim - k)) for name, array in values.items()}
     quantities = [Quantity(name, values[name].shape[k:], dims) for name, dims in names.items()]
+
+    def fill(file: h5py.File) -> None:
+        for name, array in values.items():
+            file[name][...] = array
+        file[DONE][...] = 1
+
     with exclusive(path):
-        create(path, grid, quantities, attributes, directions, trajectory=trajectory)
-        with h5py.File(path, "r+", libver=LIBVER, locking=False) as file:
-            for name, array in values.items():
-                file[name][...] = array
-            file[DONE][...] = 1
-        sync(path)
+        create(path, grid, quantities, attributes, directions, trajectory=trajectory, fill=fill)
 
 
 def sync(path: str) -> None:

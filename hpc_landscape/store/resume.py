@@ -1,4 +1,4 @@
-"""What the file that is gone on with holds, as this run has it."""
+"""What an earlier file holds, as this run has it: the one that it goes on with, or the one that it extends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import UserError, printable
 from ..grid import Grid
 from ..model import state
 from . import layout
+from .earlier import Earlier
 
 # What differs, in words; else an attribute's name says it.
 WORDS = {
@@ -30,21 +31,20 @@ JOBS_BEFORE = "HPC_LANDSCAPE_JOBS"  # those that submitted this one for themselv
 NOT_THERE = "not recorded"
 
 
-def fill_from(output: str, group: str, tensors: Mapping[str, Tensor], what: str) -> None:
+def fill_from(earlier: Earlier, group: str, tensors: Mapping[str, Tensor], what: str) -> None:
     """Fill the tensors with the file's of the same names; UserError, which says what it holds, where they differ."""
     try:
-        state.fill(tensors, layout.read_arrays(output, group))
+        state.fill(tensors, layout.read_arrays(earlier.path, group))
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{output} holds {what} ({error.args[0]}): give the settings it was made with, choose another --output, "
-            "or --overwrite"
+            f"{earlier.path} holds {what} ({error.args[0]}): give the settings it was made with, {earlier.instead}"
         ) from None
 
 
-def check_same(stored: layout.Stored, identity: Mapping[str, Any], grid: Grid, path: str) -> None:
-    """UserError where the file is of another run, which says what differs."""
-    differs = []
-    if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
+def check_same(earlier: Earlier, identity: Mapping[str, Any], grid: Grid | None = None) -> None:
+    """UserError where the file is of another run, which says what differs. grid: None where it may have another."""
+    stored, differs = earlier.stored, []
+    if grid is not None and [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
         there = stored.attributes.get(name, NOT_THERE)
@@ -56,8 +56,8 @@ def check_same(stored: layout.Stored, identity: Mapping[str, Any], grid: Grid, p
             differs.append(_words(name) + shown)
     if differs:
         raise UserError(
-            f"{path} is of another run: {', '.join(differs)} differ{'s' if len(differs) == 1 else ''}; nothing is "
-            "touched. Give the settings it was made with, choose another --output, or --overwrite"
+            f"{earlier.path} is of another run: {', '.join(differs)} differ{'s' if len(differs) == 1 else ''}; nothing "
+            f"is touched. Give the settings it was made with, {earlier.instead}"
         )
 
 

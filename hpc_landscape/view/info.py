@@ -15,6 +15,7 @@ from ..directions.registry import kind_in_file
 from ..errors import printable
 from ..progress import duration, size
 from ..store import layout
+from ..store.earlier import EXTENDED, EXTENDED_CREATED, EXTENDED_POINTS
 from ..store.exactness import told
 from ..store.layout import Stored
 from ..store.lock import holder, lock_of
@@ -50,7 +51,7 @@ _TOLD = {
     "refined",
 }
 _TOLD |= {"direction_recipe", "directions", "distribution", "normalization", *_MEASURED}
-_TOLD |= {f"{key}_version" for key in _VERSIONS}
+_TOLD |= {f"{key}_version" for key in _VERSIONS} | {EXTENDED, EXTENDED_POINTS, EXTENDED_CREATED}
 
 
 def info(path: str, stored: Stored | None = None) -> str:
@@ -102,6 +103,9 @@ def _points(path: str, stored: Stored) -> str:
     done, total = int(stored.done.sum()), stored.done.size
     wanted = ", all that the refinement has wanted" if stored.complete else ""
     text = "all done" if done == total else f"{done} of {total} done ({_percent(done, total)}){wanted}"
+    if (old := setting(stored.attributes, EXTENDED)) is not None:
+        count, created = (_short(stored.attributes.get(name)) for name in (EXTENDED_POINTS, EXTENDED_CREATED))
+        text += f", of which {count} are from {old} of {created} (--extend)"
     if stored.failed is not None and stored.failed.any():
         text += f", of which {int(stored.failed.sum())} raised an error and are NaN ('{layout.FAILED}' is 1 there)"
         text += "; the same command with --retry_failed computes them again"

@@ -340,7 +340,7 @@ def test_the_error_of_tf32_is_against_float32(monkeypatch, off):
     settings, problem, comm, cpu = Settings(precision="tf32"), images(), SerialComm(), torch.device("cpu")
     sets = read_data(problem, settings.for_evaluation, 0, 0.5, True, comm, [cpu])
     asked, reader = settings.for_directions, Reader(problem, settings.for_problem)
-    directions = broadcast_directions(asked, 2, problem, reader, [], None, None, "", "device", comm)
+    directions = broadcast_directions(asked, 2, problem, reader, [], None, None, "device", comm)
     policy = choose_normalization("warmup", problem.wrapper)
     subject = ProblemSubject(problem, directions, cpu, None)
     builder = EvaluatorBuilder(subject, sets, cpu, policy, "tf32", 0, settings.for_speed)

@@ -70,7 +70,7 @@ def test_in_host_memory_there_is_one_copy_on_a_node(comm: Any, folder: str) -> N
     settings = Settings()
     reader = Reader(problem, settings.for_problem)
     asked = settings.for_directions
-    made = broadcast_directions(asked, 2, problem, reader, [], None, None, folder, HOST, comm).vectors
+    made = broadcast_directions(asked, 2, problem, reader, [], None, None, HOST, comm).vectors
     expected = make_directions(asked, Origin(moving(problem), 2)).vectors
     for found, wanted in zip(made, expected, strict=True):
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
