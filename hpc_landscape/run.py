@@ -31,7 +31,7 @@ from .campaign.loop import Campaign
 from .campaign.metrics import check_metrics, choose_metrics, store_arrays
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
-from .campaign.phases import begin, check_refined, phases, usual_points
+from .campaign.phases import begin, phases, usual_points
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_or_create
 from .campaign.recheck import compute_again, environment
@@ -133,8 +133,8 @@ def run(settings: Settings, comm: Comm) -> int:
         plan = Plan(*asked, problem, grid, directions, evaluator, quantities, sets, stored, brought)
         plan.environment = environment(comm, device, builder.in_step)
         plan.record = _record(settings, evaluator, measured)
-        plan.keeps_model, plan.steals = plan.output.save_model or _trains(settings, problem), settings.for_ranks.steals
-        plan.tolerance = settings.for_grid.refine
+        plan.keeps_model = plan.output.save_model or _trains(settings, problem)
+        plan.steals, plan.tolerance = settings.for_ranks.steals, settings.for_grid.refine
         take_near_enough(plan, builder, registry, comm)
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, seconds, builder.points, settings.for_speed)
@@ -143,10 +143,8 @@ def run(settings: Settings, comm: Comm) -> int:
             if comm.is_root:
                 if stored is None:
                     plan.trajectory = project_trajectory(reader, problem, trajectory, directions, grid)
-                check_refined(plan)
                 check_plan(plan, comm.local_size)
                 lay_out(plan, comm)
-        begin(plan, comm)
         if _nothing_to_do(plan, device, threads, writer, team or Team(comm, comm.rank, comm.size), comm):
             return COMPLETE
         plan.release()
@@ -300,6 +298,7 @@ def _nothing_to_do(
     plan: Plan, device: torch.device, threads: int, writer: type[Writer], team: Team, comm: Comm
 ) -> bool:
     """Tell of the plan; whether that was all, since there is no point to do, or none was wanted."""
+    begin(plan, comm)
     ranks = comm.allgather((os.uname().nodename, describe(device)))
     shared = max(comm.allgather(shared_gpus(comm, device)))
     if comm.is_root:
