@@ -34,6 +34,7 @@ from .gpu import gpu
 from .models import ResNet, images, lenet, mlp
 from .others import KINDS as OTHERS
 from .others import Other
+from .refine import refine
 from .scaling import scaling
 from .startup import startup
 from .stealing import stealing
@@ -265,7 +266,7 @@ def start(turns: int) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     f.__name__: f
     for f in (machine, points, library, peers, small, tuned, errors, curvature, overhead, memory, store, ranks, teams)
-    + (stealing, start, startup, scaling, gpu)
+    + (stealing, refine, start, startup, scaling, gpu)
 }
 
 

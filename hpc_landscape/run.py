@@ -30,7 +30,7 @@ from .campaign.keeping import choose_memory
 from .campaign.metrics import check_metrics, choose_metrics
 from .campaign.modes import first_mode, tuned
 from .campaign.norms import broadcast_norms
-from .campaign.phases import begin, check_refined
+from .campaign.phases import begin
 from .campaign.plan import Plan, chosen, lay_out
 from .campaign.prepare import broadcast_weights, open_earlier, open_or_create
 from .campaign.recheck import compute_again, environment
@@ -310,7 +310,6 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
     """On rank 0: a new file, if there is room for it; or whether the one there is of this run."""
     if plan.stored is None:
         plan.trajectory = project_trajectory(reader, plan.problem, trajectory, plan.directions, plan.grid)
-    check_refined(plan)
     check_plan(plan, comm.local_size)
     lay_out(plan, comm)
 

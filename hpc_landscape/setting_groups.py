@@ -29,11 +29,7 @@ class GridSettings:
     y: str | None = _setting(None, "second axis, or none for a line", "MIN:MAX:N", "-1:1:51; digits: -1:1:25")
     z: str | None = _setting(None, "third axis, for a volume", "MIN:MAX:N", "none")
     refine: float | None = _setting(
-        None,
-        "evaluate points only where they are needed, until the first metric is estimated everywhere to this share of "
-        "its range: 0.01, say",
-        "TOL",
-        "all points",
+        None, "only the points that are needed to know the first metric to this share of its range", "TOL", "all points"
     )
 
     def check(self) -> None:

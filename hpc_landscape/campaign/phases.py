@@ -19,17 +19,6 @@ from ..store.refinement import SUMMARY, Summary, names
 from .plan import Plan
 
 
-def check_refined(plan: Plan) -> None:
-    """UserError where there is no metric to go by, or a name is taken."""
-    if plan.tolerance is None:
-        return
-    if (first := plan.quantities[0]).shape:
-        raise UserError(f"--refine: {first.name} has several values a point: put a metric of one first in --metrics")
-    estimates = {name for metric in plan.refined for name in names(metric)}
-    if taken := [quantity.name for quantity in plan.quantities if quantity.name in estimates]:
-        raise UserError(f"--refine: '{taken[0]}' is the name of an estimate, too: rename the metric")
-
-
 def begin(plan: Plan, comm: Comm) -> None:
     """Find the first round of a refinement that there is something to do in; nothing without one."""
     if plan.tolerance is not None:

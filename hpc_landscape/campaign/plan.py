@@ -32,7 +32,7 @@ from ..ranks.base import Comm
 from ..setting_groups import DirectionSettings, EvaluationSettings, OutputSettings
 from ..store import layout
 from ..store.earlier import Earlier, Taken
-from ..store.refinement import REFINED, TOLERANCE
+from ..store.refinement import REFINED, TOLERANCE, estimates
 from ..store.resume import JOB, check_same
 
 KEEP_DIRECTIONS = 2**30  # bytes
@@ -185,8 +185,19 @@ class Plan:
         }
 
 
+def _check_refined(plan: Plan) -> None:
+    """UserError where there is no metric to go by, or a name is taken."""
+    if plan.tolerance is None:
+        return
+    if (first := plan.quantities[0]).shape:
+        raise UserError(f"--refine: {first.name} has several values a point: put a metric of one first in --metrics")
+    if taken := {quantity.name for quantity in plan.quantities} & {*estimates(plan.refined)}:
+        raise UserError(f"--refine: '{taken.pop()}' is the name of an estimate, too: rename the metric")
+
+
 def lay_out(plan: Plan, comm: Comm) -> None:
     """A new file; or, where there is one to go on with, UserError that names what differs."""
+    _check_refined(plan)
     identity, path = plan.identity(), plan.path
     if plan.stored is not None:
         check_same(Earlier(path, plan.stored), identity, plan.grid)

@@ -32,7 +32,7 @@ function mapFigure(metric, scale, across, up, at, bar) {
 function evaluatedTraces(metric, places, more) {
   if (!metric.evaluated) return [];
   const there = [...places].filter(([p]) => metric.evaluated[p]).map(([, place]) => place);
-  const look = { symbol: "circle", size: 4, color: color("--ink"), opacity: 0.6 };
+  const look = { symbol: "circle", size: 5, color: color("--ink"), opacity: 0.6 };
   return there.length ? [symbols(there, look, more)] : [];
 }
 
