@@ -224,8 +224,8 @@ def _make_directions(
     policy = choose_normalization(evaluation.bn, problem.wrapper, sets.warmup is not None)
     loss = partial(loss_at_origin, problem, sets, device, policy, evaluation.precision, asked.seed)
     directions = broadcast_directions(
-        *(asked, settings.dimensions, problem, reader, trajectory, loss if sets.evaluation else None),
-        *(earlier, comm),
+        *(asked, settings.dimensions, problem, reader, trajectory),
+        *(loss if sets.evaluation else None, earlier, comm),
     )
     return directions, settings.grid(default_axes(asked, problem, directions))
 
