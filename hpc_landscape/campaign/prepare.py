@@ -60,8 +60,8 @@ def _open_earlier(output: OutputSettings, axes: int, stored: layout.Stored | Non
         found = layout.read(old)
     except UserError as error:
         raise UserError(f"--extend {error}") from None
-    if len(found.grid.axes) != axes:
-        raise UserError(f"--extend {old}: has {len(found.grid.axes)} axes, and {axes} are asked for; only as many fit")
+    if (there := len(found.grid.axes)) != axes:
+        raise UserError(f"--extend {old}: it is of {there} axes, and this run of {axes}; give as many as it has")
     return Earlier(old, found, "or leave out --extend")
 
 

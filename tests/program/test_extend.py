@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "not ours": (["--extend", "foreign.h5"], "--extend foreign.h5 is an HDF5 file but not one of this program's"),
     "nothing done": (["--extend", "begun.h5"], "--extend begun.h5: none of the points that are done there"),
     "nothing shared": (["--x=-0.9:0.9:4"], "--extend old.h5: none of the points that are done there"),
-    "axes": (["--y=none"], "--extend old.h5: has 2 axes, and 1 are asked for"),
+    "axes": (["--y=none"], "--extend old.h5: it is of 2 axes, and this run of 1"),
     "seed": (["--seed", 1], "old.h5 is of another run: seed (0 there, 1 here)"),
     "metrics": (["--metrics", "loss"], "old.h5 is of another run: metrics (loss,accuracy there, loss here)"),
     "architecture": (["--problem.hidden", 6], "old.h5 holds directions of another model"),
