@@ -92,7 +92,10 @@ class Evaluator:
 
     def _set_up(self) -> None:
         common = self.placement, self._generators, self.seed
-        share = Share(self._generators, self.team, self.divided, self.in_step)
+        if self.careful and self.divided and self.team.size > 1:
+            self.divided = False
+            log.info("team         batches are not shared: the model keeps what it has made of each")
+        share = Share(self.team, self.divided, self.in_step)
         self._one = Eager(self.fast, *common, bool(self.execution.compiled), self.execution.folded, share)
         self._many: Executor = self._one
         if self.execution.stacked > 1 and isinstance(self.placement, Placement):
@@ -124,8 +127,9 @@ class Evaluator:
         except Elsewhere as error:
             self._unfold(error.faults)
         except Undivided:  # from now on each rank of the team has all of the batches
-            log.info("team         the model draws random numbers: batches are not shared")
+            log.info("team         batches are not shared: each leaves something for the next, random numbers drawn, say")
             self.divided = False
+            self._one.leave()
             self._set_up()
         finally:
             self._one.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -43,7 +44,7 @@ class Executor(abc.ABC):
         share: Share | None = None,
     ):
         self.model, self.placement, self.generators, self.seed = model, placement, generators, seed
-        self.share = share or Share(generators)
+        self.share = share or Share()
         self.points: Sequence[Point] = ()
         self.layers = batchnorm_layers(model)
         self._counted: dict[Data, list[tuple[int, Counted]]] = {}
@@ -110,8 +111,26 @@ class Executor(abc.ABC):
     def start_pass(self) -> None:
         """All random numbers begin anew, and no cast of another point's weights is left."""
         self.generators.seed(self.seed)
-        self.share.begin()
         torch.clear_autocast_cache()
+        self._save_random()
+        self.share.begin(self.left)
+
+    def left(self) -> object:
+        """What batches may leave for those after them, as it can be compared."""
+        return self._left()
+
+    def _save_random(self) -> None:
+        """Every point's random numbers are what they are now."""
+
+    def _left(self) -> object:
+        """What a batch may leave for the next: how far random numbers are, and which buffers are as written last.
+
+        But for those of batch normalization, which are seen to in a pass that writes them.
+        """
+        drawn = [bytes(s.numpy()) if isinstance(s, Tensor) else s for s in self.generators.read()]
+        own = {id(buffer) for layer in self.layers for buffer in layer.buffers()}
+        written = [(id(buffer), buffer._version) for buffer in self.model.root.buffers() if id(buffer) not in own]
+        return pickle.dumps(drawn), written
 
 
 class Eager(Executor):
@@ -138,13 +157,12 @@ class Eager(Executor):
 
     def place(self, points: Sequence[Point], full: bool) -> None:
         self.points = points
-        super().start_pass()
         for row, coordinates in enumerate(points):
             self._put(row)
             self.placement.restore(full)
             self.placement.place(coordinates, row)
         self._put(0)
-        self._save_random()
+        self.start_pass()
 
     def each(self, function: Callable[[], Any]) -> list[Any]:
         found = []
@@ -166,6 +184,9 @@ class Eager(Executor):
     def statistics(self) -> list[Tensor]:
         return [buffer for buffers in self.each(lambda: statistics(self.layers)) for buffer in buffers]
 
+    def left(self) -> object:
+        return self.each(self._left)
+
     def read_statistics(self) -> list[Tensor]:
         return self.each(lambda: as_vector(statistics(self.layers)))
 
@@ -174,16 +195,11 @@ class Eager(Executor):
             self._select(row)
             write_vector(statistics(self.layers), vector)
 
-    def start_pass(self) -> None:
-        super().start_pass()
-        self._save_random()
-
     def leave(self) -> None:
         """Put the model where a point alone is placed."""
         self._put(0)
 
     def _save_random(self) -> None:
-        """Every point's random numbers are what they are now."""
         self._states = [self.generators.read()] * len(self.points) if len(self.points) > 1 else []
 
     def _select(self, row: int) -> None:

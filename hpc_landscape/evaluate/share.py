@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import TypeVar
 
-from torch import Tensor
-
 from ..data.data import Data
 from ..errors import UserError
-from ..ranks.generators import Generators
 from ..ranks.team import ALONE, Team
 
 Value = TypeVar("Value")
 
 
 class Undivided(Exception):
-    """What is called in a pass draws random numbers: a batch's depend on the batches before it."""
+    """What is called in a pass leaves something behind, random numbers drawn, say: a batch depends on those before."""
 
 
 class Share:
@@ -29,18 +25,17 @@ class Share:
     ranks or by none, as one that is sharded has to be: a rank that has no batch left calls it for nothing.
     """
 
-    def __init__(self, generators: Generators, team: Team = ALONE, divided: bool = True, in_step: bool = False):
-        self.generators, self.team = generators, team
+    def __init__(self, team: Team = ALONE, divided: bool = True, in_step: bool = False):
+        self.team = team
         self.divided = divided and team.size > 1
         self.in_step = in_step and self.divided
         self._numbers: list[int] = []  # of the batches that this rank has taken, among all
-        self._drawn = b""
 
-    def begin(self) -> None:
-        """A pass begins, with random numbers that begin anew."""
+    def begin(self, left: Callable[[], object]) -> None:
+        """A pass begins. left: what batches leave for those after them, as it can be compared."""
         self._numbers = []
         if self.divided:
-            self._drawn = self._state()
+            self._left, self._before = left, left()
 
     def of(self, data: Data) -> Data:
         """This rank's part of the data."""
@@ -64,17 +59,13 @@ class Share:
     def together(self, mine: list[list[Value]]) -> list[list[Value]]:
         """Of each point, what every batch of the pass gave. mine: what this rank's gave, in the order taken.
 
-        Undivided, on all ranks, where one of them has drawn random numbers meanwhile.
+        Undivided, on all ranks, where the batches of one have left something behind.
         """
         if not self.divided:
             return mine
-        found = self.team.exchange((self._state() != self._drawn, self._numbers, mine))
-        if any(drew for drew, _, _ in found):
+        found = self.team.exchange((self._left() != self._before, self._numbers, mine))
+        if any(left for left, _, _ in found):
             raise Undivided
         everyone = [[zip(numbers, point, strict=True) for point in points] for _, numbers, points in found]
         merged = [sum(map(list, of_a_point), []) for of_a_point in zip_longest(*everyone, fillvalue=())]
         return [[v for number, v in sorted(point, key=lambda one: one[0]) if number >= 0] for point in merged]
-
-    def _state(self) -> bytes:
-        """Of the generators, as it can be compared."""
-        return pickle.dumps([bytes(s.numpy()) if isinstance(s, Tensor) else s for s in self.generators.read()])

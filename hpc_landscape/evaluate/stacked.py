@@ -51,12 +51,12 @@ class Stacked(Executor):
         has.
         """
         self.points = points
-        self.start_pass()
         self.placement.restore(full)
         for row in range(self.placement.rows):
             self.placement.place(points[min(row, len(points) - 1)], row)
         for name, buffer in self.buffers.items():
             buffer.copy_(self._start[name])
+        self.start_pass()
 
     @torch.no_grad()
     def each(self, function: Callable[[], Any]) -> list[Any]:

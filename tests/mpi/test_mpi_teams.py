@@ -19,6 +19,8 @@ pytestmark = pytest.mark.mpi_stack
 
 MODULE = PROBLEMS / "team_problem_for_tests.py"
 JOB = ("--problem", f"{MODULE}:problem", "--x=-1:1:3", "--y", "none", "--batch_size", "4", "--plot", "false")
+DRAWS = ("--problem.draws", "0.3")
+NOT_SHARED = ("--problem.draws", "--problem.memory")
 WAYS = {
     "batches of unequal size": (),
     "each batch's own statistics": ("--bn", "batch"),
@@ -30,7 +32,9 @@ WAYS = {
     "metrics that want all data": ("--metrics", "loss,gradient_norm,accuracy(k=2)"),
     "weights by target": ("--metrics", f"loss,{MODULE}:OnlyOfClass(kind=1)"),
     "fewer batches than ranks": ("--batch_size", "128"),
-    "random numbers in the model": ("--problem.draws", "true"),
+    "random numbers in the model": ("--problem.draws", "9"),
+    "random numbers at one of the points on each batch": ("--problem.stream", "true", "--block", "3", *DRAWS),
+    "a model that remembers the batch before": ("--problem.memory", "true"),
 }
 
 
@@ -65,7 +69,7 @@ def test_values_are_those_of_a_rank_alone(comm: Any, value_of: Any, way: str) ->
     assert np.isfinite(alone[0]).all() and len(np.unique(alone[0])) == 3
     for one, other in zip(alone, together, strict=True):
         assert one.tobytes() == other.tobytes()
-    if way == "random numbers in the model":
+    if any(option in NOT_SHARED for option in WAYS[way]):
         assert "batches are not shared" in said
     elif way == "fewer batches than ranks":
         assert "a rank has one at least" in said
