@@ -143,9 +143,9 @@ ABOUT = {
     "The model and its checkpoints": "model",
     "Directions": "directions",
     "Metrics": "metrics",
-    "Evaluating points": "evaluate campaign",
-    "The file that is written": "store campaign.prepare campaign.plan campaign.capacity campaign.recheck",
-    "Ranks, GPUs and MPI": "ranks",
+    "Evaluating points": "evaluate campaign schedule",
+    "The file that is written": "store campaign.prepare campaign.phases campaign.plan campaign.capacity campaign.recheck",
+    "Ranks, GPUs and MPI": "ranks run",
     "Pictures, numbers and other formats": "view commands",
     "The library": "campaign.landscape landscape",
 }
