@@ -144,7 +144,8 @@ ABOUT = {
     "Directions": "directions",
     "Metrics": "metrics",
     "Evaluating points": "evaluate campaign schedule",
-    "The file that is written": "store campaign.prepare campaign.phases campaign.plan campaign.capacity campaign.recheck",
+    "The file that is written": "store campaign.prepare campaign.phases campaign.plan campaign.capacity "
+    "campaign.recheck",
     "Ranks, GPUs and MPI": "ranks run",
     "Pictures, numbers and other formats": "view commands",
     "The library": "campaign.landscape landscape",
