@@ -26,6 +26,7 @@ from .models import images, mlp
 PICTURE = "benchmarks/refine.png"
 TOLERANCE = 0.01
 SAMPLES = 300
+DIGITS = (f"--samples={SAMPLES}", f"--warmup_samples={SAMPLES}")
 GRID = ("--x=-1:1:51", "--y=-1:1:51")
 EPOCHS = 2  # between checkpoints
 Plane = tuple[Stored, np.ndarray, np.ndarray]  # what the refined file says, its estimate, and the values at all points
@@ -34,7 +35,7 @@ Plane = tuple[Stored, np.ndarray, np.ndarray]  # what the refined file says, its
 class Cliff(nn.Module):
     """A network whose output is NaN where its last weights' sum has grown by more than EDGE."""
 
-    EDGE = 6.0
+    EDGE = 0.5
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +73,8 @@ def refine(_: int) -> dict[str, Any]:
         checkpoints(folder)
         training = (f"--checkpoint={folder}/8.pt", f"--trajectory={folder}/*.pt")
         ways = {
-            "digits, random": (f"--samples={SAMPLES}", *GRID),
-            "digits, pca": (f"--samples={SAMPLES}", "--directions=pca", *training),
+            "digits, random": (*DIGITS, *GRID),
+            "digits, pca": (*DIGITS, "--directions=pca", *training, *_axes(folder, training)),
             "cliff": ("--problem=benchmarks.refine:cliff", *GRID),
         }
         planes = {name: _plane(f"{folder}/{i}", options) for i, (name, options) in enumerate(ways.items())}
@@ -88,11 +89,23 @@ def refine(_: int) -> dict[str, Any]:
     return found
 
 
+def _axes(folder: str, training: tuple[str, ...]) -> list[str]:
+    """51 points along each axis, as long as the training asks for."""
+    path = f"{folder}/axes.h5"
+    _program(f"--output={path}", "--samples=20", "--refine=0.5", "--directions=pca", *training)
+    axes = layout.read(path).grid.axes
+    return [f"--{name}={axis.low!r}:{axis.high!r}:51" for name, axis in zip("xy", axes, strict=True)]
+
+
+def _program(*options: str) -> None:
+    command = [sys.executable, "-m", "hpc_landscape", "--metrics=loss", "--plot=false", *options]
+    subprocess.run(command, capture_output=True, check=True, cwd=Path(__file__).parents[1])
+
+
 def _plane(stem: str, options: tuple[str, ...]) -> Plane:
     paths = [f"{stem}-{name}.h5" for name in ("refined", "full")]
     for path, more in zip(paths, ((f"--refine={TOLERANCE}",), ()), strict=True):
-        command = [sys.executable, "-m", "hpc_landscape", "--metrics=loss", "--plot=false", *options, *more]
-        subprocess.run([*command, f"--output={path}"], capture_output=True, check=True, cwd=Path(__file__).parents[1])
+        _program(*options, *more, f"--output={path}")
     return layout.read(paths[0]), layout.read_values(paths[0], "loss_estimate"), layout.read_values(paths[1], "loss")
 
 

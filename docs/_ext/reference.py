@@ -139,14 +139,14 @@ def messages() -> str:
 # What messages are about, and the rooms, or modules, that they come from.
 ABOUT = {
     "The command line and the settings": "arguments cli config grid help objects options registry settings "
-    "setting_groups schedule",
+    "setting_groups",
     "The problem, its loss and its data": "problems data",
     "The model and its checkpoints": "model",
     "Directions": "directions",
     "Metrics": "metrics",
-    "Evaluating points": "evaluate campaign",
+    "Evaluating points": "evaluate campaign schedule",
     "The file that is written": (
-        "store campaign.prepare campaign.plan campaign.capacity campaign.recheck campaign.extend"
+        "store campaign.prepare campaign.phases campaign.plan campaign.capacity campaign.recheck campaign.extend"
     ),
     "Ranks, GPUs and MPI": "ranks evaluation campaign.teams campaign.keeping",
     "Pictures, numbers and other formats": "view commands",

@@ -41,7 +41,7 @@ def test_killed_and_stopped_in_any_round_on_any_number_of_ranks(tmp_path: Path) 
         running.kill()
     with Job([*PROGRAM, *slow], 2, tmp_path) as running:
         running.until(lambda: done(110))
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGUSR1)  # which each mpirun passes on
         stopped = running.wait()
     assert stopped.code == 75 and "the same command goes on from there" in stopped.out, stopped
     there = int(read(path, "done").sum())
