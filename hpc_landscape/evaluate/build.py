@@ -280,7 +280,7 @@ class EvaluatorBuilder:
     def _try_train_mode(self, mode: ExecutionMode, why: Exception) -> None:
         """UserError that names the mode in which the model works, after it has failed in eval mode."""
         model = self.model
-        if model.mode != EVAL:
+        if model.mode != EVAL or self.in_step:
             return
         self.model = model.in_mode(TRAIN_WITHOUT_DROPOUT)
         try:

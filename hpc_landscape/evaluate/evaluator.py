@@ -127,7 +127,7 @@ class Evaluator:
         except Elsewhere as error:
             self._unfold(error.faults)
         except Undivided:  # from now on each rank of the team has all of the batches
-            log.info("team         batches are not shared: one leaves something for the next, random numbers, say")
+            log.info("team         batches are not shared: each leaves something for the next, or draws at random")
             self.divided = False
             self._one.leave()
             self._set_up()

@@ -119,7 +119,7 @@ class Executor(abc.ABC):
         """What batches may leave for those after them, as it can be compared."""
         return self._left()
 
-    def _save_random(self) -> None:  # noqa: B027 (of one point nothing is to be saved)
+    def _save_random(self) -> None:  # noqa: B027 (of a single point there is nothing to save)
         """Every point's random numbers are what they are now."""
 
     def _left(self) -> object:

@@ -51,7 +51,8 @@ def _several(comm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["transformer", "transformer --problem.dtype bfloat16", "convolutions", "convolutions --bn batch"]
+    "kind",
+    ["transformer", "transformer --problem.dtype bfloat16", "convolutions", "convolutions --bn batch", "remembering"],
 )
 def test_values_are_those_of_one_device(comm: Any, folder: str, program: Any, kind: str) -> None:
     _several(comm)
@@ -110,6 +111,7 @@ def test_each_rank_has_its_rows(comm: Any) -> None:
     ("options", "said"),
     [
         (["--problem.kind", "scaled"], "PyTorch cannot shard this model .*scalar"),
+        (["--problem.kind", "hooked"], "holds on to the model that the factory made"),
         (["--metrics", "loss,gradient_norm"], "gradient_norm does not add up over batches"),
         (["--problem.parts", "true"], "the problem fails on its first batch"),
         (["--batch_size", "64"], "a set has 1 batches, and the team"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from hpc_landscape import Problem
 
@@ -41,6 +42,19 @@ class Convolutions(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class Remembering(nn.Module):
+    """With pruned weights, and a buffer that each batch puts another in place of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = prune.l1_unstructured(nn.Linear(4, 3), "weight", 2)
+        self.register_buffer("said", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.said = self.layer(x) + self.said.mean(0)
+        return self.said
+
+
 class Scaled(nn.Module):
     """With a parameter that is a mere number, which has no rows."""
 
@@ -61,8 +75,11 @@ def problem(kind: str = "transformer", dtype: str = "float32", parts: bool = Fal
         elif kind == "convolutions":
             model, inputs, classes = Convolutions(), torch.randn(53, 1, 6, 6), 3
         else:
-            model, inputs, classes = Scaled(), torch.randn(53, 4), 3
+            model = Scaled() if kind == "scaled" else Remembering()
+            inputs, classes = torch.randn(53, 4), 3
         targets = torch.randint(classes, (53,))
     forward = (lambda model, batch: model.last(model.embed(batch[0]).mean(1))) if parts else None
     loss = (lambda output, batch: nn.functional.cross_entropy(output, batch[1])) if parts else nn.CrossEntropyLoss()
+    if kind == "hooked":
+        model.layer.register_forward_hook(lambda module, given, output: output + model.layer.bias)
     return Problem(model.to(getattr(torch, dtype)), loss, (inputs, targets), forward=forward)

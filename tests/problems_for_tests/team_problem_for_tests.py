@@ -15,7 +15,7 @@ from hpc_landscape.metrics import BatchMetric
 class Net(nn.Module):
     """Convolutions with batch normalization, of which one layer is used twice.
 
-    draws: random numbers, unless what it says is larger than that. memory: adds what it has said to the batch before.
+    draws: random numbers, where what it says is larger than that. memory: adds what it has said to the batch before.
     """
 
     def __init__(self, draws: float, memory: bool):
@@ -34,7 +34,7 @@ class Net(nn.Module):
         if self.memory:
             x = x + self.said
             self.said.copy_(x.detach().mean(0))
-        return x + torch.rand_like(x) if float(x.detach().abs().mean()) < self.draws else x
+        return x + torch.rand_like(x) if float(x.detach().abs().mean()) > self.draws else x
 
 
 class Rows(IterableDataset):
@@ -69,7 +69,7 @@ def problem(
     batch: int = 4,
     stream: bool = False,
     loader: bool = False,
-    draws: float = 0.0,
+    draws: float = 9.0,
     memory: bool = False,
 ) -> Problem:
     """A small network on random images; with more of other images to warm up on."""
