@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from ..console import flush
 from ..errors import UserError
 
 Value = TypeVar("Value")
+LATE = 5.0  # seconds after one that has failed in a step in common: who comes later waits for it there
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 
 
@@ -88,11 +90,12 @@ class Comm(ABC):
         """End every rank, now, with this exit code."""
 
     @contextmanager
-    def raise_on_all_ranks(self, any_error: bool = False) -> Iterator[None]:
+    def raise_on_all_ranks(self, any_error: bool = False, in_step: bool = False) -> Iterator[None]:
         """Run a step that any rank may refuse: a UserError on one rank is raised on all, after every rank has come.
 
         The step itself must not communicate: another rank may not arrive at its communication. any_error: the same for
         every other exception, which the other ranks raise as a RuntimeError; without it the caller has to end them.
+        in_step: the step does communicate: where some wait in it for a rank that has failed, that one raises alone.
         """
         fault: Exception | None = None
         arrived = True
@@ -105,6 +108,8 @@ class Comm(ABC):
             fault, arrived = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}"), any_error
             raise
         finally:
+            if arrived and in_step:
+                arrived = self.meet(math.inf if fault is None else LATE)
             if arrived:
                 found = [other for other in self.allgather(fault) if other is not None]
                 if found and not (fault is not None and any_error):
@@ -116,7 +121,7 @@ class Comm(ABC):
         everywhere: whether all ranks call it, since it is what they can do together only.
         """
         found: list[Value] = []
-        with self.raise_on_all_ranks(any_error):
+        with self.raise_on_all_ranks(any_error, in_step=everywhere):
             if self.is_root or everywhere:
                 found.append(function())
         return self.bcast(found if self.is_root else [])[0]
