@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from ..console import flush
 from ..errors import UserError
 
 Value = TypeVar("Value")
+LATE = 5.0  # seconds after one that has failed in a step in common: who comes later waits for it there
 LEAVE = "leave"  # the message (LEAVE, exit code): whoever receives it ends its process at once
 
 
@@ -89,11 +91,12 @@ class Comm(ABC):
         """End every rank, now, with this exit code."""
 
     @contextmanager
-    def raise_on_all_ranks(self, any_error: bool = False) -> Iterator[None]:
+    def raise_on_all_ranks(self, any_error: bool = False, in_step: bool = False) -> Iterator[None]:
         """Run a step that any rank may refuse: a UserError on one rank is raised on all, after every rank has come.
 
         The step itself must not communicate: another rank may not arrive at its communication. any_error: the same for
         every other exception, which the other ranks raise as a RuntimeError; without it the caller has to end them.
+        in_step: the step does communicate: where some wait in it for a rank that has failed, that one raises alone.
         """
         fault: Exception | None = None
         arrived = True
@@ -106,6 +109,8 @@ class Comm(ABC):
             fault, arrived = RuntimeError(f"on rank {self.rank}: {type(error).__name__}: {error}"), any_error
             raise
         finally:
+            if arrived and in_step:
+                arrived = self.meet(math.inf if fault is None else LATE)
             if arrived:
                 found = [other for other in self.allgather(fault) if other is not None]
                 if found and not (fault is not None and any_error):
@@ -117,7 +122,7 @@ class Comm(ABC):
         everywhere: whether all ranks call it, since it is what they can do together only.
         """
         found: list[Value] = []
-        with self.raise_on_all_ranks(any_error):
+        with self.raise_on_all_ranks(any_error, in_step=everywhere):
             if self.is_root or everywhere:
                 found.append(function())
         return self.bcast(found if self.is_root else [])[0]

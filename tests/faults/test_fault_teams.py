@@ -87,3 +87,12 @@ def test_a_worker_of_one_rank_is_killed(tmp_path: Path, program: Callable[..., F
     assert finished.code == 0 and len(list((tmp_path / "faults").glob("happened.*"))) == 1, finished
     assert finished.err.count("a data-loading worker died") == 1 and "batches are not shared" in finished.out, finished
     assert_same_landscape(tmp_path / "landscape.h5", tmp_path / "undisturbed.h5")
+
+
+def test_one_rank_that_shares_a_model_fails_before_the_first_point(tmp_path: Path) -> None:
+    """The others wait for its rows."""
+    problem = f"{PROBLEMS / 'shard_problem_for_tests.py'}:problem"
+    options = ["--problem", problem, "--problem.kind", "fails", "--shard", "fsdp", "--batch_size", "8", "--y", "none"]
+    finished = run_program(*options, folder=tmp_path, ranks=2)
+    assert finished.code == 2 and "the problem fails on its first batch" in finished.err, finished
+    assert "on one rank" in finished.err and not list(tmp_path.glob("*.h5"))

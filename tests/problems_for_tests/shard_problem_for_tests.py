@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils import prune
 
 from hpc_landscape import Problem
@@ -27,6 +27,15 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.last(x.mean(1))
+
+
+class FailsOnOne(Transformer):
+    """Raises on one rank, while the others wait for it in the first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if distributed.is_initialized() and distributed.get_rank() == 1:
+            raise ArithmeticError("on one rank")
+        return super().forward(x)
 
 
 class Convolutions(nn.Module):
@@ -70,8 +79,9 @@ def problem(kind: str = "transformer", dtype: str = "float32", parts: bool = Fal
     """parts: whether the forward calls parts of the model, and not the model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        if kind == "transformer":
-            model, inputs, classes = Transformer(), torch.randint(WORDS, (53, 6)), WORDS
+        if kind in ("transformer", "fails"):
+            model = Transformer() if kind == "transformer" else FailsOnOne()
+            inputs, classes = torch.randint(WORDS, (53, 6)), WORDS
         elif kind == "convolutions":
             model, inputs, classes = Convolutions(), torch.randn(53, 1, 6, 6), 3
         else:
