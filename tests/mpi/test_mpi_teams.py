@@ -62,8 +62,8 @@ def value_of(comm: Any, folder: str, capfd: pytest.CaptureFixture[str], monkeypa
 
 @pytest.mark.parametrize("way", WAYS)
 def test_values_are_those_of_a_rank_alone(comm: Any, value_of: Any, way: str) -> None:
-    if comm.size == 1:
-        pytest.skip("a team is of several ranks")
+    if comm.size not in (2, 3):
+        pytest.skip("on 2 or 3 ranks")
     alone, _ = value_of("--ranks_per_point", "1", *WAYS[way])
     together, said = value_of("--ranks_per_point", str(comm.size), *WAYS[way], name="together.h5")
     assert np.isfinite(alone[0]).all() and len(np.unique(alone[0])) == 3
