@@ -119,7 +119,8 @@ class Sets:
                 )
                 if batches.workers:
                     batches.alone()
-            if not one.ended and not batches.bounded:
+            batches.readings.take(one.checks, one.ended)
+            if not one.ended and batches.may_go_on(one.batches):
                 option = "warmup_samples" if what == WARMUP else "samples"
                 yield (
                     f"{what}: the stream has not ended after {one.batches} batches in {streams.PROBE:g} s; "
