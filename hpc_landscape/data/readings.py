@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable
 
 from ..errors import UserError
-from .fingerprint import glance
+from .fingerprint import checksum, glance
 
 ONCE = "give a DataLoader, or a list of its batches (list(...))"
 ALIKE = (
@@ -47,6 +47,11 @@ class Readings:
         if count < before:
             raise OtherData(f"the problem's {self.what} had {before} batches, and has {count} when it is read again")
         self.count = count
+
+    @property
+    def whole(self) -> str | None:
+        """A checksum of a whole reading; None where there was none."""
+        return None if self.count is None or 0 in self.checks else checksum(self.checks.tobytes())
 
     def take(self, checks: Iterable[int], ended: bool) -> None:
         """What another rank has seen of the same data, from its beginning on."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from programs import PROBLEMS, Finished, read
+from programs import PROBLEMS, Finished, read, run_program
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hpc_landscape.data.fingerprint import GLANCED, glance
@@ -128,6 +128,15 @@ def test_a_stream_that_changes_later_ends_the_run(program: Callable[..., Finishe
     assert "the problem's data differs between two readings, in batch 5" in run.err, run
     loss, done = read(tmp_path / "landscape.h5", "loss", "done")
     assert 0 < done.sum() < 9 and np.isfinite(loss[done.astype(bool)]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.mpi_stack
+def test_a_stream_that_is_another_on_another_rank(tmp_path: Path) -> None:
+    """Beyond its first batch: compared with what rank 0 has read before the first point."""
+    words = ("--problem", f"{STREAMS}:drifting", "--problem.by_rank", "true", "--x=-1:1:2", *JOB)
+    run = run_program(*words, folder=tmp_path, ranks=2)
+    assert run.code == 2 and "the problem's data differs between two readings, in batch 5" in run.err, run
 
 
 SAME = {

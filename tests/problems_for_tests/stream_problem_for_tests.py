@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hpc_landscape import Problem
+from hpc_landscape.ranks.comm import launched
 
 SHARDS = [range(0, 9), range(9, 12), range(12, 20), range(20, 21)]
 
@@ -35,14 +36,18 @@ class Drifting(IterableDataset):
 
     passes = 0
 
+    def __init__(self, last: int):
+        self.last = last
+
     def __iter__(self) -> Iterator[Any]:
         yield from map(sample, range(16))
         self.passes += 1
-        yield sample(16 + self.passes // 5)
+        yield sample(self.last + self.passes // 5)
 
 
-def drifting() -> Problem:
-    return Problem(net(), nn.CrossEntropyLoss(), DataLoader(Drifting(), batch_size=4))
+def drifting(by_rank: bool = False) -> Problem:
+    last = 20 + launched()[1] if by_rank else 16
+    return Problem(net(), nn.CrossEntropyLoss(), DataLoader(Drifting(last), batch_size=4))
 
 
 class HuggingFace(IterableDataset):
