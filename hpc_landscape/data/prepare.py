@@ -28,7 +28,7 @@ from .loaders import (
 from .nest import contents, tensors_in
 from .readings import ONCE
 from .sizes import shapes
-from .streams import StreamBatches, first, size_of
+from .streams import REPEATED, StreamBatches, first, look, size_of
 
 __all__ = [
     "Batches",
@@ -110,13 +110,16 @@ def as_batches(data: Any) -> Iterable[Any]:
         if _may_hold_batches(data):
             return data
     elif isinstance(data, DataLoader) and not makes_its_own(data):
-        if reads_all_in_order(data) and resident(data.dataset) is None:
+        several = isinstance(data.dataset, IterableDataset) and data.num_workers > 1
+        if reads_all_in_order(data) and resident(data.dataset) is None and not several:
             return data
     elif isinstance(data, Batches):
         return data
     found = prepare(data, BATCH_SIZE, None, 0, "data", warn)
     if isinstance(found, StreamBatches):
         found.check("data")
+        if found.workers > 1 and (workers := look(found, "data").repeated):
+            warn(REPEATED.format(what="data", workers=workers))
     return found
 
 

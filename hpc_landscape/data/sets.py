@@ -113,10 +113,7 @@ class Sets:
         for what, one in seen.items():
             batches = self._used(warms_up)[what]
             if one.repeated:
-                yield (
-                    f"{what}: each of the loader's {one.repeated} workers gives all of the "
-                    "samples (its data set does not share them out by get_worker_info()): it is read without workers"
-                )
+                yield streams.REPEATED.format(what=what, workers=one.repeated)
                 if batches.workers:
                     batches.alone()
             batches.readings.take(one.checks, one.ended)

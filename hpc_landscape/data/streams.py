@@ -20,6 +20,10 @@ from .nest import each_tensor, tensors_in
 from .readings import ALIKE, OtherData, Readings
 
 PROBE = 5.0  # seconds that a stream's end is looked for, before the first point
+REPEATED = (
+    "{what}: each of the loader's {workers} workers gives all of the samples (its data set does not share them out by "
+    "get_worker_info()): it is read without workers"
+)
 LOOKED_AT = 1000  # samples of a stream that are compared between workers
 
 
