@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from .campaign.data import check_readings
 from .campaign.failures import Attempts, Reporter
 from .campaign.loop import Campaign
 from .campaign.metrics import store_arrays
@@ -62,6 +63,7 @@ def evaluate(
                 _evaluate(plan, part, members, kind, control, reporter, progress)
                 if control.stop_code:
                     return control.stop_code
+                check_readings(plan.sets, plan.path, comm)
     finally:
         progress.close()
     return 0

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.batches import Batches, LoaderBatches
+from ..data.batches import Batches, LoaderBatches, ReadBatches, StoredBatches
 from ..data.faults import AGAIN, Cause, Patience
 from ..data.prepare import TensorBatches
+from ..data.resident import is_shared
 from ..data.sets import Sets, prepare_sets
 from ..errors import UserError
 from ..problems.problem import Problem
+from ..progress import size
 from ..ranks.base import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
-from .share import keep_in_memory, one_copy
+from ..ranks.shared import LEAST
+from .share import COPIES, keep_in_memory, one_copy
 
 if TYPE_CHECKING:
     from ..setting_groups import EvaluationSettings
@@ -77,6 +80,17 @@ def _agree_on_content(sets: Sets, comm: Comm) -> None:
     sets.take_hashes(everyone[0])
 
 
+def check_readings(sets: Sets, path: str, comm: Comm) -> None:
+    """UserError where passes of several ranks have read different data: each has compared its own. path: the file."""
+    read = {what: batches.readings.whole for what, batches in sets.named.items() if isinstance(batches, ReadBatches)}
+    for what, mine in read.items():
+        if len({other for other in comm.allgather(mine) if other is not None}) > 1:
+            raise UserError(
+                f"the ranks have read different {what}: {SAME}. The values in {path} are not of the same data: "
+                "--overwrite it"
+            )
+
+
 def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:
     """One copy on each node: of tensors, and of what loaders read where every node has room for it.
 
@@ -87,7 +101,11 @@ def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:
     def here(batches: Batches) -> Batches:
         nonlocal left
         if not isinstance(batches, LoaderBatches):
-            return one_copy(batches, comm)
+            copied = one_copy(batches, comm)
+            own = isinstance(copied, (TensorBatches, StoredBatches)) and not is_shared(copied)
+            if own and comm.local_size > 1 and copied.bytes >= LEAST:
+                log.info("note         %s of data: %s", size(copied.bytes), COPIES)
+            return copied
         found = keep_in_memory(batches, left, comm)
         left -= found.bytes
         return found

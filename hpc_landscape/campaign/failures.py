@@ -17,6 +17,7 @@ import torch
 from ..console import notice
 from ..data.batches import raised_in_reading
 from ..data.faults import AGAIN, Cause, Patience, cause, sticks, summary
+from ..data.readings import OtherData
 from ..errors import Stopped, UserError, is_out_of_memory, user_traceback
 from ..evaluate.evaluator import Evaluator
 from ..grid import Grid
@@ -97,7 +98,7 @@ class Attempts:
                 if self.patience.again(error, tries):
                     return REPEAT, error
                 self.check()
-                if self.record and not is_out_of_memory(error):
+                if self.record and not is_out_of_memory(error) and not isinstance(error, OtherData):
                     return SINGLY if count > 1 else _failure(error), error
         except BaseException as other:
             error = other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from ..model.parts import parts
 from ..model.rest import differing, rest
 from ..model.state import as_bytes
 from ..model.wrapper import ModelWrapper
+from ..progress import size
 from ..ranks.base import Comm
-from ..ranks.shared import ALIGNMENT, pool
+from ..ranks.shared import ALIGNMENT, LEAST, pool
 
+log = logging.getLogger(__name__)
+COPIES = "memory cannot be shared between the ranks of a node here: each has a copy of its own"
+ANEW = "for which some node has no room (--resident): it is read anew in each pass"
 TOGETHER = 2**26  # bytes of tensors that are broadcast together
 
 
@@ -96,14 +101,17 @@ def keep_in_memory(batches: Batches, budget: int, comm: Comm) -> Batches:
         return batches
     loader = batches.loader
     needed = len(loader) * batches.first_bytes
-    if not all(comm.allgather(0 < needed <= budget)):
+    found = mine = None
+    if all(comm.allgather(0 < needed <= budget)):
+        mine = _read_together(loader, budget, comm, batches.patience)
+    if mine is not None:
+        found = mine if comm.local_size == 1 else _shared(mine, comm)
+    if not all(comm.allgather(found is not None or (mine is not None and needed <= budget // comm.local_size))):
+        if budget:
+            log.info("note         %s: %s, %s", batches.readings.what, size(needed), ANEW)
         return batches
-    mine = _read_together(loader, budget, comm, batches.patience)
-    if mine is None:
-        return batches
-    found = mine if comm.local_size == 1 else _shared(mine, comm)
-    if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
-        return batches
+    if found is None and needed >= LEAST:
+        log.info("note         %s: %s: %s", batches.readings.what, size(needed), COPIES)
     with comm.raise_on_all_ranks():
         found = dict(read_part(loader, 0, 1, batches.patience)) if found is None else found
     return StoredBatches([found[i] for i in range(len(loader))], batches.size, batches.batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from ..ranks.signals import blocked_for_children
 from .faults import Patience, cause, in_worker, told_by_reading
 from .fingerprint import checksum, labels, spread
 from .nest import move, tensors_in
+from .readings import ALIKE, OtherData, Readings
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -50,6 +54,10 @@ class Batches:
         """A fingerprint of everything in memory; of larger data the quick one."""
         return self.quick_hash()
 
+    def shard(self, index: int, count: int) -> Batches:
+        """The batches index, index + count, ...: the same tensors, read without the others where that can be."""
+        raise NotImplementedError
+
     def check(self, what: str) -> None:
         """Raise UserError where the data is empty, or differs between two readings."""
         if self.size == 0:
@@ -74,6 +82,10 @@ class TensorBatches(Batches):
 
     def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> TensorBatches:
         return TensorBatches(move(self.tensors, device, dtype, channels_last), self.batch_size)
+
+    def shard(self, index: int, count: int) -> Batches:
+        mine = self._batches[index::count]
+        return StoredBatches(list(mine), sum(length(batch[0]) for batch in mine), self.batch_size)
 
     def quick_hash(self) -> str:
         rows = spread(self.size)
@@ -100,6 +112,9 @@ class StoredBatches(Batches):
         moved = [move(batch, device, dtype, channels_last) for batch in self.batches]
         return StoredBatches(moved, self.size, self.batch_size)
 
+    def shard(self, index: int, count: int) -> StoredBatches:
+        return StoredBatches(self.batches[index::count], self.size if count == 1 else None, self.batch_size)
+
     def quick_hash(self) -> str:
         return checksum([len(self.batches), [self.batches[i] for i in spread(len(self.batches))]])
 
@@ -108,7 +123,7 @@ class StoredBatches(Batches):
 
 
 class ReadBatches(Batches):
-    """Batches that are read anew in every pass, as ``read`` gives them."""
+    """Batches that are read anew in every pass, as ``read`` gives them; each is compared with what it was before."""
 
     streamed = True
 
@@ -118,13 +133,33 @@ class ReadBatches(Batches):
         self.first_bytes = 0  # of the first batch, once it has been read
         self.drawn: list[Tensor] = []  # where the random numbers are that reading draws
         self.patience: Patience | None = None  # with a machine that fails
+        self.readings = Readings()  # of copies too
+        self.share = (0, 1)  # the first batch that is given, and from each to the next
 
     def read(self) -> Iterable[Any]:
         """The batches of a new pass, where they are made."""
         raise NotImplementedError
 
-    def __iter__(self) -> Iterator[Any]:
+    @property
+    def apart(self) -> bool:
+        """Whether a share is read without the other batches."""
+        return False
+
+    def numbered(self) -> Iterator[tuple[int, Any]]:
+        """The share's batches as they are made, with their numbers among all; OtherData where they were others."""
+        (first, step), apart = self.share, self.apart
+        read = 0
         for batch in as_made(self.read, self.drawn, self.patience):
+            number = first + read * step if apart else read
+            self.readings.see(number, batch)
+            read += 1
+            if number % step == first:
+                yield number, batch
+        if not apart:
+            self.readings.end(read)
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, batch in self.numbered():
             yield move(batch, *self.where)
 
     def to(self, device: torch.device | None, dtype: torch.dtype | None, channels_last: bool = False) -> ReadBatches:
@@ -132,28 +167,26 @@ class ReadBatches(Batches):
         there.where = (device, dtype, channels_last)
         return there
 
+    def shard(self, index: int, count: int) -> ReadBatches:
+        part = copy.copy(self)
+        first, step = self.share
+        part.share, part.size = (first + index * step, count * step), self.size if count == 1 else None
+        return part
+
     def check(self, what: str) -> None:
+        self.readings.what = what
         super().check(what)
         first, again = (next(self.hashes(), None) for _ in range(2))
         if first is None:
             raise UserError(f"the problem's {what} is empty")
-        if again is None:
-            raise UserError(f"the problem's {what} can be read only once: {ONCE}")
         if first != again:
-            raise UserError(
-                f"the problem's {what} differs between two readings of its first batch: random augmentation, or a "
-                "shuffle? A point's value must depend on the point alone: use the transforms, and the order, that you "
-                "evaluate with"
-            )
+            raise OtherData(f"the problem's {what} differs between two readings of its first batch: {ALIKE}")
 
     def hashes(self) -> Iterator[str]:
         """A checksum of each batch, as they are read."""
-        for batch in as_made(self.read, self.drawn, self.patience):
+        for _, batch in self.numbered():
             self.first_bytes = self.first_bytes or nbytes(batch)
             yield checksum(batch)
-
-
-ONCE = "give a DataLoader, or a list of its batches (list(...))"
 
 
 class LoaderBatches(ReadBatches):
@@ -165,12 +198,29 @@ class LoaderBatches(ReadBatches):
         """order: the samples that the batches are of, or the ready batches, where these are not all in sequence."""
         super().__init__(size, batch_size)
         self.loader, self.order = loader, order
+        self._parts = Parts(loader)  # of copies too
 
     def count(self) -> int:
-        return len(self.loader)
+        return len(range(self.share[0], len(self.loader), self.share[1]))
+
+    @property
+    def apart(self) -> bool:
+        return self.share[1] > 1 and self._independent()
 
     def read(self) -> Iterable[Any]:
-        return start(self.loader)
+        return start(self._parts.of(self.share) if self.apart else self.loader)
+
+    def _independent(self) -> bool:
+        """Whether a batch is the same where those before it are not read: a data set may draw, or remember."""
+        parts, number = self._parts, max(1, self.loader.num_workers)  # the second one of its worker
+        if parts.independent is None and number < len(self.loader):
+            after = as_made(lambda: start(self.loader), self.drawn, self.patience)
+            alone = part_of(self.loader, number, len(self.loader))
+            one, other = next(itertools.islice(after, number, None)), next(as_made(lambda: start(alone), self.drawn))
+            parts.independent = checksum(one) == checksum(other)
+            if not parts.independent:
+                log.info("team         %s: a batch depends on those read before it: all are read", self.readings.what)
+        return parts.independent is not False
 
     def quick_hash(self) -> str:
         dataset = self.loader.dataset
@@ -178,6 +228,39 @@ class LoaderBatches(ReadBatches):
         items = [dataset[keys[i]] for i in spread(len(keys))]
         order = None if self.order is None else np.asarray(self.order)
         return checksum([self.size, order, items, labels(dataset), next(self.hashes(), None)])
+
+
+class Parts:
+    """Loaders of a loader's shares, which keep their workers from pass to pass; independent: as they may be read."""
+
+    def __init__(self, whole: DataLoader):
+        self.whole, self.independent = whole, None if len(whole) else True
+        self._loaders: dict[tuple[int, int], DataLoader] = {}
+
+    def of(self, share: tuple[int, int]) -> DataLoader:
+        if share not in self._loaders:
+            for other in (self.whole, *self._loaders.values()):
+                _end_workers(other)
+            kept = {"pin_memory": self.whole.pin_memory, "persistent_workers": self.whole.persistent_workers}
+            self._loaders[share] = part_of(self.whole, *share, **kept)
+        return self._loaders[share]
+
+
+def part_of(loader: DataLoader, first: int, step: int, **kept: Any) -> DataLoader:
+    """Every so many of the batches of a loader that names them, made as it makes them."""
+    options = {
+        "num_workers": loader.num_workers,
+        "prefetch_factor": loader.prefetch_factor,
+        "collate_fn": loader.collate_fn,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+    }
+    if loader.batch_sampler is None:  # the data set gives whole batches
+        how: dict[str, Any] = {"batch_size": None, "sampler": list(loader.sampler)[first::step]}
+    else:
+        how = {"batch_sampler": list(loader.batch_sampler)[first::step]}
+    return DataLoader(loader.dataset, **how, **options, **kept)
 
 
 def items_in(dataset: Any) -> int:

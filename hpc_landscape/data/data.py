@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from ..model.wrapper import ModelWrapper
 from ..ranks.generators import apart
+from .batches import Batches
 from .nest import each_tensor, move
 from .precise import full_precision
 from .sizes import UNKNOWN, batch_size, shapes
@@ -50,7 +51,9 @@ class Data:
     def part(self, index: int, count: int) -> Data:
         """Every count-th batch, from that index on."""
         other = copy.copy(self)
-        other.batches, other._whole = Part(self.batches, index, count), self
+        whole = self.batches
+        other.batches = whole.shard(index, count) if isinstance(whole, Batches) else Part(whole, index, count)
+        other._whole = self
         return other
 
     def on(self, model: ModelWrapper) -> Iterator[Any]:
@@ -173,7 +176,7 @@ class Data:
 
 
 class Part:
-    """Every count-th of batches, from an index on."""
+    """Every count-th of the batches of a list, or of a loader, from an index on."""
 
     def __init__(self, batches: Iterable[Any], index: int, count: int):
         self.batches, self.index, self.count = batches, index, count

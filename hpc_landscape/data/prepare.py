@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_convert
 
 from ..errors import UserError, warn
-from .batches import ONCE, Batches, LoaderBatches, StoredBatches, TensorBatches, slices
+from .batches import Batches, LoaderBatches, StoredBatches, TensorBatches, as_made, slices
 from .data import samples
 from .loaders import (
     Wish,
@@ -25,7 +26,9 @@ from .loaders import (
     rows_of,
 )
 from .nest import contents, tensors_in
-from .streams import StreamBatches, first, size_of
+from .readings import ONCE
+from .sizes import shapes
+from .streams import REPEATED, StreamBatches, first, look, size_of
 
 __all__ = [
     "Batches",
@@ -78,6 +81,7 @@ def prepare(
     if isinstance(data, DataLoader):
         return from_loader(data, wish)
     if isinstance(data, IterableDataset):
+        _check_samples(data, what)
         return from_loader(DataLoader(data, batch_size=batch_size), wish)
     if isinstance(data, (tuple, list)) and any(isinstance(t, np.ndarray) for t in data):
         raise UserError(f"the problem's {what} holds NumPy arrays: give tensors (torch.from_numpy)")
@@ -106,21 +110,36 @@ def as_batches(data: Any) -> Iterable[Any]:
         if _may_hold_batches(data):
             return data
     elif isinstance(data, DataLoader) and not makes_its_own(data):
-        if reads_all_in_order(data) and resident(data.dataset) is None:
+        several = isinstance(data.dataset, IterableDataset) and data.num_workers > 1
+        if reads_all_in_order(data) and resident(data.dataset) is None and not several:
             return data
     elif isinstance(data, Batches):
         return data
     found = prepare(data, BATCH_SIZE, None, 0, "data", warn)
     if isinstance(found, StreamBatches):
         found.check("data")
+        if found.workers > 1 and (workers := look(found, "data").repeated):
+            warn(REPEATED.format(what="data", workers=workers))
     return found
 
 
-def _may_hold_batches(items: Any) -> bool:
+def _may_hold_batches(items: Any, unclear: bool = True) -> bool:
+    """unclear: what is said where that cannot be told; a list is one of batches, unless it cannot be."""
     try:
         return holds_batches(items, "data")
     except UserError:
-        return True  # a list is one of batches, unless it cannot be
+        return unclear
+
+
+def _check_samples(stream: Any, what: str) -> None:
+    """UserError where what it gives looks like batches, as of a pipeline that makes them."""
+    items = [default_convert(item) for item in islice(as_made(lambda: stream, []), 2)]
+    if _may_hold_batches(items, unclear=False):
+        raise UserError(
+            f"the problem's {what} is a {type(stream).__name__} whose items look like batches, of {shapes(items[0])}: "
+            "give DataLoader(data, batch_size=None) where each is one, or DataLoader(data, batch_size=N) where each is "
+            "a sample"
+        )
 
 
 def _tensor_dataset(tensors: tuple[Tensor, ...], what: str) -> TensorDataset:

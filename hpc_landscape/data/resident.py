@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError, user_traceback
 from ..model.parts import is_plain
-from .batches import Batches, StoredBatches, TensorBatches, as_made, start
+from .batches import Batches, StoredBatches, TensorBatches, as_made, part_of, start
 from .faults import Patience
 from .nest import each_tensor, move, tensors_in
 
@@ -36,6 +36,9 @@ class MovedBatches(Batches):
     def __iter__(self) -> Iterator[Any]:
         return (move(batch, *self.where) for batch in self.batches)
 
+    def shard(self, index: int, count: int) -> MovedBatches:
+        return MovedBatches(self.batches.shard(index, count), *self.where)
+
 
 def beginning(batches: Batches, count: int) -> StoredBatches:
     """The first few batches."""
@@ -44,21 +47,7 @@ def beginning(batches: Batches, count: int) -> StoredBatches:
 
 def read_part(loader: DataLoader, first: int, step: int, patience: Patience | None) -> Iterator[tuple[int, Any]]:
     """Every so many of the loader's batches, with their numbers; UserError where they cannot be read."""
-    part = loader
-    if step > 1:
-        options = {
-            "num_workers": loader.num_workers,
-            "prefetch_factor": loader.prefetch_factor,
-            "collate_fn": loader.collate_fn,
-            "timeout": loader.timeout,
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-        if loader.batch_sampler is None:  # the data set gives whole batches
-            how: dict[str, Any] = {"batch_size": None, "sampler": list(loader.sampler)[first::step]}
-        else:
-            how = {"batch_sampler": list(loader.batch_sampler)[first::step]}
-        part = DataLoader(loader.dataset, **how, **options)
+    part = part_of(loader, first, step) if step > 1 else loader
     try:
         yield from zip(range(first, len(loader), step), as_made(lambda: start(part), [], patience), strict=True)
     except Exception as error:

@@ -113,13 +113,11 @@ class Sets:
         for what, one in seen.items():
             batches = self._used(warms_up)[what]
             if one.repeated:
-                yield (
-                    f"{what}: each of the loader's {one.repeated} workers gives all of the "
-                    "samples (its data set does not share them out by get_worker_info()): it is read without workers"
-                )
+                yield streams.REPEATED.format(what=what, workers=one.repeated)
                 if batches.workers:
                     batches.alone()
-            if not one.ended and not batches.bounded:
+            batches.readings.take(one.checks, one.ended)
+            if not one.ended and batches.may_go_on(one.batches):
                 option = "warmup_samples" if what == WARMUP else "samples"
                 yield (
                     f"{what}: the stream has not ended after {one.batches} batches in {streams.PROBE:g} s; "

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,8 +17,13 @@ from ..model.parts import length, take_rows
 from .batches import ReadBatches, as_made, start
 from .fingerprint import checksum
 from .nest import each_tensor, tensors_in
+from .readings import ALIKE, OtherData, Readings
 
 PROBE = 5.0  # seconds that a stream's end is looked for, before the first point
+REPEATED = (
+    "{what}: each of the loader's {workers} workers gives all of the samples (its data set does not share them out by "
+    "get_worker_info()): it is read without workers"
+)
 LOOKED_AT = 1000  # samples of a stream that are compared between workers
 
 
@@ -39,17 +45,21 @@ class StreamBatches(ReadBatches):
     def __init__(self, source: Any, batch_size: int | None, most: int | None = None, samples: int | None = None):
         super().__init__(None, batch_size)
         self.source, self.most, self.samples = source, most, samples
-        self.end = End(seen=self.bounded)  # of copies too
+        self.end = End(seen=not self.may_go_on(0))  # of copies too
 
-    @property
-    def bounded(self) -> bool:
-        """Whether it is known to have an end."""
+    def may_go_on(self, read: int) -> bool:
+        """Whether no end is known of after so many batches: what it says of its length need not be so."""
         if self.most is not None or self.samples is not None:
-            return True
-        try:
-            return len(self.source) >= 0
-        except Exception:
             return False
+        return self.told is None or read > self.told + self.workers  # each of which may have a last, smaller one
+
+    @cached_property
+    def told(self) -> int | None:
+        """The batches that it says it has."""
+        try:
+            return len(self.source)
+        except Exception:
+            return None
 
     @property
     def workers(self) -> int:
@@ -64,7 +74,9 @@ class StreamBatches(ReadBatches):
     def __iter__(self) -> Iterator[Any]:
         """Between batches of a stream without an end in sight a stop is obeyed: a point may never be finished."""
         batches = super().__iter__()
-        while True:
+        for read in itertools.count():
+            if self.end.seen and self.readings.count is None and self.may_go_on(read):
+                self.end.seen = False
             if not self.end.seen and (code := self.end.stop()):
                 raise Stopped(code)
             self.end.awaited = not self.end.seen
@@ -84,6 +96,7 @@ class StreamBatches(ReadBatches):
         """Read in this process, without workers."""
         old = self.source
         self.source = DataLoader(old.dataset, old.batch_size, collate_fn=old.collate_fn, pin_memory=old.pin_memory)
+        self.readings = Readings(self.readings.what)
 
 
 class First(IterableDataset):
@@ -134,11 +147,16 @@ def _cut(batch: object, size: int, count: int) -> Any:
 
 @dataclass
 class Seen:
-    """What a look at a stream has found: batches read, whether these were all, and how many workers gave all of it."""
+    """What a look at a stream has found: its batches, whether these were all, and how many workers gave all of it."""
 
-    batches: int
+    checks: list[int]
     ended: bool
     repeated: int = 0
+
+    @property
+    def batches(self) -> int:
+        """How many were read."""
+        return len(self.checks)
 
 
 def look(batches: StreamBatches, what: str) -> Seen:
@@ -148,17 +166,15 @@ def look(batches: StreamBatches, what: str) -> Seen:
     if repeated:
         batches.alone()
     begin = time.monotonic()
-    found = []
+    found, ended = [], True
     for batch in batches.hashes():
         found.append(batch)
         if time.monotonic() - begin > seconds:
-            return Seen(len(found), False, repeated)
-    if time.monotonic() - begin < seconds / 2 and list(batches.hashes()) != found:
-        raise UserError(
-            f"the problem's {what} differs between two readings: random augmentation, or a shuffle? A point's value "
-            "must depend on the point alone: use the transforms, and the order, that you evaluate with"
-        )
-    return Seen(len(found), True, repeated)
+            ended = False
+            break
+    if ended and time.monotonic() - begin < seconds / 2 and list(batches.hashes()) != found:
+        raise OtherData(f"the problem's {what} differs between two readings: {ALIKE}")
+    return Seen(batches.readings.checks.tolist(), ended, repeated)
 
 
 def _workers_repeat(batches: StreamBatches, seconds: float) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from programs import Job, read
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import hpc_landscape
 from hpc_landscape import UserError
@@ -234,3 +234,17 @@ def test_the_library_takes_whatever_gives_batches_again(alone, kind):
 def test_the_library_refuses_what_does_not_repeat_itself(alone):
     with pytest.raises(UserError, match="differs between two readings"):
         hpc_landscape.eval_loss(plane(nn.Linear(4, 3)), Wrapped(shuffle=True), "cpu", nn.CrossEntropyLoss())
+
+
+class Pairs(IterableDataset):
+    def __iter__(self):
+        x, y = tensors()
+        return zip(x, y.tolist(), strict=True)
+
+
+def test_the_library_reads_a_stream_once_whatever_its_workers(alone):
+    model, loss = nn.Linear(4, 3), nn.CrossEntropyLoss()
+    loader = DataLoader(Pairs(), batch_size=6, num_workers=2, multiprocessing_context="fork")
+    with pytest.warns(UserWarning, match="each of the loader's 2 workers gives all of the samples"):
+        found = hpc_landscape.eval_loss(plane(model), loader, "cpu", loss)
+    np.testing.assert_allclose(found, plane(model).compute(Loss(loss, *tensors())), rtol=1e-6)

@@ -104,16 +104,40 @@ def test_memory_is_pinned_where_the_run_is_on_a_gpu(monkeypatch: pytest.MonkeyPa
     assert pinned(True) and not pinned(False)
 
 
-def _in_small_shm(folder: Path, *more: object) -> Finished:
-    """The program where /dev/shm has 8 MiB."""
+def _in_small_shm(folder: Path, *command: object) -> Finished:
+    """A command where /dev/shm has 8 MiB."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs Linux, root, and unshare")
     mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
     if (tried := subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True)).returncode:
         pytest.skip(f"nothing can be mounted here: {tried.stderr.strip()}")
-    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *PROGRAM, *JOB, "--problem", ROOM, *more]
-    with Job(command, None, folder) as job:
+    with Job(["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *command], None, folder) as job:
         return job.wait()
+
+
+POOL = """
+import os, shutil, sys, torch
+from hpc_landscape.ranks import shared
+from hpc_landscape.ranks.base import SerialComm
+
+mine = {0: torch.arange(2.0**22)}  # 16 MiB
+print(all(torch.equal(shared.pool(mine, SerialComm())[key], mine[key]) for key in mine))
+del os.memfd_create
+print(shared.pool(mine, SerialComm()))
+shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40)  # gone before it is taken
+print(shared.pool(mine, SerialComm()), os.listdir("/dev/shm"))
+print(all(shared.pool({0: torch.arange(2.0**20)}, SerialComm())[0] == torch.arange(2.0**20)))
+"""
+
+
+@pytest.mark.slow
+def test_data_that_dev_shm_has_no_room_for(tmp_path: Path) -> None:
+    """It is shared in memory without a name; where there is none such, not at all, and never ended by SIGBUS."""
+    done = _in_small_shm(tmp_path, sys.executable, "-c", POOL)
+    assert done.code == 0 and done.out.splitlines() == ["True", "None", "None []", "True"], done
+    fault_table.record(
+        "/dev/shm is too small for data that ranks share", tries=4, then="shared without it, or not: told"
+    )
 
 
 @pytest.mark.slow
@@ -122,13 +146,14 @@ def test_workers_where_there_is_little_shared_memory(tmp_path: Path, program: Ca
     kind, workers = "--problem.kind", "--problem.workers"
     reference = program(*JOB, "--problem", ROOM, kind, "rows", workers, 0, "--output=reference.h5")
     assert reference.code == 0, reference
-    done = _in_small_shm(tmp_path, kind, "rows", "--resident=0")
+    room = (*PROGRAM, *JOB, "--problem", ROOM)
+    done = _in_small_shm(tmp_path, *room, kind, "rows", "--resident=0")
     assert done.code == 0 and done.err == "", done
     assert "a batch takes 2.0 MiB, and /dev/shm" in done.out and "it is read without workers" in done.out, done
     assert_same_landscape(tmp_path / "landscape.h5", tmp_path / "reference.h5", ["loss"])
-    refused = _in_small_shm(tmp_path, kind, "stream", "--output=stream.h5")
+    refused = _in_small_shm(tmp_path, *room, kind, "stream", "--output=stream.h5")
     assert refused.code == 2 and refused.err.count("\n") == 1 and "fewer workers" in refused.err, refused
-    died = _in_small_shm(tmp_path, kind, "own", workers, 1, "--output=own.h5")
+    died = _in_small_shm(tmp_path, *room, kind, "own", workers, 1, "--output=own.h5")
     assert died.code == 2 and died.err.count(ONE_LINE) == 1 and "Traceback" not in died.err, died
     assert "out of shared memory: a data-loading worker found no room" in died.err and "--shm-size" in died.err, died
     then = "read without workers, and said: the same bits; a stream or an own loader: exit 2, one line"

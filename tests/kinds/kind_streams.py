@@ -105,7 +105,7 @@ CASES = [
     case("stream", right_of(40), kwargs={"size": 40}),
     case("stream", right_of(20), kwargs={"size": 20}),
     case("objects", right_of(21), options=["--samples", "21"], library=False),
-    case("whims", refused="differs between two readings: random augmentation", library=False),
+    case("whims", refused="differs between two readings, in batch 2: random augmentation", library=False),
     case("stream", refused="--shuffle_data: the problem's data", options=["--shuffle_data"], library=False),
     case(
         "stream",

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from uneven import no_room
 
-from hpc_landscape.campaign.share import keep_in_memory, one_copy
+from hpc_landscape.campaign.share import ANEW, COPIES, keep_in_memory, one_copy
 from hpc_landscape.data.batches import StoredBatches
 from hpc_landscape.data.prepare import TensorBatches, prepare
 from hpc_landscape.errors import UserError
@@ -67,8 +67,9 @@ def test_little_is_not_shared(comm):
 
 @needs_shm
 @pytest.mark.parametrize("full", [False, True])
-def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
-    """Where memory cannot be shared each reads all."""
+def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, caplog, full):
+    """Where memory cannot be shared each reads all, and says so."""
+    caplog.set_level("INFO")
     if full:
         monkeypatch.setattr(shared, "free_memory", lambda: 0)
     data = Items(11)
@@ -83,6 +84,7 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
     here = range(comm.local_rank, 5, comm.local_size)
     mine = [i for k in here for i in ((8, 9, 10) if k == 4 else (2 * k, 2 * k + 1))]
     alone = list(range(11)) if full and comm.local_size > 1 else []
+    assert (COPIES in caplog.text) == bool(alone)
     assert data.reads == mine + alone
     if not full and comm.local_size > 1:
         assert all(b["x"].is_shared() for b in found)
@@ -91,12 +93,14 @@ def test_each_rank_reads_its_share_of_a_loader(comm, monkeypatch, full):
 
 @needs_shm
 @pytest.mark.parametrize("rank", [0, -1])
-def test_what_one_node_has_no_room_for_is_kept_by_none(comm, rank):
-    """Wherever that node is, and whatever the others have."""
+def test_what_one_node_has_no_room_for_is_kept_by_none(comm, caplog, rank):
+    """Wherever that node is, and whatever the others have; and it is said."""
+    caplog.set_level("INFO")
     batches = prepare(Items(11), 2, None, 0, "data", print)
     batches.check("data")
     there = comm.node_allgather(comm.rank == rank % comm.size)
     assert keep_in_memory(batches, 10 if any(there) else 2**40, comm) is batches
+    assert f"data: 2.5 MiB, {ANEW}" in caplog.text
     assert set(comm.allgather(isinstance(keep_in_memory(batches, 2**40, comm), StoredBatches))) == {True}
 
 
