@@ -317,8 +317,8 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
 def _begin(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> None:
     """Find the first points, and tell of the plan."""
     begin(plan, comm)
-    ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
-    shared = max(comm.allgather(shared_gpus(comm, devices)))
+    ranks = comm.to_root((os.uname().nodename, " and ".join(map(describe, devices))))
+    shared = comm.most(shared_gpus(comm, devices))
     if comm.is_root:
         announce(plan, ranks, threads, writer)
     if shared > 1:
@@ -331,8 +331,10 @@ def _nothing_to_do(plan: Plan, options: RankSettings, team: Team | None, comm: C
         number, count = (team.number, team.count) if team else (comm.rank, comm.size)
         points = Strided(plan.unfinished, number, count).next(plan.evaluator.execution.points)
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
-        measured = comm.allgather(measure_point(plan, tried, comm.local_size))
-        dry_run(plan, measured, count if team else teams(plan, len(plan.unfinished), options, comm))
+        measured = comm.to_root(measure_point(plan, tried, comm.local_size))
+        together = count if team else teams(plan, len(plan.unfinished), options, comm)
+        if comm.is_root:
+            dry_run(plan, measured, together)
         return True
     if not len(plan.unfinished) and plan.stored is not None:
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")

@@ -70,11 +70,12 @@ def _agree_on_content(sets: Sets, comm: Comm) -> None:
     """Take rank 0's checksums; UserError where another rank holds other data (all of it is read once per node)."""
     with comm.raise_on_all_ranks():
         mine = sets.fingerprints(full=comm.local_rank == 0)
-    everyone = comm.allgather(mine)
-    for what, (quick, full) in everyone[0].items():
-        if any(other[what][0] != quick or other[what][1] not in (None, full) for other in everyone):
-            raise UserError(f"the ranks hold different {what}: {SAME}")
-    sets.take_hashes(everyone[0])
+    wanted = comm.bcast(mine)
+    for what, (quick, full) in wanted.items():
+        other = comm.first_rank(mine[what][0] != quick or mine[what][1] not in (None, full))
+        if other is not None:
+            raise UserError(f"the ranks hold different {what}: {SAME} (rank {other} has another than rank 0)")
+    sets.take_hashes(wanted)
 
 
 def _keep(sets: Sets, problem: Problem, comm: Comm) -> Sets:

@@ -96,13 +96,13 @@ def keep_in_memory(batches: Batches, budget: int, comm: Comm) -> Batches:
         return batches
     loader = batches.loader
     needed = len(loader) * batches.first_bytes
-    if not all(comm.allgather(0 < needed <= budget)):
+    if not comm.on_all(0 < needed <= budget):
         return batches
     mine = _read_together(loader, budget, comm, batches.patience)
     if mine is None:
         return batches
     found = mine if comm.local_size == 1 else _shared(mine, comm)
-    if not all(comm.allgather(found is not None or needed <= budget // comm.local_size)):
+    if not comm.on_all(found is not None or needed <= budget // comm.local_size):
         return batches
     with comm.raise_on_all_ranks():
         found = dict(read_part(loader, 0, 1, batches.patience)) if found is None else found
@@ -119,7 +119,7 @@ def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patien
             if taken > budget:
                 break
     fits = sum(comm.node_allgather(taken)) <= budget
-    return mine if all(comm.allgather(fits)) else None
+    return mine if comm.on_all(fits) else None
 
 
 def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:
