@@ -14,6 +14,7 @@ from ..data.prepare import TensorBatches
 from ..data.sets import Sets, prepare_sets
 from ..errors import UserError
 from ..problems.problem import Problem
+from ..progress import stage
 from ..ranks.base import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
 
 
+@stage("data")
 def read_data(
     problem: Problem,
     options: EvaluationSettings,
