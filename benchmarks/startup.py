@@ -77,7 +77,7 @@ def _timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) 
 def _count(comm: Any) -> dict[str, int]:
     """What a rank's collectives are, and the bytes of arrays among them."""
     found = {"collectives": 0, "broadcast bytes": 0}
-    for name in ("allgather", "bcast", "bcast_array", "node_allgather", "barrier"):
+    for name in ("allgather", "bcast", "bcast_array", "least", "to_root", "node_allgather", "barrier"):
         real = getattr(comm, name)
 
         def call(*values: Any, real: Any = real, name: str = name) -> Any:

@@ -29,6 +29,7 @@ from .errors import (
     refusal,
 )
 from .kinds import KINDS, VIEWS
+from .progress import age, stage, stages_taken
 from .ranks.base import Comm
 from .ranks.comm import launched, world
 from .ranks.signals import ignore_stops
@@ -67,7 +68,9 @@ def _run(words: list[str], own: bool) -> int:
     """
     settings: Settings | None = None
     mistake = None
-    _limit_spinning()
+    stages_taken()  # of another run in this process
+    with stage("imports", before=age() if own else 0.0):
+        _limit_spinning()
     try:
         if asks_help(words) and launched()[1] > 0:
             return 0
@@ -84,7 +87,9 @@ def _run(words: list[str], own: bool) -> int:
         return _shown()
     hurry()
     try:
-        comm = world(need_mpi=settings is not None and settings.for_output.writer == "parallel" and _parallel_h5py())
+        with stage("MPI"):
+            parallel = settings is not None and settings.for_output.writer == "parallel" and _parallel_h5py()
+            comm = world(need_mpi=parallel)
     except UserError as error:  # every process is alone: the launcher's numbers are all there is
         return _speak(mistake or error, launched()[1])
     if mistake is not None or settings is None:
@@ -114,7 +119,7 @@ def _shown() -> int:
 
 def _guarded(settings: Settings, comm: Comm, own: bool) -> int:
     try:
-        with _uncollected() if own else nullcontext():
+        with stage("imports"), _uncollected() if own else nullcontext():
             from .run import run
         return run(settings, comm)
     except UserError as error:

@@ -1,13 +1,16 @@
-"""How far a run is: a bar on a terminal, a line a minute in a log."""
+"""How far a run is: a bar on a terminal, a line a minute in a log; and what the stages of its start have taken."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from . import console
 
 LINE_EVERY = 60.0  # seconds
+_stages: dict[str, float] = {}  # seconds that stages have taken in this process, by name
 
 
 class Progress:
@@ -47,6 +50,33 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+@contextmanager
+def stage(name: str, before: float = 0.0) -> Iterator[None]:
+    """What is done meanwhile, or by the function that is decorated, is this stage of a start. before: seconds of it."""
+    begin = time.monotonic() - before
+    try:
+        yield
+    finally:
+        _stages[name] = _stages.get(name, 0.0) + time.monotonic() - begin
+
+
+def stages_taken() -> dict[str, float]:
+    """Seconds of each stage so far, which are forgotten then."""
+    taken = dict(_stages)
+    _stages.clear()
+    return taken
+
+
+def age() -> float:
+    """Seconds since this process was started; where the system does not tell, those that it has computed."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError, ValueError, IndexError):  # not Linux
+        return time.process_time()
 
 
 def duration(seconds: float) -> str:

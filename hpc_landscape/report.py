@@ -9,7 +9,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -70,8 +70,16 @@ def logging_on(comm: Comm) -> Iterator[None]:
         logger.level, logger.propagate = before
 
 
-def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer: type[Writer]) -> None:
-    """The plan, before the first point; on rank 0. ranks: of each, its node and its device."""
+class Rank(NamedTuple):
+    """What rank 0 learns of each: its node, its devices, and the seconds of the stages of its start."""
+
+    node: str
+    devices: str
+    stages: Mapping[str, float]
+
+
+def announce(plan: Plan, ranks: Sequence[Rank], threads: int, writer: type[Writer]) -> None:
+    """The plan, before the first point; on rank 0."""
     n, asked = len(plan.unfinished), plan.directions_asked
     stored, vectors = plan.stored, plan.directions.vectors
     log.info(f"problem      {plan.problem.name}: {_data_text(plan)}, {_warm_text(plan)}")
@@ -93,14 +101,27 @@ def announce(plan: Plan, ranks: Sequence[tuple[str, str]], threads: int, writer:
         log.info(f"execution    {plan.evaluator.execution}" + f": {off}" * bool(off))
     if plan.advice:
         log.info(f"note         {plan.advice}")
-    nodes = len({node for node, _ in ranks})
-    where = ", ".join(sorted({name for _, name in ranks})[:8])
+    nodes = len({rank.node for rank in ranks})
+    where = ", ".join(sorted({rank.devices for rank in ranks})[:8])
     steal = ", stealing" * (plan.steals and len(ranks) > 1)
     log.info(
         f"ranks        {len(ranks)} on {nodes} node{'s' * (nodes > 1)}, {where}, "
         f"{threads} thread{'s' * (threads > 1)} each, {_precision_text(plan)}{steal}"
     )
+    if len(ranks) > 1:
+        log.info(f"start-up     {start_text(ranks)}")
     log.info(f"writer       {writer.__name__} -> {plan.path}" + (" (going on)" if stored else ""))
+
+
+def start_text(ranks: Sequence[Rank]) -> str:
+    """Seconds of each stage on the slowest rank; and on the fastest, where that one is much faster."""
+    parts = []
+    for stage in ranks[0].stages:
+        found = [(rank.stages.get(stage, 0.0), rank.node) for rank in ranks]
+        (least, fast), (most, slow) = min(found), max(found)
+        text = f"{stage} {duration(most)}"
+        parts.append(text + f" on {slow}, {duration(least)} on {fast}" * (most > 2 * least + 1))
+    return "; ".join(parts)
 
 
 def _data_text(plan: Plan) -> str:

@@ -51,6 +51,7 @@ from .model.sharded import Sharded
 from .objects import script_alone
 from .problems.problem import Problem
 from .problems.registry import load_problem
+from .progress import stage, stages_taken
 from .ranks.base import Comm
 from .ranks.device import (
     built_on,
@@ -70,6 +71,7 @@ from .ranks.signals import Signals
 from .ranks.team import Team
 from .ranks.torch_state import as_before
 from .report import (
+    Rank,
     announce,
     dry_run,
     failed_note,
@@ -134,7 +136,8 @@ def run(settings: Settings, comm: Comm) -> int:
         if stored is None and not measured:
             plan.advice = advice(plan.evaluator, sets, plan.point_seconds * builder.points, settings.for_speed)
         del evaluator, registry  # their memory is free where the plan has another
-        comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
+        with stage("file"):
+            comm.from_root(lambda: _lay_out(plan, reader, trajectory, comm))
         _begin(plan, devices, threads, writer, comm)
         if _nothing_to_do(plan, settings.for_ranks, builder.team, comm):
             return COMPLETE
@@ -190,7 +193,7 @@ def _make_problem(
     And the devices that this rank computes on; and the one, None where the problem has been built on several.
     """
     options, evaluation, asked = settings.for_problem, settings.for_evaluation, settings.for_directions
-    with comm.raise_on_all_ranks():
+    with stage("problem"), comm.raise_on_all_ranks():
         problem = load_problem(options.problem, options.problem_arguments)
         devices = built_on(problem.root) if device is None else [device]
         problem.wrapper.restrict(asked.include, asked.exclude, asked.trainable)
@@ -213,6 +216,7 @@ def _trains(settings: Settings, problem: Problem) -> bool:
     return problem.train is not None and settings.for_problem.checkpoint is None
 
 
+@stage("directions")
 def _make_directions(
     settings: Settings,
     problem: Problem,
@@ -285,6 +289,7 @@ def _tuned(settings: Settings, builder: EvaluatorBuilder, earlier: Earlier | Non
     return settings, text
 
 
+@stage("first batch")
 def _build(builder: EvaluatorBuilder, problem: Problem, loss: Any, comm: Comm) -> tuple[Evaluator, MetricRegistry]:
     """The evaluator in the first mode that works, the same on every rank, and what makes metrics of its sets.
 
@@ -317,8 +322,8 @@ def _lay_out(plan: Plan, reader: Reader, trajectory: Ways, comm: Comm) -> None:
 def _begin(plan: Plan, devices: list[torch.device], threads: int, writer: type[Writer], comm: Comm) -> None:
     """Find the first points, and tell of the plan."""
     begin(plan, comm)
-    ranks = comm.allgather((os.uname().nodename, " and ".join(map(describe, devices))))
-    shared = max(comm.allgather(shared_gpus(comm, devices)))
+    ranks = comm.to_root(Rank(os.uname().nodename, " and ".join(map(describe, devices)), stages_taken()))
+    shared = comm.most(shared_gpus(comm, devices))
     if comm.is_root:
         announce(plan, ranks, threads, writer)
     if shared > 1:
@@ -331,8 +336,10 @@ def _nothing_to_do(plan: Plan, options: RankSettings, team: Team | None, comm: C
         number, count = (team.number, team.count) if team else (comm.rank, comm.size)
         points = Strided(plan.unfinished, number, count).next(plan.evaluator.execution.points)
         tried = [plan.grid.point(int(point)) for point in points] or [plan.grid.point(0)]
-        measured = comm.allgather(measure_point(plan, tried, comm.local_size))
-        dry_run(plan, measured, count if team else teams(plan, len(plan.unfinished), options, comm))
+        measured = comm.to_root(measure_point(plan, tried, comm.local_size))
+        together = count if team else teams(plan, len(plan.unfinished), options, comm)
+        if comm.is_root:
+            dry_run(plan, measured, together)
         return True
     if not len(plan.unfinished) and plan.stored is not None:
         log.info(f"{plan.path} is complete{failed_note(plan.stored)}; --overwrite starts again")

@@ -169,6 +169,7 @@ def test_only_comm_imports_mpi4py():
 
 
 COLLECTIVE = {"allgather", "node_allgather", "bcast", "bcast_array", "barrier", "raise_on_all_ranks", "from_root"}
+COLLECTIVE |= {"least", "most", "to_root", "first_rank", "first_text", "on_all"}
 TOGETHER = {"run", "campaign", "ranks"}  # where all ranks come by
 
 

@@ -15,7 +15,7 @@ from ..data.resident import is_shared
 from ..data.sets import Sets, prepare_sets
 from ..errors import UserError
 from ..problems.problem import Problem
-from ..progress import size
+from ..progress import size, stage
 from ..ranks.base import Comm
 from ..ranks.device import shared_gpus
 from ..ranks.memory import free_memory
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SAME = "the factory must make the same on every rank; seed what it draws or shuffles, and leave out random augmentation"
 
 
+@stage("data")
 def read_data(
     problem: Problem,
     options: EvaluationSettings,
@@ -73,18 +74,20 @@ def _agree_on_content(sets: Sets, comm: Comm) -> None:
     """Take rank 0's checksums; UserError where another rank holds other data (all of it is read once per node)."""
     with comm.raise_on_all_ranks():
         mine = sets.fingerprints(full=comm.local_rank == 0)
-    everyone = comm.allgather(mine)
-    for what, (quick, full) in everyone[0].items():
-        if any(other[what][0] != quick or other[what][1] not in (None, full) for other in everyone):
-            raise UserError(f"the ranks hold different {what}: {SAME}")
-    sets.take_hashes(everyone[0])
+    wanted = comm.bcast(mine)
+    for what, (quick, full) in wanted.items():
+        other = comm.first_rank(mine[what][0] != quick or mine[what][1] not in (None, full))
+        if other is not None:
+            raise UserError(f"the ranks hold different {what}: {SAME} (rank {other} has another than rank 0)")
+    sets.take_hashes(wanted)
 
 
 def check_readings(sets: Sets, path: str, comm: Comm) -> None:
     """UserError where passes of several ranks have read different data: each has compared its own. path: the file."""
     read = {what: batches.readings.whole for what, batches in sets.named.items() if isinstance(batches, ReadBatches)}
     for what, mine in read.items():
-        if len({other for other in comm.allgather(mine) if other is not None}) > 1:
+        wanted = comm.first_text(mine or "")
+        if not comm.on_all(mine in (None, wanted)):
             raise UserError(
                 f"the ranks have read different {what}: {SAME}. The values in {path} are not of the same data: "
                 "--overwrite it"

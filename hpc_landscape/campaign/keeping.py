@@ -73,8 +73,7 @@ def choose_memory(
     needs, sharers = _needs(count, precision, problem, devices, comm), shared_gpus(comm, devices)
     free = {device: free_memory(device, 1 if device == CPU else sharers) for device in (CPU, *needs.flats)}
     share = ROOM if asked == AUTO else 1.0
-    everyone = comm.allgather([_short(needs.where(way), free, share) for way in ways])
-    short = {way: next(filter(None, texts), "") for way, texts in zip(ways, zip(*everyone, strict=True), strict=True)}
+    short = {way: comm.first_text(_short(needs.where(way), free, share)) for way in ways}
     wanted, fitting = ways if asked == AUTO else [asked], [way for way in ways if not short[way]]
     if found := [way for way in wanted if way in fitting]:
         return found[0]

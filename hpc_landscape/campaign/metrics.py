@@ -21,6 +21,7 @@ from ..metrics.gradient import GradientMetric
 from ..metrics.registry import MetricRegistry
 from ..metrics.trial import try_loss
 from ..problems.problem import Problem
+from ..progress import stage
 from ..ranks.base import Comm
 from ..store.layout import RESERVED, Quantity
 
@@ -46,6 +47,7 @@ def requested(asked: Sequence[str], registry: MetricRegistry) -> dict[str, Metri
     return chosen
 
 
+@stage("first batch")
 def choose_metrics(
     asked: Sequence[str],
     evaluator: Evaluator,

@@ -41,4 +41,4 @@ def _room(builder: EvaluatorBuilder, comm: Comm) -> int:
     """How many points there is room for together on every rank, beside the ranks that share the memory of points."""
     on_gpu = builder.device is not None and builder.device.type == "cuda"
     sharers = builder.sets.sharers if on_gpu else comm.local_size
-    return min(comm.allgather(builder.room(sharers)))
+    return int(comm.least(builder.room(sharers)))

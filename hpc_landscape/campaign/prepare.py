@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..model import state
 from ..model.checkpoint import load_checkpoint
 from ..problems.problem import Problem
-from ..progress import duration
+from ..progress import duration, stage
 from ..ranks.base import Comm
 from ..ranks.device import one_thread
 from ..setting_groups import GridSettings, OutputSettings, ProblemSettings
@@ -100,6 +100,7 @@ def _check_place(path: str) -> None:
         raise UserError(f"--output {path}: {error.strerror}") from None
 
 
+@stage("weights")
 def broadcast_weights(options: ProblemSettings, problem: Problem, earlier: Earlier | None, comm: Comm) -> None:
     """Rank 0's weights, trained, loaded or as built, for every rank. earlier: a file that may hold trained ones."""
     root = problem.root

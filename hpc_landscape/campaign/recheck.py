@@ -117,12 +117,12 @@ def _compare(plan: Computed, earlier: Earlier, point: int, found: Mapping[str, n
 def environment(comm: Comm, devices: Iterable[torch.device], sharded: bool = False) -> dict[str, str]:
     """Where values are the same to the bit: the same kernels on the same kind of processor, and as many threads.
 
-    And a version of this program that computes in the same order. devices: that this rank computes on. sharded: the
-    model, in which nothing is folded.
+    And a version of this program that computes in the same order. Rank 0 learns of all ranks. devices: that this rank
+    computes on. sharded: the model, in which nothing is folded.
     """
     names = {torch.cuda.get_device_name(device) if device.type == "cuda" else _processor() for device in devices}
-    seen = comm.allgather((str(torch.get_num_threads()), SEVERAL.join(sorted(names))))
-    threads, processors = (SEVERAL.join(sorted(set(texts))) for texts in zip(*seen, strict=True))
+    seen = comm.to_root((str(torch.get_num_threads()), SEVERAL.join(sorted(names))))
+    threads, processors = (SEVERAL.join(sorted({texts[i] for texts in seen})) for i in range(2))
     return {
         "torch_version": str(torch.__version__),
         "threads": threads,

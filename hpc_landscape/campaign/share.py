@@ -102,11 +102,11 @@ def keep_in_memory(batches: Batches, budget: int, comm: Comm) -> Batches:
     loader = batches.loader
     needed = len(loader) * batches.first_bytes
     found = mine = None
-    if all(comm.allgather(0 < needed <= budget)):
+    if comm.on_all(0 < needed <= budget):
         mine = _read_together(loader, budget, comm, batches.patience)
     if mine is not None:
         found = mine if comm.local_size == 1 else _shared(mine, comm)
-    if not all(comm.allgather(found is not None or (mine is not None and needed <= budget // comm.local_size))):
+    if not comm.on_all(found is not None or (mine is not None and needed <= budget // comm.local_size)):
         if budget:
             log.info("note         %s: %s, %s", batches.readings.what, size(needed), ANEW)
         return batches
@@ -127,7 +127,7 @@ def _read_together(loader: DataLoader, budget: int, comm: Comm, patience: Patien
             if taken > budget:
                 break
     fits = sum(comm.node_allgather(taken)) <= budget
-    return mine if all(comm.allgather(fits)) else None
+    return mine if comm.on_all(fits) else None
 
 
 def _shared(mine: dict[int, Any], comm: Comm) -> dict[int, Any] | None:

@@ -122,7 +122,7 @@ def compute_stored(
 
 
 def _identity(run: StoredRun, metric: Any) -> dict[str, Any]:
-    """What the values depend on, as far as it can be told."""
+    """What the values depend on, as far as it can be told; rank 0 knows all of it."""
     frame, evaluator = run.frame, run.evaluator
     root, policy = frame.model.root, evaluator.normalization
     model = {**state.state(root), **frame.fixed, **frame.origin}
@@ -163,6 +163,6 @@ def _statistics(run: StoredRun) -> str:
     policy = run.evaluator.normalization
     mine = {str(point): vector for point, vector in getattr(policy, "by_point", {}).items()}
     common = getattr(policy, "common", None)
-    parts = {point: vector for part in run.frame.comm.allgather(mine) for point, vector in part.items()}
+    parts = {point: vector for part in run.frame.comm.to_root(mine) for point, vector in part.items()}
     tensors: dict[str, torch.Tensor] = dict(sorted(parts.items()))
     return state.sha256(tensors | ({} if common is None else {"common": common}))

@@ -25,7 +25,7 @@ def writing(writer: Writer) -> Iterator[Writer]:
         writer.stop(failed=True)
         raise
     writer.stop(failed=False)
-    writer.control.stop_code = max(comm.allgather(writer.control.stops))
+    writer.control.stop_code = int(comm.most(writer.control.stops))
     with comm.raise_on_all_ranks():
         writer.close()
 
@@ -41,11 +41,10 @@ def fall_back(writer: type[Writer], path: str, comm: Comm, notice: Callable[[str
 def _refuses(path: str, comm: Comm) -> str:
     """Why independent writes cannot be had here; empty where they can. Some nodes may not see the file."""
     created = comm.bcast(parallel.created(path) if comm.is_root else None)
-    if not all(comm.allgather(parallel.sees(path, created))):
+    if not comm.on_all(comm.local_rank > 0 or parallel.sees(path, created)):  # as its node does
         return "not every rank sees the file"
     file = parallel.try_open(path, comm)  # all can, or none
-    faults = comm.allgather(file if isinstance(file, str) else "")
-    if not any(faults) and not isinstance(file, str):
-        faults = comm.allgather(parallel.try_write(file, comm.rank))
-    said = next(filter(None, faults), "")
+    said = comm.first_text(file if isinstance(file, str) else "")
+    if not said and not isinstance(file, str):
+        said = comm.first_text(parallel.try_write(file, comm.rank))
     return said and f"this file system refuses independent parallel writes ({said})"

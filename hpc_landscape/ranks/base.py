@@ -1,4 +1,8 @@
-"""The ranks that compute together, alone or by MPI: what the program asks of them."""
+"""The ranks that compute together, alone or by MPI: what the program asks of them.
+
+Before the first point all ranks move as little as they can: a number, a checksum, what rank 0 alone needs. In an
+``allgather`` each of N ranks receives from all, N times N in all: it is for what all of them need.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +59,24 @@ class Comm(ABC):
         """Wait, at most so long, for all ranks to call this, and not any other; returns whether they have."""
 
     @abstractmethod
-    def bcast(self, value: Value) -> Value:
-        """Rank 0's value, on every rank: small things, pickled."""
+    def bcast(self, value: Value, root: int = 0) -> Value:
+        """That rank's value, on every rank: small things, pickled."""
 
     @abstractmethod
     def bcast_array(self, array: NDArray[Any]) -> None:
         """Fill every rank's array, C-contiguous and of equal shape and dtype, with rank 0's."""
 
     @abstractmethod
+    def least(self, number: float) -> float:
+        """The least of the ranks' numbers, on every rank."""
+
+    @abstractmethod
+    def to_root(self, value: Value) -> list[Value]:
+        """The value of each rank, on rank 0; on the others nothing."""
+
+    @abstractmethod
     def allgather(self, value: Value) -> list[Value]:
-        """The value of each rank."""
+        """The value of each rank, on every rank."""
 
     @abstractmethod
     def node_allgather(self, value: Value) -> list[Value]:
@@ -111,10 +123,10 @@ class Comm(ABC):
         finally:
             if arrived and in_step:
                 arrived = self.meet(math.inf if fault is None else LATE)
-            if arrived:
-                found = [other for other in self.allgather(fault) if other is not None]
-                if found and not (fault is not None and any_error):
-                    raise found[0]
+            if arrived and (culprit := self.first_rank(fault is not None)) is not None:
+                found = self.bcast(fault, culprit)
+                if found is not None and not (fault is not None and any_error):
+                    raise found
 
     def from_root(self, function: Callable[[], Value], any_error: bool = False, everywhere: bool = False) -> Value:
         """What the function gives on rank 0, for every rank; what it raises there as in ``raise_on_all_ranks``.
@@ -130,11 +142,29 @@ class Comm(ABC):
     def check_equal(self, value: object, message: str) -> None:
         """UserError with the message, on all ranks, where another one has another value.
 
-        The value is told by its repr, and that by a checksum: N ranks that receive N lists of tensors take long.
+        The value is told by its repr, and that by a checksum, which each rank compares with rank 0's.
         """
-        first, *others = self.allgather(hashlib.sha256(repr(value).encode()).digest())
-        if any(other != first for other in others):
-            raise UserError(message)
+        checksum = hashlib.sha256(repr(value).encode(errors="backslashreplace")).digest()
+        if (other := self.first_rank(checksum != self.bcast(checksum))) is not None:
+            raise UserError(f"{message} (rank {other} has another than rank 0)")
+
+    def most(self, number: float) -> float:
+        """The largest of the ranks' numbers, on every rank."""
+        return -self.least(-number)
+
+    def first_rank(self, here: bool) -> int | None:
+        """The first rank on which it is so, told on every rank; None where it is so on none."""
+        found = self.least(self.rank if here else math.inf)
+        return None if found == math.inf else int(found)
+
+    def on_all(self, here: bool) -> bool:
+        """Whether it is so on every rank."""
+        return self.first_rank(not here) is None
+
+    def first_text(self, text: str) -> str:
+        """That of the first rank which has any, on every rank."""
+        rank = self.first_rank(bool(text))
+        return "" if rank is None else self.bcast(text, rank)
 
 
 class SerialComm(Comm):
@@ -146,11 +176,17 @@ class SerialComm(Comm):
     def meet(self, seconds: float) -> bool:
         return True
 
-    def bcast(self, value: Value) -> Value:
+    def bcast(self, value: Value, root: int = 0) -> Value:
         return value
 
     def bcast_array(self, array: NDArray[Any]) -> None:
         pass
+
+    def least(self, number: float) -> float:
+        return number
+
+    def to_root(self, value: Value) -> list[Value]:
+        return [value]
 
     def allgather(self, value: Value) -> list[Value]:
         return [value]

@@ -19,7 +19,7 @@ from .signals import Signals, reserve, time_to_finish
 
 POLL = 0.01  # seconds between looks at the queue and at messages
 ORPHAN_GRACE = 25.0  # seconds in all that a rank may still take when its launcher has died
-UNANSWERED = 2.0  # seconds after which a stop that rank 0 has not passed on goes to all ranks directly
+UNANSWERED = 2.0  # seconds, on the first rank, after which a stop that rank 0 has not passed on goes to all directly
 
 
 class Speaker(Protocol):
@@ -133,7 +133,8 @@ class Control:
     def _tell(self) -> None:
         self._sent_stop = (self.stop_code, self._pressed)
         if not self.comm.is_root:
-            self._alone_at = time.monotonic() + UNANSWERED
+            own = UNANSWERED * self.comm.rank / self.comm.size  # one tells the others, before they tell all as well
+            self._alone_at = time.monotonic() + UNANSWERED + own
             self.send(0, "signal", self._sent_stop)
         for rank in range(1, self.comm.size if self.comm.is_root else 0):
             self.send(rank, "stop", (*self._sent_stop, self.leave_at - time.monotonic()))

@@ -98,13 +98,13 @@ def check_same_device_type(comm: Comm, devices: Sequence[torch.device]) -> None:
 
     devices: of this rank.
     """
-    ranks = comm.allgather(({device.type for device in devices}, name_rank(comm)))
-    without = [who for kinds, who in ranks if kinds == {"cpu"}]
-    if 0 < len(without) < comm.size:
-        raise UserError(
-            f"no GPU is visible{without[0]}, and to {comm.size - len(without)} others one is: give each rank one "
-            "(Slurm: --gpus-per-task=1), or take --device cpu for all"
-        )
+    without = {device.type for device in devices} == {"cpu"}
+    if comm.on_all(not without) or comm.on_all(without):
+        return
+    raise UserError(
+        f"no GPU is visible{comm.first_text(name_rank(comm) if without else '')}, and to others one is: give each rank "
+        "one (Slurm: --gpus-per-task=1), or take --device cpu for all"
+    )
 
 
 def describe(device: torch.device) -> str:

@@ -21,8 +21,8 @@ class Place:
 
 
 def places(comm: Comm) -> list[Place]:
-    """Each rank's, in their order, on all ranks."""
-    return comm.allgather(Place(os.uname().nodename, cores(), *_device(comm.local_rank)))
+    """Each rank's, in their order, on rank 0."""
+    return comm.to_root(Place(os.uname().nodename, cores(), *_device(comm.local_rank)))
 
 
 def cores() -> tuple[int, ...]:

@@ -36,6 +36,19 @@ def test_allgather_is_in_rank_order(comm: Any) -> None:
     assert comm.allgather((comm.rank, "x" * comm.rank)) == [(r, "x" * r) for r in range(comm.size)]
 
 
+def test_what_is_less_than_an_allgather(comm: Any) -> None:
+    """Numbers, yes or no, a text of one, and what rank 0 alone receives."""
+    last = comm.size - 1
+    assert comm.least(10.5 - comm.rank) == 10.5 - last and comm.most(comm.rank) == last
+    assert comm.least(2**53 - 1) == 2**53 - 1
+    assert comm.first_rank(comm.rank == last) == last and comm.first_rank(True) == 0
+    assert comm.first_rank(False) is None
+    assert comm.on_all(True) and comm.on_all(comm.rank < last) is False
+    assert comm.first_text(f"rank {comm.rank}" * (comm.rank == last)) == f"rank {last}" and comm.first_text("") == ""
+    assert comm.bcast(comm.rank, last) == last
+    assert comm.to_root("x" * comm.rank) == (["x" * rank for rank in range(comm.size)] if comm.is_root else [])
+
+
 def test_barrier_holds_until_the_last_has_come(comm: Any, folder: str) -> None:
     mark = Path(folder) / "the last has come"
     if comm.rank == comm.size - 1:

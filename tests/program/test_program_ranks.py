@@ -52,6 +52,7 @@ def test_same_file_from_any_number_of_ranks(tmp_path: Path, reference: Path, wri
     finished = run_program(*JOB, *BATCHES, "--writer", writer, folder=tmp_path, ranks=ranks)
     assert finished.code == 0, finished
     assert f"ranks        {ranks} on 1 node" in finished.out
+    assert ("start-up     imports " in finished.out) == (ranks > 1)
     assert f"{writer.capitalize()}Store" in finished.out
     assert finished.out.count("finished ") == 1 and finished.err == ""
     assert_same_landscape(tmp_path / "landscape.h5", reference)

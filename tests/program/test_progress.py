@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 
 import pytest
 
-from hpc_landscape.progress import LINE_EVERY, Progress, duration, size
+from hpc_landscape.progress import LINE_EVERY, Progress, duration, size, stage, stages_taken
+from hpc_landscape.report import Rank, start_text
 
 
 class Clock:
@@ -76,3 +79,33 @@ def test_duration(seconds: float, text: str) -> None:
 )  # fmt: skip
 def test_size(n: float, text: str) -> None:
     assert size(n) == text
+
+
+def test_stages_of_a_start() -> None:
+    stages_taken()
+
+    @stage("twice")
+    def work(value: int) -> int:
+        time.sleep(0.02)
+        return value
+
+    assert [work(1), work(2)] == [1, 2]
+    with stage("once", before=100.0), pytest.raises(ArithmeticError), stage("failed"):
+        raise ArithmeticError
+    taken = stages_taken()
+    assert [*taken] == ["twice", "failed", "once"] and stages_taken() == {}
+    assert 0.04 <= taken["twice"] < 50 and 100 <= taken["once"] < 150
+
+
+def test_the_age_of_a_process_counts_from_its_start() -> None:
+    code = "import time; time.sleep(0.5); from hpc_landscape.progress import age; print(age(), time.process_time())"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    age, computed = map(float, done.stdout.split())
+    assert (0.45 if sys.platform == "linux" else computed) <= age <= time.monotonic() - start + 0.1
+
+
+def test_the_start_of_several_ranks_names_the_slow_and_the_fast() -> None:
+    ranks = [Rank("n1", "cpu", {"imports": 3.0, "file": 0.1}), Rank("n2", "cpu", {"imports": 48.2, "file": 0.12})]
+    assert start_text(ranks) == "imports 48 s on n2, 3 s on n1; file 0.12 s"
+    assert start_text(ranks[:1] * 2) == "imports 3 s; file 0.1 s"
