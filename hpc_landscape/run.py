@@ -24,6 +24,7 @@ from .campaign.directions import (
     loss_at_origin,
     project_trajectory,
 )
+from .campaign.ensemble import turning
 from .campaign.failures import Attempts, Reporter
 from .campaign.fallback import on_device, take_near_enough
 from .campaign.identity import made_of
@@ -307,6 +308,7 @@ def _evaluate(plan: Plan, kind: type[Writer], control: Control) -> int:
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",
             check=writer.check,
+            turn_to=turning(plan),
         ),
         writer,
         plan.nan_values,

@@ -18,6 +18,7 @@ from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
 NOW = ("overwrite", "dry_run", "grace", "retry_failed")  # asked of one run, and not of those that go on with it
+MOST_SETS = 10**6
 MOST = 2**63 - 1  # of a whole number: what a file's attribute holds
 
 
@@ -122,11 +123,19 @@ class DirectionSettings:
         "biasbn", "biasbn: biases and normalization parameters do not move in random or normalized directions"
     )
     orthogonalize: bool = _setting(False, "make later directions orthogonal to earlier ones, before normalization")
+    ensemble: int | None = _setting(
+        None,
+        "the same line, plane or volume along so many independent sets of random directions, in one file",
+        "N",
+        otherwise="one set",
+    )
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
         if not 0 <= self.seed <= MOST:
             raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
+        if self.ensemble is not None and not 2 <= self.ensemble <= MOST_SETS:
+            raise UserError(f"--ensemble {self.ensemble}: must be from 2 to {MOST_SETS:,} sets of directions")
 
     @property
     def normalized(self) -> str:
@@ -314,6 +323,9 @@ class Settings:
         for group in vars(self).values():
             group.check()
         check_directions(self.for_directions, self.for_grid.given)
+        for name in ("refine", "extend"):
+            if self.for_directions.ensemble is not None and self.by_name().get(name) is not None:
+                raise UserError(f"--{name} is for one set of directions: leave it out, or --ensemble")
 
     @property
     def dimensions(self) -> int:
@@ -324,7 +336,8 @@ class Settings:
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""
         texts = zip(NAMES[: self.dimensions], defaults, strict=False)
-        return Grid(*(Axis.parse(getattr(self.for_grid, name) or default, name) for name, default in texts))
+        axes = (Axis.parse(getattr(self.for_grid, name) or default, name) for name, default in texts)
+        return Grid(*axes, sets=self.for_directions.ensemble)
 
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads back."""

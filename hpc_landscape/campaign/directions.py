@@ -90,7 +90,7 @@ def broadcast_directions(
     blank = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(count)]
     made = Directions(blank, blank if kind.leads_to_models else None)
     with comm.raise_on_all_ranks():
-        if comm.is_root and stored is not None and stored.has_directions and not kind.leads_to_models:
+        if comm.is_root and stored is not None and stored.has_directions and not _made_again(asked):
             made = _stored(asked, path, stored, blank)
         elif comm.is_root:
             own = rest(problem.wrapper) if kind.leads_to_models else {}
@@ -102,6 +102,11 @@ def broadcast_directions(
     made.rest, made.stays = broadcast_rest(problem.wrapper, made.rest, comm)
     made.axes = comm.bcast(made.axes)
     return made
+
+
+def _made_again(asked: DirectionSettings) -> bool:
+    """Whether a run that goes on makes them again: of an ensemble, all of whose sets are drawn as the first one is."""
+    return direction_kind(asked.directions).leads_to_models or asked.ensemble is not None
 
 
 @contextmanager

@@ -59,9 +59,10 @@ def compute_again(plan: Resumed) -> None:
     there = {name: stored.attributes.get(name) for name in plan.environment}
     same = there == plan.environment and not any(SEVERAL in str(value) for value in there.values())
     good = stored.done if stored.failed is None else stored.done & ~stored.failed
+    good = good.reshape(-1)[: plan.grid.plane.size]  # of an ensemble the directions are at hand of the first set alone
     if good.any():
         alike = same and not is_mixed(path) and not plan.evaluator.execution.compiled and not _on_gpu(plan)
-        _compare(plan, int(np.argmax(good.reshape(-1))), alike)
+        _compare(plan, int(np.argmax(good)), alike)
     if not same:
         set_mixed(path)
 

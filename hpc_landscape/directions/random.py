@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 class Random(DirectionKind):
     """Random directions, each part scaled to the weights' norm (Li et al. 2018, section 4)."""
 
-    options = ("seed", "distribution", "normalization", "ignore", "orthogonalize")
+    options = ("seed", "distribution", "normalization", "ignore", "orthogonalize", "ensemble")
+    only = ("ensemble",)
     normalization = "filter"
 
     def check(self, settings: Any, axes: Mapping[str, str]) -> None:
         """What is orthogonal is no longer after each part was scaled by its own factor."""
+        if settings.ensemble is not None and settings.trajectory is not None:
+            raise UserError(
+                "--ensemble and --trajectory: checkpoints are projected onto one plane, and an ensemble has many; "
+                "leave one of them out"
+            )
         if settings.orthogonalize and settings.normalized in ("filter", "layer"):
             raise UserError(
                 f"--orthogonalize does not survive --normalization {settings.normalized}: it scales each "
@@ -35,7 +41,8 @@ class Random(DirectionKind):
 
         weights = origin.weights
         made: list[dict[str, Tensor]] = []
-        for direction in random_directions(weights, origin.count, settings.seed, settings.distribution):
+        asked = settings.seed, settings.distribution
+        for direction in random_directions(weights, origin.count, *asked, origin.first):
             direction = normalize(direction, weights, "none", settings.ignore)
             for earlier in made if settings.orthogonalize else ():
                 direction = orthogonalize(direction, earlier)
@@ -44,9 +51,12 @@ class Random(DirectionKind):
 
 
 def random_directions(
-    parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"
+    parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal", first: int = 0
 ) -> list[dict[str, Tensor]]:
-    """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn."""
+    """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn.
+
+    first: the number of the first of them.
+    """
     import torch
 
     from ..model.numbers import numbers_of, reals
@@ -56,7 +66,7 @@ def random_directions(
             name: numbers_of(torch.from_numpy(draw(seed, number, name, reals(p).shape, distribution)), p)
             for name, p in parameters.items()
         }
-        for number in range(count)
+        for number in range(first, first + count)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ class _Flat:
 
     origin: Tensor
     directions: list[Tensor]
+    fill: Callable[[Tensor, Mapping[str, Tensor]], Tensor]  # brings tensors, by name, to their places in a buffer
     points: Tensor
     cast: Tensor  # the points in the dtype that the model computes in; the same tensor where that is no other
 
@@ -93,8 +94,7 @@ class Placement:
             shape, stride = flat.shape[:-1] + like.shape, flat.stride()[:-1] + like.stride()
             return numbers_of(flat.as_strided(shape, stride, offsets[name]), origin[name])
 
-        def fill(tensors: Mapping[str, Tensor]) -> Tensor:
-            flat = torch.zeros(end, device=device, dtype=dtype)
+        def fill(flat: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
             for name in names:
                 if name in tensors:
                     view(flat, name).copy_(tensors[name])
@@ -102,9 +102,12 @@ class Placement:
 
         with torch.no_grad():
             still = origin if self.targets else {}  # what a direction does not name does not move
-            start, moves = fill(origin), [fill({**still, **direction}) for direction in directions]
+            start, *moves = (
+                fill(torch.zeros(end, device=device, dtype=dtype), tensors)
+                for tensors in (origin, *({**still, **direction} for direction in directions))
+            )
             points = start.repeat(self.rows, 1)
-            flat = _Flat(start, moves, points, points if cast == dtype else points.to(cast))
+            flat = _Flat(start, moves, fill, points, points if cast == dtype else points.to(cast))
         self.stacked.update((name, view(flat.cast, name)) for name in names)
         return flat
 
@@ -127,6 +130,13 @@ class Placement:
         if tensor.is_meta and not tensor.is_contiguous():  # asked first, since empty_like of a meta tensor loads sympy
             return torch.empty_like(tensor)  # dense
         return tensor
+
+    @torch.no_grad()
+    def redirect(self, vectors: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take other directions, by the names of those that there are, in their place: points lie along these now."""
+        for flat in self._flats:
+            for direction, vector in zip(flat.directions, vectors, strict=True):
+                flat.fill(direction, vector)
 
     @torch.no_grad()
     def place(self, coordinates: Sequence[float], row: int = 0) -> None:

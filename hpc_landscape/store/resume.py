@@ -43,7 +43,7 @@ def fill_from(output: str, group: str, tensors: Mapping[str, Tensor], what: str)
 def check_same(stored: layout.Stored, identity: Mapping[str, Any], grid: Grid, path: str) -> None:
     """UserError where the file is of another run, which says what differs."""
     differs = []
-    if [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
+    if [(k, c.tolist()) for k, c in stored.grid.scales.items()] != [(k, c.tolist()) for k, c in grid.scales.items()]:
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
         there = stored.attributes.get(name, NOT_THERE)

@@ -79,8 +79,7 @@ class Landscape:
     def _is_of(self, path: str) -> bool:
         """Whether it holds what the file does, but for points that were done since."""
         stored, data = layout.read(path), self._data
-        axes = zip(stored.grid.names, stored.grid.coordinates, strict=True)
-        if not all(name in data.coords and np.array_equal(data[name], c) for name, c in axes):
+        if not all(name in data.coords and np.array_equal(data[name], c) for name, c in stored.grid.scales.items()):
             return False
         if layout.DONE not in data or data[layout.DONE].shape != stored.grid.shape:
             return False
