@@ -52,6 +52,11 @@ class Field:
     summaries: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
+    def there(self) -> np.ndarray:
+        """Whether a point of the plane is done, of an ensemble in one set at least."""
+        return self.done if self.done.ndim == self.values.ndim else np.asarray(self.done.any(axis=0))
+
+    @property
     def finite(self) -> np.ndarray:
         """The values that there are, 1-D."""
         return self.values[np.isfinite(self.values)]
