@@ -37,7 +37,7 @@ def _share(
 ) -> Iterator[Number]:
     """Of the sets that are done within the radius, the share whose values there are at most the level, all of them.
 
-    A value that is not finite is above any level. Where larger is better: at least the level.
+    A NaN is above any level. Where larger is better: at least the level.
     """
     over = field.larger_is_better
     name = f"share_of_directions_{'over' if over else 'under'}_level"
@@ -49,7 +49,7 @@ def _share(
     centre = plane.point(plane.nearest((0.0,) * len(plane.axes)))
     near = distances(plane.coordinates, centre) <= radius * (1 + SAME)
     done, inside = stored.done[:, near].all(axis=1), values[:, near]
-    stays = (np.isfinite(inside) & (inside >= level if over else inside <= level)).all(axis=1)[done]
+    stays = (inside >= level if over else inside <= level).all(axis=1)[done]
     n, k = int(stays.size), int(stays.sum())
     if not n:
         yield from (Number(name, None, "no set is done within the radius") for name in names)

@@ -168,8 +168,9 @@ def _ensemble(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
     if field is None or not field.finite.size or field.values.size == 1:
         return
     options = choose(path, stored, field)
-    for i, n in enumerate(ensemble_numbers(path, stored, field, options.radius, options.level)):
-        yield "" if i else "ensemble", f"{n.name.replace('_', ' ')} {text(n.value)}" + f": {n.note}" * bool(n.note)
+    found = ensemble_numbers(path, stored, field, options.radius, options.level)
+    for i, n in enumerate(n for n in found if n.value is not None):
+        yield "" if i else "ensemble", f"{n.name.replace('_', ' ')} {text(n.value)}: {n.note}"
 
 
 def _made(stored: Stored) -> Iterable[tuple[str, str]]:

@@ -166,6 +166,18 @@ def test_a_file_is_gone_on_with_by_the_same_ensemble_alone(program: Program) -> 
     assert Path("landscape.h5").read_bytes() == before
 
 
+def test_a_point_of_a_later_set_is_not_compared_along_the_first_one(program: Program) -> None:
+    job = ("--problem", QUADRATIC, *PLANE, "--ensemble", SETS)
+    assert program(*job).code == 0
+    loss = read("landscape.h5", "loss")
+    with h5py.File("landscape.h5", "r+") as file:
+        file["done"][0] = 0
+        file["loss"][0] = np.nan
+    done = program(*job)
+    assert done.code == 0 and "15 still to do" in done.out, done
+    np.testing.assert_array_equal(read("landscape.h5", "loss"), loss)
+
+
 def test_directions_of_another_numpy_would_be_seen(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file's first set is no record of the others: a run that goes on draws it again, and compares."""
     job = ("--problem", QUADRATIC, *PLANE, "--ensemble", SETS)
