@@ -48,8 +48,8 @@ def _share(
         return
     centre = plane.point(plane.nearest((0.0,) * len(plane.axes)))
     near = distances(plane.coordinates, centre) <= radius * (1 + SAME)
-    done, inside = stored.done[:, near].all(axis=1), values[:, near]
-    stays = (inside >= level if over else inside <= level).all(axis=1)[done]
+    inside = values[stored.done[:, near].all(axis=1)][:, near]
+    stays = np.asarray((inside >= level if over else inside <= level).all(axis=1))
     n, k = int(stays.size), int(stays.sum())
     if not n:
         yield from (Number(name, None, "no set is done within the radius") for name in names)
