@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from .campaign.ensemble import turning
 from .campaign.failures import Attempts, Reporter
 from .campaign.loop import Campaign
 from .campaign.metrics import store_arrays
@@ -132,6 +133,7 @@ def _evaluate(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",
             check=writer.check,
+            turn_to=turning(plan),
         ),
         writer,
         plan.nan_values,
