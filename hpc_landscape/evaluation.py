@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from .campaign.data import check_readings
+from .campaign.ensemble import turning
 from .campaign.failures import Attempts, Reporter
 from .campaign.loop import Campaign
 from .campaign.metrics import store_arrays
@@ -134,6 +135,7 @@ def _evaluate(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",
             check=writer.check,
+            turn_to=turning(plan),
         ),
         writer,
         plan.nan_values,

@@ -13,6 +13,7 @@ import numpy as np
 from .errors import UserError
 
 NAMES = ("x", "y", "z")
+SETS = "direction"  # the dimension of an ensemble's sets of directions
 MOST = 2**62  # points of an axis
 CLOSEST = 4  # neighbouring points of an axis, in units of rounding
 
@@ -66,15 +67,40 @@ class Axis:
 
 
 class Grid:
-    """The points at which a landscape is computed, in C order: axis 0 is the first direction."""
+    """The points at which a landscape is computed, in C order: axis 0 is the first direction.
 
-    def __init__(self, *axes: Axis):
-        self.axes = axes
+    sets: of an ensemble, how many independent sets of directions have these axes. Flat indices then run over one set
+    after the other, (sets, *axes), and a value's place in the file begins with the set.
+    """
+
+    def __init__(self, *axes: Axis, sets: int | None = None):
+        self.axes, self.sets = axes, sets
         self.coordinates = tuple(axis.coordinates for axis in axes)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the axes that are directions."""
         return NAMES[: len(self.axes)]
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Of all dimensions of the shape."""
+        return self.names if self.sets is None else (SETS, *self.names)
+
+    @property
+    def scales(self) -> dict[str, np.ndarray]:
+        """The coordinates along each dimension, by name: of sets their numbers."""
+        sets = {} if self.sets is None else {SETS: np.arange(self.sets)}
+        return sets | dict(zip(self.names, self.coordinates, strict=True))
+
+    @property
+    def plane(self) -> Grid:
+        """The grid of a single set: the line, plane or volume."""
+        if self.sets is None:
+            return self
+        plane = Grid(*self.axes)
+        plane.coordinates = self.coordinates
+        return plane
 
     def apart(self, other: Grid) -> str:
         """In words where the points of the two are not the same; "" where all coincide, to a millionth of a step."""
@@ -90,7 +116,8 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(axis.n for axis in self.axes)
+        n = tuple(axis.n for axis in self.axes)
+        return n if self.sets is None else (self.sets, *n)
 
     @property
     def size(self) -> int:
@@ -98,20 +125,30 @@ class Grid:
 
     def point(self, index: int) -> tuple[float, ...]:
         """The coordinates of the point with this flat index."""
-        where = np.unravel_index(index, self.shape)
+        where = np.unravel_index(index, self.shape)[-len(self.axes) :]
         return tuple(float(axis[i]) for axis, i in zip(self.coordinates, where, strict=True))
+
+    def set_of(self, index: int) -> int:
+        """The number of the set of directions that the point with this flat index is along."""
+        return 0 if self.sets is None else index // (self.size // self.sets)
+
+    def by_set(self, points: np.ndarray) -> list[np.ndarray]:
+        """These points, which are in order, in a part for each set of directions."""
+        return np.split(points, np.flatnonzero(np.diff([self.set_of(int(point)) for point in points])) + 1)
 
     def text_of(self, index: int) -> str:
         """A point's coordinates, as a person reads them."""
-        return "(" + ", ".join(f"{c:g}" for c in self.point(index)) + ")"
+        of_set = "" if self.sets is None else f" of set {self.set_of(index)}"
+        return "(" + ", ".join(f"{c:g}" for c in self.point(index)) + ")" + of_set
 
     def nearest(self, coordinates: tuple[float, ...]) -> int:
-        """The flat index of the grid point nearest to these coordinates."""
+        """The flat index of the grid point nearest to these coordinates; of an ensemble the first set's."""
         where = [int(np.abs(axis - c).argmin()) for axis, c in zip(self.coordinates, coordinates, strict=True)]
-        return int(np.ravel_multi_index(where, self.shape))
+        return int(np.ravel_multi_index(where, [axis.n for axis in self.axes]))
 
     def __str__(self) -> str:
-        return " x ".join(f"{name}={axis}" for name, axis in zip(self.names, self.axes, strict=True))
+        axes = " x ".join(f"{name}={axis}" for name, axis in zip(self.names, self.axes, strict=True))
+        return axes if self.sets is None else f"{self.sets} sets of {axes}"
 
 
 def _short(value: float) -> str:

@@ -13,6 +13,7 @@ from .kinds import NORMALIZATIONS
 from .words import split
 
 PROBLEM = "problem."  # --problem.KEY VALUE, and the same in YAML
+MOST_SETS = 10**6
 MOST = 2**63 - 1  # of a whole number: what a file's attribute holds
 
 
@@ -123,11 +124,19 @@ class DirectionSettings:
         "biasbn", "biasbn: biases and normalization parameters do not move in random or normalized directions"
     )
     orthogonalize: bool = _setting(False, "make later directions orthogonal to earlier ones, before normalization")
+    ensemble: int | None = _setting(
+        None,
+        "the same line, plane or volume along so many independent sets of random directions, in one file",
+        "N",
+        otherwise="one set",
+    )
 
     def check(self) -> None:
         """Raise UserError where a value makes no sense."""
         if not 0 <= self.seed <= MOST:
             raise UserError(f"--seed {self.seed}: must not be negative" + ", and less than 2^63" * (self.seed > MOST))
+        if self.ensemble is not None and not 2 <= self.ensemble <= MOST_SETS:
+            raise UserError(f"--ensemble {self.ensemble}: must be from 2 to {MOST_SETS:,} sets of directions")
 
     @property
     def normalized(self) -> str:

@@ -71,8 +71,17 @@ class Settings:
                 f"--directions_memory {SEED}: only random directions that are not orthogonalized can be drawn again: "
                 f"use --directions_memory {HOST}"
             )
+        if self.for_directions.ensemble is not None:
+            self._check_ensemble()
         if self.for_ranks.shard:
             self._check_shard()
+
+    def _check_ensemble(self) -> None:
+        where = self.for_speed.directions_memory
+        others = {"refine": self.for_grid.refine, "extend": self.for_output.extend, "shard": self.for_ranks.shard}
+        others[f"directions_memory {where}"] = where in (HOST, SEED)
+        if given := next((name for name, value in others.items() if value), None):
+            raise UserError(f"--{given} is for one set of directions: leave it out, or --ensemble")
 
     def _check_shard(self) -> None:
         evaluation, speed = self.for_evaluation, self.for_speed
@@ -95,7 +104,8 @@ class Settings:
     def grid(self, defaults: Sequence[str] = ("-1:1:51",) * len(NAMES)) -> Grid:
         """The grid; defaults: what the axes are where nothing is said."""
         texts = zip(NAMES[: self.dimensions], defaults, strict=False)
-        return Grid(*(Axis.parse(getattr(self.for_grid, name) or default, name) for name, default in texts))
+        axes = (Axis.parse(getattr(self.for_grid, name) or default, name) for name, default in texts)
+        return Grid(*axes, sets=self.for_directions.ensemble)
 
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads back."""

@@ -99,7 +99,7 @@ def broadcast_directions(
     blank, shared = _blank(weights, count, memory, comm)
     made = Directions(blank, blank if kind.leads_to_models else None)
     with comm.raise_on_all_ranks():
-        if comm.is_root and earlier is not None and earlier.stored.has_directions and not kind.leads_to_models:
+        if comm.is_root and earlier is not None and earlier.stored.has_directions and not _made_again(asked):
             made = _stored(asked, earlier, blank)
         elif comm.is_root:
             own = rest(problem.wrapper) if kind.leads_to_models else {}
@@ -155,6 +155,11 @@ def _made(asked: DirectionSettings, origin: Origin, memory: str, blank: list[dic
     else:
         made.targets = blank
     return made
+
+
+def _made_again(asked: DirectionSettings) -> bool:
+    """Whether a run that goes on makes them again: of an ensemble, all of whose sets are drawn as the first one is."""
+    return direction_kind(asked.directions).leads_to_models or asked.ensemble is not None
 
 
 @contextmanager

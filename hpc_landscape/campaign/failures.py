@@ -43,7 +43,8 @@ class Attempts:
     """Evaluates points, again where the machine has failed.
 
     convert: makes of a point's values what the writer takes. record: whether a point's own fault is found as a Failure,
-    and not raised. patience: with the machine. check: raises what went wrong in writing.
+    and not raised. patience: with the machine. check: raises what went wrong in writing. turn_to: lets points lie along
+    another set of directions.
     """
 
     evaluator: Evaluator
@@ -52,6 +53,7 @@ class Attempts:
     patience: Patience
     record: bool = False
     check: Callable[[], None] = lambda: None
+    turn_to: Callable[[int], None] = lambda number: None
 
     @property
     def team(self) -> Team:
@@ -63,6 +65,8 @@ class Attempts:
 
         GivenUp where it is no point's own fault, and does not pass. The ranks of a team are in step.
         """
+        if len(parts := self.grid.by_set(points)) > 1:
+            return [one for part in parts for one in self.evaluate(part)]
         tries, found = 0, self._attempt(points, 0)
         while found == REPEAT:
             tries += 1
@@ -116,6 +120,7 @@ class Attempts:
 
     def _tried(self, points: np.ndarray) -> list[Any]:
         try:
+            self.turn_to(self.grid.set_of(int(points[0])))
             found = self.evaluator.evaluate([self.grid.point(int(point)) for point in points])
             return [self.convert(values) for values in found] if self.team.leads else list(found)
         except Exception as error:

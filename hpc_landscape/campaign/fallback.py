@@ -123,7 +123,7 @@ class Choice:
 
     def _measured(self) -> tuple[ExecutionErrors, Evaluator]:
         """How far the fast one is off, and the plain one. Ranks share the points: a value depends on no rank."""
-        comm, points, plain = self.comm, sample(self.grid.shape), self._plain()
+        comm, points, plain = self.comm, sample(self.grid.plane.shape), self._plain()
         mine = np.array_split(points, comm.size)[comm.rank]
         with comm.raise_on_all_ranks(self.any_error):
             found = [self._values(evaluator, mine) for evaluator in (self.fast, plain)]

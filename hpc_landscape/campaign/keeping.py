@@ -70,6 +70,8 @@ def choose_memory(
     says what would fit.
     """
     ways = [DEVICE, HOST, *([SEED] if can_be_drawn_again(directions) else [])]
+    if directions.ensemble is not None:  # a rank puts one set in another's place
+        ways = [DEVICE]
     needs, sharers = _needs(count, precision, problem, devices, comm), shared_gpus(comm, devices)
     free = {device: free_memory(device, 1 if device == CPU else sharers) for device in (CPU, *needs.flats)}
     share = ROOM if asked == AUTO else 1.0

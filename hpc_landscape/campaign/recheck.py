@@ -74,7 +74,8 @@ def compare_again(plan: Computed, earlier: Earlier, point: int, comm: Comm, any_
 def _to_compare(stored: layout.Stored) -> int | None:
     """The first point that is there."""
     good = stored.done if stored.failed is None else stored.done & ~stored.failed
-    return int(np.argmax(good.reshape(-1))) if good.any() else None
+    good = good.reshape(-1)[: stored.grid.plane.size]  # of an ensemble the first set's directions alone are at hand
+    return int(np.argmax(good)) if good.any() else None
 
 
 def same_environment(plan: Computed, earlier: Earlier) -> bool:

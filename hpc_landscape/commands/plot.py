@@ -12,6 +12,7 @@ DESCRIPTION = "Draw a stored landscape, or several on one scale; --html makes a 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What can be said of a picture."""
     kinds = f"{', '.join(VIEWS.names())}, or {VIEWS.own}; default: line for one axis, contour for two and three"
+    metric = "default: loss; one component: NAME[0]; on a line also two: loss,accuracy; of an ensemble also NAME.q95"
     parser.add_argument("files", nargs="+", metavar="FILE", help="a landscape file; several: side by side, or one axis")
     parser.add_argument(
         "-o", "--output", help="picture: .png, .pdf or .svg; .html; animation: .gif or .mp4 (default: beside the file)"
@@ -20,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--difference", action="store_true", help="of two files on one grid: the second less the first")
     parser.add_argument("--animate", action="store_true", help="the files in their order, on one scale: .gif, .mp4")
     parser.add_argument("--fps", type=float, default=4.0, help="files a second (default: %(default)s)")
-    parser.add_argument("--metric", help="default: loss; one component: NAME[0]; on a line also two: loss,accuracy")
+    parser.add_argument("--metric", help=metric)
     parser.add_argument("--kind", help=kinds)
     parser.add_argument("--log", action=argparse.BooleanOptionalAction, help="default: where the values span decades")
     parser.add_argument("--levels", type=_levels, default=12, metavar="N|A,B,...", help="about how many, or which")

@@ -37,6 +37,7 @@ class Origin:
         read: reads these parameters from a checkpoint, and, where the kind leads to models, what else goes along.
         trajectory: the paths of its checkpoints, in their order.
         loss: opens (the model at the origin, its loss, the first evaluation set), for gradients and curvature.
+        first: the number of the first direction: others than 0 are of a later set of an ensemble.
     """
 
     weights: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Origin:
     read: Read = no_checkpoint
     trajectory: Sequence[str] = ()
     loss: Callable[[], AbstractContextManager[tuple[ModelWrapper, Criterion, Data]]] | None = None
+    first: int = 0
 
 
 @dataclass
@@ -151,9 +153,9 @@ class DirectionKind(abc.ABC):
             words.append(settings.distribution)
         if self.normalization != "none" or settings.normalized != "none":
             words += [settings.normalized, "ignore", settings.ignore]
-        for option in ("to", "direction_files", "include", "exclude"):
+        for option in ("to", "direction_files", "include", "exclude", "ensemble"):
             if (value := getattr(settings, option)) is not None:
-                words += [option, value]
+                words += [option, str(value)]
         return " ".join(words) + " trainable" * settings.trainable + " orthogonalized" * settings.orthogonalize
 
     def label(self, axis: int) -> str:

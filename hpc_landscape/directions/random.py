@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 class Random(DirectionKind):
     """Random directions, each part scaled to the weights' norm (Li et al. 2018, section 4)."""
 
-    options = ("seed", "distribution", "normalization", "ignore", "orthogonalize")
+    options = ("seed", "distribution", "normalization", "ignore", "orthogonalize", "ensemble")
+    only = ("ensemble",)
     normalization = "filter"
     drawn_again = True
 
     def check(self, settings: Any, axes: Mapping[str, str]) -> None:
         """What is orthogonal is no longer after each part was scaled by its own factor."""
+        if settings.ensemble is not None and settings.trajectory is not None:
+            raise UserError(
+                "--ensemble and --trajectory: checkpoints are projected onto one plane, and an ensemble has many; "
+                "leave one of them out"
+            )
         if settings.orthogonalize and settings.normalized in ("filter", "layer"):
             raise UserError(
                 f"--orthogonalize does not survive --normalization {settings.normalized}: it scales each "
@@ -38,7 +44,8 @@ class Random(DirectionKind):
         from .normalize import normalize, orthogonalize
 
         weights = origin.weights
-        drawn = _each(weights, origin.count, settings.seed, settings.distribution)
+        numbers = range(origin.first, origin.first + origin.count)
+        drawn = _each(weights, numbers, settings.seed, settings.distribution)
         if not settings.orthogonalize:  # one at a time is in memory beside those that are made
             return Directions([normalize(d, weights, settings.normalized, settings.ignore) for d in drawn])
         made: list[dict[str, Tensor]] = []
@@ -99,14 +106,19 @@ def drawn_directions(settings: Any, weights: Mapping[str, Tensor], count: int) -
 
 
 def random_directions(
-    parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal"
+    parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str = "normal", first: int = 0
 ) -> list[dict[str, Tensor]]:
-    """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn."""
-    return list(_each(parameters, count, seed, distribution))
+    """count directions by the parameters' names, on the CPU, in float32; of complex ones both parts are drawn.
+
+    first: the number of the first of them.
+    """
+    return list(_each(parameters, range(first, first + count), seed, distribution))
 
 
-def _each(parameters: Mapping[str, Tensor], count: int, seed: int, distribution: str) -> Iterator[dict[str, Tensor]]:
-    for number in range(count):
+def _each(
+    parameters: Mapping[str, Tensor], numbers: range, seed: int, distribution: str
+) -> Iterator[dict[str, Tensor]]:
+    for number in numbers:
         yield {name: _drawn(seed, number, name, p, distribution) for name, p in parameters.items()}
 
 

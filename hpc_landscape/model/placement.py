@@ -188,6 +188,14 @@ class Placement:
         return tensor
 
     @torch.no_grad()
+    def redirect(self, vectors: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take other directions, by the names of those that there are, in their place: points lie along these now."""
+        for flat in self._flats:
+            names = [name for _, _, those in flat.chunks for name in those]
+            for direction, vector in zip(flat.directions, vectors, strict=True):
+                direction.copy_(flat.fill(vector, names, 0, len(direction)))
+
+    @torch.no_grad()
     def place(self, coordinates: Sequence[float], row: int = 0) -> None:
         """Compute the parameters of the point at these coordinates, one per direction, into the views of a row."""
         if len(coordinates) != self.dimensions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h5py
@@ -17,7 +17,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from ..errors import UserError, reason
-from ..grid import NAMES, Axis, Grid
+from ..grid import NAMES, SETS, Axis, Grid
 from .lock import exclusive, settle
 from .names import load_arrays, save_arrays
 from .probe import damaged, opened, probe
@@ -25,9 +25,11 @@ from .refinement import SUMMARY, Summary, described
 from .refinement import estimates as estimates_of
 from .space import give_back, reserve
 from .temporary import whole
+from .vtk import add_vtk
 
 FORMAT = "hpc_landscape"
-FORMAT_VERSION = 2  # 1 had directions/x, which xarray cannot tell from the coordinate x above it
+FORMAT_VERSION = 3  # of an ensemble; 1 had directions/x, which xarray cannot tell from the coordinate x above it
+WITHOUT_SETS = 2  # of any other file: versions of this program that know no ensembles read it
 LIBVER = ("v108", "v108")
 DONE, WALL_TIME, FAILED = "done", "wall_time", "failed"
 ALONG = "directions/along_{}"  # an axis's direction: a group of arrays by parameter name
@@ -60,7 +62,7 @@ class Trajectory:
 
 
 # What is in every file: no metric, and none of its dimensions, can be called so.
-RESERVED = {*NAMES, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF", "runs"}
+RESERVED = {*NAMES, SETS, DONE, WALL_TIME, FAILED, "directions", "model", "trajectory", "VTKHDF", "runs"}
 
 
 def create(
@@ -91,7 +93,8 @@ def create(
         reserve(descriptor, space)
         with h5py.File(name, "w", libver=LIBVER, locking=False) as file:  # which cuts it to nothing first
             reserve(descriptor, space)
-            file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
+            version = WITHOUT_SETS if grid.sets is None else FORMAT_VERSION
+            file.attrs.update({"format": FORMAT, "format_version": version, **attributes})
             _lay_out(file, grid, quantities, estimates)
             for axis, arrays in (directions or {}).items():
                 _save_arrays(file, ALONG.format(axis), arrays)
@@ -123,11 +126,11 @@ def _space(grid: Grid, quantities: list[Quantity], arrays: list[np.ndarray], att
 
 
 def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity], estimates: list[Quantity]) -> None:
-    for name, values in zip(grid.names, grid.coordinates, strict=True):
+    for name, values in grid.scales.items():
         file.create_dataset(name, data=values, track_times=False).make_scale(name)
     for quantity in [*quantities, *estimates]:
         dataset = _allocate(file, quantity.name, grid.shape + quantity.shape, np.float64, np.nan)
-        _attach(file, dataset, grid.names + quantity.dims)
+        _attach(file, dataset, grid.dims + quantity.dims)
     wall_time = _allocate(file, WALL_TIME, grid.shape, np.float64, np.nan)
     wall_time.attrs["units"] = "s"
     wall_time.attrs["long_name"] = "time that the point took"
@@ -141,8 +144,8 @@ def _lay_out(file: h5py.File, grid: Grid, quantities: list[Quantity], estimates:
         _size_axes(file, _allocate(file, SUMMARY, (len(estimates) // 2, len(Summary._fields)), np.float64, np.nan))
         file[SUMMARY].attrs["long_name"] = ", ".join(Summary._fields)
     for dataset in (wall_time, done, failed):
-        _attach(file, dataset, grid.names)
-    _add_vtk(file, grid, [q.name for q in [*quantities, *estimates] if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
+        _attach(file, dataset, grid.dims)
+    add_vtk(file, grid, [q.name for q in [*quantities, *estimates] if len(q.shape) < 2] + [WALL_TIME, DONE, FAILED])
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, fill: float) -> h5py.Dataset:
@@ -194,32 +197,6 @@ def _size_axes(file: h5py.File, dataset: h5py.Dataset) -> None:
     dataset.attrs.create("DIMENSION_LIST", scales, dtype=h5py.vlen_dtype(h5py.ref_dtype))
 
 
-def _add_vtk(file: h5py.File, grid: Grid, names: list[str]) -> None:
-    """The same datasets once more, by hard link, as VTK's ImageData; one axis after the grid's are components.
-
-    C order makes the last axis VTK's fastest, so extents, spacing and direction come with the axes reversed. VTK counts
-    an axis of one point as no dimension, and cannot read the array then: of such a grid each point is a cell's centre.
-    """
-    n = [axis.n for axis in grid.axes][::-1]
-    k, cells = len(n), int(min(n) == 1)
-    spacing = np.array([values[1] - values[0] if len(values) > 1 else 1.0 for values in grid.coordinates])
-    origin = np.array([values[0] for values in grid.coordinates]) - cells * spacing / 2
-    direction = np.zeros((3, 3))  # column i: where VTK's axis i points
-    for i in range(3):
-        direction[k - 1 - i if i < k else i, i] = 1
-    group = file.create_group("VTKHDF")
-    group.attrs["Version"] = np.array([1, 0], dtype="i8")
-    group.attrs.create("Type", b"ImageData", dtype=h5py.string_dtype("ascii", 9))
-    ends = [n[i] - 1 + cells if i < k else 0 for i in range(3)]
-    group.attrs["WholeExtent"] = np.array([e for end in ends for e in (0, end)], dtype="i8")
-    group.attrs["Origin"] = np.array([*origin, *[0.0] * (3 - k)])
-    group.attrs["Spacing"] = np.array([*spacing[::-1], *[1.0] * (3 - k)])
-    group.attrs["Direction"] = direction.reshape(-1)
-    data = group.create_group("CellData" if cells else "PointData")
-    for name in names:
-        data[name] = file[name]
-
-
 def write(dataset: h5py.Dataset, grid_shape: tuple[int, ...], points: np.ndarray, values: np.ndarray) -> None:
     """Write values[i] at the flat index points[i], in one HDF5 call where a value is a single number."""
     if not len(points):
@@ -243,7 +220,7 @@ def save(
     trajectory: Trajectory | None = None,
 ) -> None:
     """A complete file of values that are known: name -> array of the grid's shape and its own after it."""
-    k = len(grid.axes)
+    k = len(grid.dims)
     if bad := [name for name in values if name in RESERVED or not name.isidentifier()]:
         raise UserError(f"{path}: '{bad[0]}' cannot be the name of values in the file; take another")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
@@ -284,6 +261,14 @@ class Stored:
     refined: Mapping[str, Summary] = field(default_factory=dict)  # of metrics that are estimated where not done
 
     @property
+    def plane(self) -> Stored:
+        """Of an ensemble, what one set's grid has of all sets: done where any is, failed where any has."""
+        if self.grid.sets is None:
+            return self
+        failed = None if self.failed is None else self.failed.max(axis=0)
+        return replace(self, grid=self.grid.plane, done=self.done.max(axis=0), failed=failed)
+
+    @property
     def unfinished(self) -> np.ndarray:
         """Flat indices of the points still to do."""
         return np.flatnonzero(~self.done.reshape(-1))
@@ -316,9 +301,10 @@ def read(path: str, probe_seconds: float | None = None) -> Stored:
 def _describe(file: h5py.File) -> Stored:
     names = [name for name in ("x", "y", "z") if name in file]
     each = [name for name in (DONE, WALL_TIME, FAILED) if name != FAILED or name in file]  # of the grid's shape
-    _check_datasets(file, [*names, *each])
+    sets = [SETS] if SETS in file else []
+    _check_datasets(file, [*sets, *names, *each])
     values = [file[name][()] for name in names]
-    grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values))
+    grid = Grid(*(Axis(float(v[0]), float(v[-1]), len(v)) for v in values), sets=file[SETS].size if sets else None)
     grid.coordinates = tuple(values)  # as stored, to the bit
     done = file[DONE][()].astype(bool)
     for name in each:
@@ -328,12 +314,12 @@ def _describe(file: h5py.File) -> Stored:
     refined = described(file, grid.shape, attributes)
     others = {DONE, WALL_TIME, FAILED, *estimates_of(refined)}
     quantities = tuple(
-        Quantity(name, dataset.shape[len(names) :], tuple(dim.label for dim in dataset.dims)[len(names) :])
+        Quantity(name, dataset.shape[len(grid.dims) :], tuple(dim.label for dim in dataset.dims)[len(grid.dims) :])
         for name, dataset in _datasets(file)
         if name not in others
         and not dataset.is_scale
         and dataset.dtype.kind in "fiu"
-        and dataset.shape[: len(names)] == grid.shape
+        and dataset.shape[: len(grid.dims)] == grid.shape
     )
     failed = file[FAILED][()].astype(bool) if FAILED in file else None
     has = {name: isinstance(_find(file, name), h5py.Group) for name in ("directions", "model", "trajectory")}

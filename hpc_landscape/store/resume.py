@@ -44,7 +44,7 @@ def fill_from(earlier: Earlier, group: str, tensors: Mapping[str, Tensor], what:
 def check_same(earlier: Earlier, identity: Mapping[str, Any], grid: Grid | None = None) -> None:
     """UserError where the file is of another run, which says what differs. grid: None where it may have another."""
     stored, differs = earlier.stored, []
-    if grid is not None and [a.tolist() for a in stored.grid.coordinates] != [a.tolist() for a in grid.coordinates]:
+    if grid is not None and _scales(stored.grid) != _scales(grid):
         differs.append(f"grid ({stored.grid} there, {grid} here)")
     for name, value in identity.items():
         there = stored.attributes.get(name, NOT_THERE)
@@ -73,3 +73,7 @@ def created_by_this_job(stored: layout.Stored) -> bool:
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         before.append(os.environ.get(JOB, ""))
     return stored.attributes.get("slurm_job") in before
+
+
+def _scales(grid: Grid) -> list[tuple[str, list[float]]]:
+    return [(name, values.tolist()) for name, values in grid.scales.items()]

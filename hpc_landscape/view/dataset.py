@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 def open(path: str | os.PathLike[str]) -> xarray.Dataset:
     """The landscape at path, which may be in use: values in memory, and the file neither locked nor kept open.
 
-    Coordinates x[, y[, z]]; every metric, ``wall_time`` (s) and a metric's own trailing axes; ``done`` and ``failed``,
-    bool. Values are NaN where a point is not done. Its attributes are the file's, and ``.landscape`` has the rest.
+    Coordinates x[, y[, z]], and before them direction, the number of a set, where there is an ensemble; every metric,
+    ``wall_time`` (s) and a metric's own trailing axes; ``done`` and ``failed``, bool. Values are NaN where a point is
+    not done. Its attributes are the file's, and ``.landscape`` has the rest.
 
     Raises:
         UserError: where the file is missing, damaged or none of ours, or xarray or h5netcdf is missing.
@@ -79,8 +80,7 @@ class Landscape:
     def _is_of(self, path: str) -> bool:
         """Whether it holds what the file does, but for points that were done since."""
         stored, data = layout.read(path), self._data
-        axes = zip(stored.grid.names, stored.grid.coordinates, strict=True)
-        if not all(name in data.coords and np.array_equal(data[name], c) for name, c in axes):
+        if not all(name in data.coords and np.array_equal(data[name], c) for name, c in stored.grid.scales.items()):
             return False
         if layout.DONE not in data or data[layout.DONE].shape != stored.grid.shape:
             return False

@@ -17,7 +17,7 @@ from ..store import layout
 from ..store.layout import Stored
 from ..store.refinement import estimates
 from . import mesh, peers
-from .field import components, default_metric, ordered, read_field
+from .field import SUMMARIES, components, default_metric, ordered, read_field, summarized
 from .output import checked, write_whole
 from .values import Values, all_values, as_dataset, need_xarray
 
@@ -34,7 +34,8 @@ def export(
             All metrics, NaN where a point is not done: csv (a row a point, no values instead), npz (arrays by name),
             nc (NetCDF4; needs xarray and h5netcdf), vtkhdf (ImageData, as ParaView reads it). The surface over a plane:
             stl (binary), obj. Of other programs: loss-landscape (the surface file of tomgoldstein/loss-landscape),
-            landscaper (the npz of Landscaper).
+            landscaper (the npz of Landscaper). Of an ensemble csv, npz and nc have all sets and each point's summaries,
+            the others its summaries or its mean.
         metric: for stl, obj and landscaper. Default: the loss where there is one, else the first.
         log: for stl and obj: the height is the metric's logarithm. None decides by the values.
 
@@ -77,21 +78,45 @@ def _writer(name: str, path: str, stored: Stored, metric: str | None, log: bool 
         surface = mesh.surface(path, field, log)
         return lambda file: _MESHES[name](file, surface)
     values = all_values(path, stored)
+    if stored.grid.sets is not None:
+        stored, values = _summarized(name, stored, values)
     if name == "loss-landscape":
         held = peers.surface_values(path, stored, values)
         return lambda file: peers.write_surface_file(file, stored, held)
     return lambda file: _WRITERS[name](file, stored, values)
 
 
+def _summarized(name: str, stored: Stored, values: Values) -> tuple[Stored, Values]:
+    """An ensemble as a format holds it: the values of all sets, and what each point has of them, ``loss.q5``, say.
+
+    Formats that know one plane have the latter alone, with underscores (``loss_q5``), and the mean by the metric's own
+    name.
+    """
+    known = {key: summarized(np.where(np.isfinite(array), array, np.nan)) for key, array in values.items()}
+    several = name not in ("vtkhdf", "loss-landscape")
+    dot, metrics = "." if several else "_", known.keys() - {layout.WALL_TIME}
+    found = {f"{key}{dot}{one}": known[key][one] for key in values if key in metrics for one in SUMMARIES}
+    if several:
+        return stored, values | found
+    return stored.plane, {key: of["mean"] for key, of in known.items()} | found
+
+
 def _csv(name: str, stored: Stored, values: Values) -> None:
-    """x[,y[,z]], the scalars of every metric, done, wall_time: in full precision, in C order."""
-    columns = [axis.reshape(-1) for axis in np.meshgrid(*stored.grid.coordinates, indexing="ij")]
-    header = list(stored.grid.names)
+    """x[,y[,z]], the scalars of every metric, done, wall_time: in full precision, in C order.
+
+    Of an ensemble the number of the set before them, and each point's summaries in the rows of all sets.
+    """
+    columns = [axis.reshape(-1) for axis in np.meshgrid(*stored.grid.scales.values(), indexing="ij")]
+    header = list(stored.grid.dims)
     for quantity in ordered(stored):
         for title, index in components(quantity):
             place: tuple[EllipsisType | int, ...] = (..., *index)
             header.append(title)
             columns.append(values[quantity.name][place].reshape(-1))
+            for summary in SUMMARIES if stored.grid.sets is not None else ():
+                header.append(f"{title}.{summary}")
+                of_all = values[f"{quantity.name}.{summary}"][place]
+                columns.append(np.broadcast_to(of_all, stored.grid.shape).reshape(-1))
     measured = len(columns)
     header += estimates(stored.refined)
     columns += [values[name].reshape(-1) for name in estimates(stored.refined)]
@@ -99,7 +124,7 @@ def _csv(name: str, stored: Stored, values: Values) -> None:
     with open(name, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*header, layout.DONE, layout.WALL_TIME])
-        k = len(stored.grid.names)
+        k = len(stored.grid.dims)
         for i, row in enumerate(zip(*columns, values[layout.WALL_TIME].reshape(-1), strict=True)):
             numbers = [repr(float(value)) for value in row]
             if not done[i]:
@@ -109,7 +134,7 @@ def _csv(name: str, stored: Stored, values: Values) -> None:
 
 def _npz(name: str, stored: Stored, values: Values) -> None:
     """Axes, metrics, done, wall_time; the file's attributes as JSON text in ``attributes``."""
-    arrays: dict[str, Any] = dict(zip(stored.grid.names, stored.grid.coordinates, strict=True)) | values
+    arrays: dict[str, Any] = stored.grid.scales | values
     arrays |= {layout.DONE: stored.done, "attributes": np.array(json.dumps(_about(stored), default=_json))}
     with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:  # np.savez takes no array called "file"
         for key, array in arrays.items():

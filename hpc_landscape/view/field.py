@@ -6,8 +6,9 @@ import functools
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import Any
 
@@ -26,11 +27,22 @@ from .scale import number
 _LARGER_IS_BETTER = ("accuracy", "return", "reward", "score", "auc", "f1")
 
 
+QUANTILES = (5, 25, 50, 75, 95)  # in percent
+# Of an ensemble, what each point of the plane has of all sets of directions, and how it reads.
+SUMMARIES = {
+    "mean": "mean {}",
+    "spread": "spread of {} (std. dev.)",
+    **{f"q{share}": f"{share}% quantile of {{}}" for share in QUANTILES},
+}
+
+
 @dataclass(frozen=True)
 class Field:
     """One scalar over the grid. values: float64, ``[i, j, k]`` at ``(x[i], y[j], z[k])``, NaN at every gap.
 
-    estimated: in words how the values are known where points are not done; empty where these are gaps.
+    estimated: in words how the values are known where points are not done; empty where these are gaps. Of an ensemble a
+    summary of all sets of directions, by default the mean. summaries: then all of them, by name, where the values are
+    the mean. done, nans, infinities: of all sets.
     """
 
     name: str
@@ -40,6 +52,13 @@ class Field:
     nans: int  # points that are done and NaN
     infinities: int
     estimated: str = ""
+    summary: str = ""
+    summaries: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def there(self) -> np.ndarray:
+        """Whether a point of the plane is done, of an ensemble in one set at least."""
+        return self.done if self.done.ndim == self.values.ndim else np.asarray(self.done.any(axis=0))
 
     @property
     def finite(self) -> np.ndarray:
@@ -49,7 +68,9 @@ class Field:
     @property
     def label(self) -> str:
         """The metric's name as a reader sees it."""
-        return "time per point (s)" if self.name == layout.WALL_TIME else self.name.replace("_", " ")
+        base = self.name.removesuffix(f".{self.summary}")
+        name = "time per point (s)" if base == layout.WALL_TIME else base.replace("_", " ")
+        return SUMMARIES[self.summary].format(name) if self.summary else name
 
     @property
     def larger_is_better(self) -> bool:
@@ -94,20 +115,63 @@ class Field:
 
 
 def read_field(path: str, stored: Stored, name: str) -> Field:
-    """The scalar ``loss``, or ``eigenvalues[2]`` of a metric with trailing axes; UserError where there is none such."""
+    """The scalar ``loss``, or ``eigenvalues[2]`` of a metric with trailing axes; UserError where there is none such.
+
+    Of an ensemble ``loss`` is the mean over its sets of directions, and ``loss.q5``, say, another of the summaries.
+    """
+    scalar, summary = _summary(name, stored)
+    values = read_sets(path, stored, scalar)
+    nans = int(np.isnan(values[stored.done]).sum())
+    infinities = int(np.isinf(values[stored.done]).sum())
+    values, estimated = _estimated(path, stored, scalar, np.where(np.isfinite(values), values, np.nan))
+    about = stored.done, nans, infinities, estimated, summary
+    if not summary:
+        return Field(name, stored.grid.coordinates, values, *about)
+    found = summarized(values)
+    if summary == "mean":
+        return Field(scalar, stored.grid.coordinates, found[summary], *about, found)
+    return Field(name, stored.grid.coordinates, found[summary], *about)
+
+
+def _estimated(path: str, stored: Stored, name: str, values: np.ndarray) -> tuple[np.ndarray, str]:
+    """The values, and where points are not done what a refinement estimates; and how good that is, in words."""
+    base, component = _split(name, stored, path)
+    if base in stored.refined:
+        there = layout.read_values(path, names_of_estimate(base)[0])
+        return np.where(stored.done, values, np.where(np.isfinite(there), there, np.nan)), str(stored.refined[base])
+    if base in estimates(stored.refined):
+        place: tuple[EllipsisType | int, ...] = (..., *component)
+        whole = np.array(layout.read_values(path, base), dtype=np.float64)[place]
+        return np.where(np.isfinite(whole), whole, np.nan), ""
+    return values, ""
+
+
+def read_sets(path: str, stored: Stored, name: str) -> np.ndarray:
+    """A scalar's values as the file has them, of an ensemble those of every set; NaN where a point is not done."""
     base, component = _split(name, stored, path)
     place: tuple[EllipsisType | int, ...] = (..., *component)
     values = np.array(layout.read_values(path, base), dtype=np.float64)[place]
-    nans = int(np.isnan(values[stored.done]).sum())
-    infinities = int(np.isinf(values[stored.done]).sum())
-    known, estimated = stored.done, ""
-    if base in stored.refined:
-        values = np.where(known, values, layout.read_values(path, names_of_estimate(base)[0]))
-        estimated = str(stored.refined[base])
-    if estimated or base in estimates(stored.refined):
-        known = np.ones_like(known)
-    values = np.where(known & np.isfinite(values), values, np.nan)
-    return Field(name, stored.grid.coordinates, values, stored.done, nans, infinities, estimated)
+    return np.where(stored.done, values, np.nan)
+
+
+def summarized(values: np.ndarray) -> dict[str, np.ndarray]:
+    """What each point has of its values in all sets, axis 0, those that are not NaN: float64, NaN where there are none.
+
+    Quantiles are interpolated linearly, as NumPy's; the spread is the standard deviation of a sample, with n - 1.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a point without values, or with one
+        quantiles = np.nanquantile(values, np.array(QUANTILES) / 100, axis=0)
+        found = {f"q{share}": quantile for share, quantile in zip(QUANTILES, quantiles, strict=True)}
+        return {"mean": np.nanmean(values, axis=0), "spread": np.nanstd(values, axis=0, ddof=1), **found}
+
+
+def _summary(name: str, stored: Stored) -> tuple[str, str]:
+    """``loss.q25`` of an ensemble -> ("loss", "q25"), ``loss`` -> ("loss", "mean"); of another file the name and ""."""
+    scalar, _, summary = name.rpartition(".")
+    if stored.grid.sets is None:
+        return name, ""
+    return (scalar, summary) if summary in SUMMARIES else (name, "mean")
 
 
 def split_metrics(text: str) -> list[str]:
@@ -131,7 +195,8 @@ def _split(name: str, stored: Stored, path: str) -> tuple[str, tuple[int, ...]]:
         index = tuple(int(i) for i in match[2].replace(",", " ").split())
         if len(index) == len(shape) and all(i < n for i, n in zip(index, shape, strict=True)):
             return match[1], index
-    raise UserError(f"{path} has no metric '{name}'; it has {have}, {layout.WALL_TIME}")
+    sets = f"; of each {', '.join(f'.{name}' for name in SUMMARIES)}" if stored.grid.sets is not None else ""
+    raise UserError(f"{path} has no metric '{name}'; it has {have}, {layout.WALL_TIME}{sets}")
 
 
 def components(quantity: Quantity) -> list[tuple[str, tuple[int, ...]]]:

@@ -20,8 +20,11 @@ from ..store.exactness import told
 from ..store.layout import Stored
 from ..store.lock import holder, lock_of
 from ..store.probe import opened
-from .field import Field, components, ordered, read_field, read_trajectories, setting
+from .ensemble import ensemble_numbers
+from .field import Field, components, default_metric, ordered, read_field, read_trajectories, setting
+from .numbers import choose
 from .scale import number
+from .tables import text
 
 _WIDTH = 100
 _MOST_ROWS = 12  # of metrics
@@ -67,6 +70,7 @@ def info(path: str, stored: Stored | None = None) -> str:
         ("points", _points(path, stored)),
         *_run(path, stored),
         *_metrics(path, stored),
+        *_ensemble(path, stored),
         *_made(stored),
         *([("command", str(command))] if (command := setting(attributes, "command")) else []),
         ("stored", _parts(path)),
@@ -79,8 +83,9 @@ def info(path: str, stored: Stored | None = None) -> str:
 
 
 def _grid(stored: Stored) -> Iterable[tuple[str, str]]:
-    shape = " x ".join(str(n) for n in stored.grid.shape)
-    yield "grid", f"{shape} = {stored.grid.size} points" if len(stored.grid.axes) > 1 else f"{shape} points"
+    shape = " x ".join(str(n) for n in stored.grid.plane.shape)
+    shape = shape if stored.grid.sets is None else f"{stored.grid.sets} sets of {shape}"
+    yield "grid", f"{shape} = {stored.grid.size} points" if len(stored.grid.dims) > 1 else f"{shape} points"
     for name, c in zip(stored.grid.names, stored.grid.coordinates, strict=True):
         step = f" in steps of {number((c[-1] - c[0]) / (len(c) - 1))}" if len(c) > 1 else ""
         yield "", f"{name} from {number(c[0])} to {number(c[-1])}{step}"
@@ -168,6 +173,17 @@ def _metric(stored: Stored, field: Field) -> tuple[str, ...]:
     centre = field.values.reshape(-1)[nearest] if np.allclose(stored.grid.point(nearest), origin) else np.nan
     shown.append(number(centre) if np.isfinite(centre) else "-")
     return (field.name, *shown, str(field.nans or "-"), str(field.infinities or "-"))
+
+
+def _ensemble(path: str, stored: Stored) -> Iterable[tuple[str, str]]:
+    """What all sets of directions say together, asked as ``info --numbers`` does where nothing is said."""
+    field = read_field(path, stored, default_metric(stored)) if stored.grid.sets is not None else None
+    if field is None or not field.finite.size or field.values.size == 1:
+        return
+    options = choose(path, stored, field)
+    found = ensemble_numbers(path, stored, field, options.radius, options.level)
+    for i, n in enumerate(n for n in found if n.value is not None):
+        yield "" if i else "ensemble", f"{n.name.replace('_', ' ')} {text(n.value)}: {n.note}"
 
 
 def _made(stored: Stored) -> Iterable[tuple[str, str]]:

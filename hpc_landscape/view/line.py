@@ -12,6 +12,7 @@ from ..errors import UserError
 from . import draw
 from .base import BEST, NO, Comparing, Shown, long_axes
 from .draw import Look
+from .field import Field
 from .frame import add_legend, axis_label, make_figure, scale_label
 from .panels import MOST
 from .scale import number
@@ -42,7 +43,9 @@ class Line(Comparing):
         x = fields[0].coordinates[along]
         for axes, field, scale, color in zip((left, None), fields, shown.scales, COLORS, strict=False):
             axes = axes or left.twinx()
-            line(axes, x, field.values.reshape(-1), scale.log, color, done=field.done.reshape(-1))
+            of_sets = f"mean of {shown.stored.grid.sets} sets of directions" if field.summaries else None
+            line(axes, x, field.values.reshape(-1), scale.log, color, of_sets, field.there.reshape(-1))
+            _bands(axes, x, field, color, named=True)
             axes.set_ylabel(scale_label(field, scale))
             if len(fields) == 2:
                 axes.yaxis.label.set_color(color)
@@ -64,7 +67,8 @@ class Line(Comparing):
             values, x = one.fields[0].values.reshape(-1), one.fields[0].coordinates[_along(one)]
             barrier = _draw_barrier(axes, one, color, arrow=False)
             label = f"{name}, {barrier}" if barrier else name
-            line(axes, x, values, scale.log, color, label, one.fields[0].done.reshape(-1))
+            line(axes, x, values, scale.log, color, label, one.fields[0].there.reshape(-1))
+            _bands(axes, x, one.fields[0], color)
         axes.set_ylabel(scale_label(field, scale))
         _finish(figure, axes, shown[0])
         return figure
@@ -72,7 +76,7 @@ class Line(Comparing):
 
 def _along(shown: Shown) -> int:
     """The axis that has points."""
-    return (long_axes(shown.stored.grid.shape) or [0])[0]
+    return (long_axes(shown.stored.grid.plane.shape) or [0])[0]
 
 
 def _finish(figure: Figure, axes: Axes, shown: Shown) -> None:
@@ -104,6 +108,14 @@ def line(
     axes.plot(x[dots], values[dots], color=color, linestyle="none", marker="o", markersize=3)
     if log:
         axes.set_yscale("log", nonpositive="mask")
+
+
+def _bands(axes: Axes, x: np.ndarray, field: Field, color: str, named: bool = False) -> None:
+    """Of an ensemble, between which values its sets of directions lie."""
+    for low, high, alpha in ((5, 95, 0.15), (25, 75, 0.25)) if field.summaries else ():
+        below, above = (field.summaries[f"q{share}"].reshape(-1) for share in (low, high))
+        label = f"{low}% to {high}% of them" if named else None
+        axes.fill_between(x, below, above, color=color, alpha=alpha, linewidth=0, label=label)
 
 
 def _draw_barrier(axes: Axes, shown: Shown, color: str, arrow: bool = True) -> str:

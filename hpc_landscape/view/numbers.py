@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..errors import UserError, printable
 from ..store import layout
 from ..store.layout import Stored
 from .barrier import Index, between, index_of
+from .ensemble import ensemble_numbers
 from .field import Field, default_metric, read_field
 from .frame import Model, models
 from .measure import convexity, rise, share_at_most, within
@@ -106,7 +107,8 @@ def numbers(
 
     Args:
         path: a landscape file; of an unfinished one, the points that are done count.
-        metric: the loss where there is one, else the first; ``eigenvalues[0]``.
+        metric: the loss where there is one, else the first; ``eigenvalues[0]``. Of an ensemble its mean is measured,
+            and then all sets of directions together.
         radius: what is near the model, in units of the coordinates. Default: half the way to the grid's nearest end.
         level: under which points are counted. Default: the value at the model times the factor. Where larger is
             better: over which; and that value divided by it.
@@ -120,7 +122,10 @@ def numbers(
     path = os.fspath(path)
     stored = layout.read(path)
     field = read_field(path, stored, metric or default_metric(stored))
-    return measured(path, stored, field, choose(path, stored, field, radius, level, factor, persistence))
+    options = choose(path, stored, field, radius, level, factor, persistence)
+    found = measured(path, stored, field, options)
+    of_sets = ensemble_numbers(path, stored, field, options.radius, options.level)
+    return replace(found, numbers=(*found.numbers, *of_sets))
 
 
 def choose(

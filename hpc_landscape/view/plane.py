@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from . import draw
 from .base import NO, YES, Shown, long_axes
 from .frame import add_bar, add_legend, axis_label, make_figure
 from .panels import side_by_side
-from .scale import Scale, number
+from .scale import Scale, choose, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +33,13 @@ def suits_planes(shape: tuple[int, ...], usual: int) -> int:
 
 
 def draw_planes(shown: Shown, paint: Paint) -> Figure:
-    """The plane, or three slices of a volume, each painted; by cells where it has no lines to be drawn between."""
-    return _slices(shown, paint) if len(shown.stored.grid.axes) == 3 else _plane(shown, paint)
+    """The plane, or three slices of a volume, each painted; by cells where it has no lines to be drawn between.
+
+    Of an ensemble the mean, and beside a plane the spread.
+    """
+    if len(shown.stored.grid.axes) == 3:
+        return _slices(shown, paint)
+    return _mean_and_spread(shown, paint) if shown.fields[0].summaries else _plane(shown, paint)
 
 
 def planes_side_by_side(shown: Sequence[Shown], names: Sequence[str], paint: Paint) -> Figure:
@@ -49,6 +55,21 @@ def _plane(shown: Shown, paint: Paint) -> Figure:
     drawn = _whole_plane(axes, shown, paint)
     add_bar(figure, axes, [drawn], shown.fields[0], shown.scales[0], shown.cmap)
     add_legend(figure, axes)
+    return figure
+
+
+def _mean_and_spread(shown: Shown, paint: Paint) -> Figure:
+    """The mean of an ensemble, and how far apart its sets of directions are, each on its own scale."""
+    mean = shown.fields[0]
+    spread = replace(mean, summary="spread", values=mean.summaries["spread"], summaries={})
+    models = [mark for mark in shown.marks if mark.style != "best"]
+    figure = make_figure(10.8, 5.0)
+    panels = figure.subplots(1, 2)
+    own = replace(shown, fields=[spread], scales=[choose(spread.finite)], marks=models)
+    for axes, one in zip(panels, (shown, own), strict=True):
+        drawn = _whole_plane(axes, one, paint)
+        add_bar(figure, axes, [drawn], one.fields[0], one.scales[0], shown.cmap)
+    add_legend(figure, *panels)
     return figure
 
 

@@ -77,7 +77,7 @@ def subtract(paths: Sequence[str], output: str, options: Options) -> str:
 
 def subtracted(first: Field, second: Field) -> Field:
     """second - first; a gap where either has one."""
-    values, done = second.values - first.values, first.done & second.done
+    values, done = second.values - first.values, first.there & second.there
     nans, estimated = int(np.isnan(values[done]).sum()), first.estimated or second.estimated
     return Field(f"difference of {first.label}", first.coordinates, values, done, nans, 0, estimated)
 

@@ -122,10 +122,10 @@ def read_all(
             raise UserError(
                 f"{path} has {_axes(n)} and {paths[0]} {_axes(counts[0])}; files in one picture have the same number"
             )
-    picture = picture_of(stored[0].grid.shape, options.kind, paths[0])
+    picture = picture_of(stored[0].grid.plane.shape, options.kind, paths[0])
     for path, one in zip(paths[1:], stored[1:], strict=True):
-        if picture.suits(one.grid.shape) == NO:
-            picture_of(one.grid.shape, options.kind or picture.name, path)  # which says what suits
+        if picture.suits(one.grid.plane.shape) == NO:
+            picture_of(one.grid.plane.shape, options.kind or picture.name, path)  # which says what suits
     options.check()
     metric = options.metric or default_metric(stored[0])
     sources = [read(path, one, metric, picture) for path, one in zip(paths, stored, strict=True)]

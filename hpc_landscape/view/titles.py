@@ -39,7 +39,9 @@ def title_of(stored: Stored, fields: Sequence[Field]) -> str:
 
 def description(stored: Stored) -> list[str]:
     """How the landscape was made, in a few words each."""
-    parts = [" x ".join(str(n) for n in stored.grid.shape) + (" points" if stored.grid.size > 1 else " point")]
+    sets = "" if stored.grid.sets is None else f"{stored.grid.sets} sets of "
+    points = " x ".join(str(n) for n in stored.grid.plane.shape) + (" points" if stored.grid.size > 1 else " point")
+    parts = [sets + points]
     kind = kind_of(stored)
     if isinstance(setting(stored.attributes, "directions"), str):
         parts.append(f"{kind.title} directions")

@@ -46,18 +46,22 @@ def as_dataset(stored: Stored, values: Values) -> xarray.Dataset:
     """The values over the axes, and the file's attributes."""
     import xarray
 
-    names = stored.grid.names
+    names = stored.grid.dims
     dims = {q.name: (*names, *own) for q, own in zip(stored.quantities, _own_dims(stored), strict=True)}
-    variables: dict[str, Any] = {key: (dims.get(key, names), array) for key, array in values.items()}
+    variables: dict[str, Any] = {}
+    for key, array in values.items():
+        base, dot, _ = key.partition(".")
+        along = dims.get(base, names)
+        variables[key] = (along[1:] if dot else along, array)  # a summary of all sets is along none
     variables[layout.WALL_TIME] += ({"units": "s"},)
     variables[layout.DONE] = (names, stored.done)
     variables |= {} if stored.failed is None else {layout.FAILED: (names, stored.failed)}
-    return xarray.Dataset(variables, dict(zip(names, stored.grid.coordinates, strict=True)), stored.attributes)
+    return xarray.Dataset(variables, stored.grid.scales, stored.attributes)
 
 
 def _own_dims(stored: Stored) -> Iterator[list[str]]:
     """Names of each quantity's own axes: the file's, unless it has none there, or the same for something else."""
-    lengths = dict.fromkeys([*stored.grid.names, *(q.name for q in stored.quantities)], -1)
+    lengths = dict.fromkeys([*stored.grid.dims, *(q.name for q in stored.quantities)], -1)
     for quantity in stored.quantities:
         dims: list[str] = []
         for i, (name, n) in enumerate(zip(quantity.dims, quantity.shape, strict=True)):

@@ -180,6 +180,27 @@ def test_a_name_without_a_direction_does_not_move():
     assert torch.equal(moved[0], model.weight + 1) and torch.equal(moved[1], model.bias)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("last", [False, True])
+def test_other_directions_take_the_place_of_those_there_were(dtype, last):
+    """As if they had been the first ones, to the bit; also while a model is attached."""
+    model = Odd()
+    first, second = odd_directions(model, 4)[:2], odd_directions(model, 4)[2:]
+    options = {"dtype": dtype, "channels_last": last, "rows": 2}
+    expected = Placement(state.parameters(model), second, **options)
+    placement = Placement(state.parameters(model), first, **options)
+    with placement.attached(model):
+        placement.place((1.0, 1.0), 0)
+        before = {name: view.clone() for name, view in placement.views.items()}
+        placement.redirect(second)
+        assert all(torch.equal(view, before[name]) for name, view in placement.views.items())
+        for row, c in enumerate([(0.25, -0.5), (-1.0, 1.0)]):
+            placement.place(c, row)
+            expected.place(c, row)
+    for name, stacked in placement.stacked.items():
+        assert torch.equal(stacked, expected.stacked[name]), name
+
+
 def test_no_directions_is_the_origin_itself():
     model = nn.Linear(3, 2)
     placement = Placement(state.parameters(model), [])

@@ -103,3 +103,18 @@ def test_strided_covers_each_point_once(n, size):
     assert sorted(np.concatenate(parts)) == sorted(points)
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
+
+
+def test_sets_of_directions_are_the_first_dimension():
+    grid = Settings(x="-1:1:3", y="0:1:2", ensemble=4).grid()
+    plane = Settings(x="-1:1:3", y="0:1:2").grid()
+    assert (grid.shape, grid.size, grid.dims, grid.names) == ((4, 3, 2), 24, ("direction", "x", "y"), ("x", "y"))
+    assert (grid.plane.shape, plane.plane is plane) == (plane.shape, True)
+    assert [grid.point(i) for i in range(24)] == 4 * [plane.point(i) for i in range(6)]
+    assert [grid.set_of(i) for i in range(24)] == sorted(4 * [*range(4)] + 2 * [*range(4)])
+    assert grid.nearest((0.1, 0.9)) == plane.nearest((0.1, 0.9)) == 3
+    assert grid.text_of(21) == "(0, 1) of set 3" and plane.text_of(3) == "(0, 1)"
+    assert str(grid) == "4 sets of x=-1:1:3 x y=0:1:2"
+    assert [part.tolist() for part in grid.by_set(np.array([4, 5, 6, 11, 23]))] == [[4, 5], [6, 11], [23]]
+    assert [part.tolist() for part in plane.by_set(np.array([0, 5]))] == [[0, 5]]
+    assert grid.scales["direction"].tolist() == [0, 1, 2, 3]

@@ -129,6 +129,25 @@ def test_pointing_tells_the_files_numbers_in_both_pictures(opened, tmp_path):
     assert (lines[0]["x0"], lines[1]["y0"]) == (float(readout["x"]), float(readout["y"])), "and the other way round"
 
 
+def of_sets(which: Any, *c: Any) -> Any:
+    return bowl(*c) * (1 + which)
+
+
+def test_an_ensembles_line_has_its_bands_and_its_plane_the_spread(opened, tmp_path):
+    page = opened(of_shape(tmp_path / "a.h5", 9, values={"loss": of_sets, "accuracy": of_sets}, sets=5))
+    bands = [trace for trace in page.graph(0, "data") if trace.get("fill") == "toself"]
+    x = Axis(-1, 1.5, 9).coordinates
+    for band, (low, high) in zip(bands, ((1.2, 4.8), (2, 4)), strict=True):  # quantiles of 1 to 5
+        np.testing.assert_allclose(band["y"], [*low * bowl(x), *high * bowl(x[::-1])], rtol=1e-12)
+        np.testing.assert_array_equal(band["x"], [*x, *x[::-1]])
+    page = opened(of_shape(tmp_path / "b.h5", 9, 4, values={"loss": of_sets, "accuracy": of_sets}, sets=5), FLAT)
+    assert page.ask("panels.length") == 2
+    headings = page.page.locator(".plot h2").all_inner_texts()
+    assert headings == ["Contours of mean loss", "Contours of spread of loss (std. dev.)"]
+    page.page.locator("#metric").select_option(label="mean time per point (s)")
+    assert "spread" not in page.page.locator(".plot h2").all_inner_texts()[1], "of which the page has none"
+
+
 def heights(path: str, name: str, low: float, high: float, log: bool) -> np.ndarray:
     """Where the values lie between low and high, from 0 to 1, rows along y."""
     with h5py.File(path) as file:

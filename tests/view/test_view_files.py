@@ -29,14 +29,18 @@ def make(
     values: Callable[..., Any] | Mapping[str, Callable[..., Any]] = slanted,
     quantities: tuple[Quantity, ...] = (Quantity("loss"),),
     done: Any = None,
+    sets: int | None = None,
     **attributes: Any,
 ) -> str:
-    """A file at path as a run leaves it. values: functions of (x, y, ...) by quantity; done: bool, default all."""
-    grid = Grid(*axes)
+    """A file at path as a run leaves it. values: functions of (x, y, ...) by quantity; done: bool, default all.
+
+    sets: of an ensemble; values are functions of (set, x, y, ...) then.
+    """
+    grid = Grid(*axes, sets=sets)
     layout.create(str(path), grid, quantities, {"metrics": ",".join(q.name for q in quantities), **attributes})
     done = np.ones(grid.shape, bool) if done is None else np.asarray(done, bool)
     points = np.flatnonzero(done)
-    mesh = np.meshgrid(*grid.coordinates, indexing="ij")
+    mesh = np.meshgrid(*grid.scales.values(), indexing="ij")
     if callable(values):
         values = {quantities[0].name: values}
     with h5py.File(path, "r+", locking=False) as file:

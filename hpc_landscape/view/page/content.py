@@ -17,7 +17,7 @@ from ...store.layout import Quantity, Stored
 from ..barrier import barrier
 from ..base import long_axes
 from ..draw import Mark
-from ..field import Field, components, default_metric, ordered, read_field, read_trajectories, split_metrics
+from ..field import SUMMARIES, Field, components, default_metric, ordered, read_field, read_trajectories, split_metrics
 from ..frame import axis_label, marks_of, short
 from ..info import info
 from ..scale import Scale, choose
@@ -44,10 +44,11 @@ def content(
     first = _asked(path, stored, metric)
     scale = choose(read_field(path, stored, first[0]).finite, log, 12, *limits)
     timed = [Quantity(layout.WALL_TIME)] if read_field(path, stored, layout.WALL_TIME).finite.size else []
-    scalars = [scalar for quantity in [*ordered(stored), *timed] for scalar in _scalars(quantity)]
-    dimensions = len(long_axes(stored.grid.shape))
+    scalars = [scalar for quantity in [*ordered(stored), *timed] for scalar in _scalars(stored, quantity)]
+    grid = stored.grid.plane
+    dimensions = len(long_axes(grid.shape))
     most = MOST_POINTS.get(dimensions, 1)
-    shown = _within(scalars, first, MOST_NUMBERS // min(stored.grid.size, most))
+    shown = _within(scalars, first, MOST_NUMBERS // min(grid.size, most))
     fields = [read_field(path, stored, name) for name, _, _ in shown]
     kept = _kept(stored, fields, most)
     heading = title if title is not None else model_of(stored) or os.path.basename(path)
@@ -64,6 +65,7 @@ def content(
         ],
         "refined": bool(stored.refined),
         "metrics": [_metric(path, stored, field, scalar, kept) for field, scalar in zip(fields, shown, strict=True)],
+        "summaries": _summaries([field.name for field in fields]) if stored.grid.sets is not None else [],
         "trajectories": _trajectories(path) if len(stored.grid.axes) == 2 else [],
         "shown": [[field.name for field in fields].index(name) for name in first],
         "start": {"log": scale.log, "low": limits[0], "high": limits[1], "colors": cmap.lower()},
@@ -75,18 +77,31 @@ def content(
 Scalar = tuple[str, str, tuple[int, ...]]  # its name, the dataset, the index after the grid's axes
 
 
-def _scalars(quantity: Quantity) -> list[Scalar]:
-    return [(name, quantity.name, index) for name, index in components(quantity)]
+def _scalars(stored: Stored, quantity: Quantity) -> list[Scalar]:
+    """A quantity's scalars; of an ensemble the mean of each, by its own name, and the other summaries."""
+    one = stored.grid.sets is None or quantity.name == layout.WALL_TIME
+    others = [""] if one else ["", *(f".{name}" for name in SUMMARIES if name != "mean")]
+    return [(name + other, quantity.name, index) for name, index in components(quantity) for other in others]
+
+
+def _summaries(names: list[str]) -> list[dict[str, Any]]:
+    """Of each of an ensemble's metrics, the numbers of its spread, and of the quantiles that its bands are between."""
+    number = {name: i for i, name in enumerate(names)}
+    found = []
+    for name in names:
+        base = name.rpartition(".")[0] if name.rpartition(".")[2] in SUMMARIES else name
+        bands = [(f"{base}.q{low}", f"{base}.q{high}") for low, high in ((5, 95), (25, 75))] if name == base else []
+        there = [[number[a], number[b]] for a, b in bands if a in number and b in number]
+        found.append({"spread": number.get(f"{base}.spread"), "bands": there})
+    return found
 
 
 def _asked(path: str, stored: Stored, metric: str | None) -> list[str]:
     """The metrics to begin with: one, or on a line several."""
     names = split_metrics(metric or default_metric(stored))
-    if len(names) > 1 and len(long_axes(stored.grid.shape)) != 1:
+    if len(names) > 1 and len(long_axes(stored.grid.plane.shape)) != 1:
         raise UserError(f"metric '{metric}': the page of a plane or a volume begins with one metric")
-    for name in names:
-        read_field(path, stored, name)
-    return names
+    return [read_field(path, stored, name).name for name in names]
 
 
 def _within(scalars: list[Scalar], first: list[str], most: int) -> list[Scalar]:
@@ -97,7 +112,7 @@ def _within(scalars: list[Scalar], first: list[str], most: int) -> list[Scalar]:
 
 def _kept(stored: Stored, fields: list[Field], most: int) -> list[np.ndarray]:
     """The indices along each axis of the points that the page has: evenly spaced, and the ends, model and minima."""
-    shape = stored.grid.shape
+    shape = stored.grid.plane.shape
     sides = range(1, max(shape) + 1)  # how many points an axis may have
     side = bisect_right(sides, most, key=lambda side: math.prod(min(n, side) for n in shape))
     model = tuple(int(i) for i in np.unravel_index(stored.grid.nearest((0.0,) * len(shape)), shape))
@@ -112,10 +127,10 @@ def _notes(stored: Stored, kept: list[np.ndarray], shown: int, scalars: int) -> 
     if stored.refined:
         told = "; ".join(f"{metric} {summary}" for metric, summary in stored.refined.items())
         notes.append(f"{int(stored.done.sum())} of {stored.grid.size} points are evaluated. The others: {told}.")
-    sizes = [len(indices) for indices in kept]
-    if math.prod(sizes) < stored.grid.size:
+    sizes, grid = [len(indices) for indices in kept], stored.grid.plane
+    if math.prod(sizes) < grid.size:
         notes.append(
-            f"Thinned: this page has {' x '.join(map(str, sizes))} of the {' x '.join(map(str, stored.grid.shape))} "
+            f"Thinned: this page has {' x '.join(map(str, sizes))} of the {' x '.join(map(str, grid.shape))} "
             "points; the ends, the model's point and each extremum are among them. Counts and limits are the whole "
             "file's."
         )
@@ -129,20 +144,24 @@ def _metric(path: str, stored: Stored, field: Field, scalar: Scalar, kept: list[
     _, dataset, index = scalar
     place: tuple[EllipsisType | int, ...] = (..., *index)
     raw = np.asarray(layout.read_values(path, dataset)[place], dtype=np.float64)
-    infinite, known = raw[stored.done & np.isinf(raw)], stored.done
-    if field.estimated:
+    infinite, known = raw[stored.done & np.isinf(raw)], stored.plane.done
+    finite = field.finite
+    if stored.grid.sets is not None:
+        raw = field.values
+    elif field.estimated:
         raw = np.where(known, raw, field.values)
         known = known | np.isfinite(raw)
-    finite = field.finite
+    drawn = np.concatenate([finite, *(field.summaries[q].reshape(-1) for q in ("q5", "q95") if field.summaries)])
+    drawn = drawn[np.isfinite(drawn)] if len(long_axes(known.shape)) == 1 else finite  # on a line with its bands
     return {
         "name": printable(field.name),
         "label": printable(field.label),
         "values": encoded(raw[np.ix_(*kept)], known[np.ix_(*kept)]),
         "evaluated": stored.done[np.ix_(*kept)].reshape(-1).tolist() if field.estimated else None,
         "missing": int((~known).sum()),
-        "linear": _scale(choose(finite, False)),
-        "log": _scale(choose(finite, True)) if finite.size and finite.max() > 0 else None,
-        "prefersLog": choose(finite).log,
+        "linear": _scale(choose(drawn, False)),
+        "log": _scale(choose(drawn, True)) if finite.size and finite.max() > 0 else None,
+        "prefersLog": choose(drawn).log,
         "finite": int(finite.size),
         "notPositive": int((finite <= 0).sum()),
         "nan": field.nans,

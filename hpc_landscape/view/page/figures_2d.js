@@ -91,12 +91,26 @@ function lineTraces(metric, scale, k, at, yaxis) {
   const there = new Map(points.map((p, i) => [p, [x[i], y[i]]]));
   const bottom = new Map(points.map((p, i) => [p, [x[i], scale.value(-SPACE / 2)]]));
   return [
+    ...bandTraces(metric, scale, x, points, yaxis),
     { type: "scatter", mode, x, y, yaxis, hoverinfo: "none", ...look },
     ...(metric === state.metric && metric.barrier?.height > 0 ? barrierTraces(metric, marks, k, at, yaxis) : []),
     ...evaluatedTraces(metric, there, { yaxis }),
     ...gapTraces(metric, bottom, { yaxis }),
     ...marks.map((mark) => symbols([[mark.where[k], mark.value]], markLook(mark), { yaxis })),
   ];
+}
+
+/** Of an ensemble's mean, between which values its sets of directions lie: 5 to 95 and 25 to 75% of them. */
+function bandTraces(metric, scale, x, points, yaxis) {
+  const { bands } = data.summaries[data.metrics.indexOf(metric)] ?? { bands: [] }; // only of an ensemble
+  return bands.map((ends) => {
+    const there = points.map((_, i) => i).filter((i) => ends.every((end) => !data.metrics[end].kinds[points[i]]));
+    const [low, high] = ends.map((end) => there.map((i) => data.metrics[end].values[points[i]]));
+    const y = [...low, ...high.reverse()].map((v) => (scale.log ? Math.max(v, scale.low) : v));
+    const around = [...there, ...[...there].reverse()].map((i) => x[i]);
+    const look = { fill: "toself", fillcolor: color("--accent"), line: { width: 0 }, opacity: 0.2 };
+    return { type: "scatter", mode: "lines", x: around, y, yaxis, hoverinfo: "skip", ...look };
+  });
 }
 
 /** The straight line between the two models' values, and the barrier above it. */

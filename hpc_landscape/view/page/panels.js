@@ -45,6 +45,10 @@ function addPanels() {
     const map = () => mapFigure(state.metric, scale(), ...along, state.at, true);
     if (webgl) addPanel(() => `Surface of ${state.metric.label}`, along, surface, moveOnSurface, SOLID_BUTTONS);
     addPanel(() => `Contours of ${state.metric.label}`, along, map, moveCross, FLAT_BUTTONS);
+    if (data.summaries.length) {
+      const own = () => mapFigure(spread(), scaleOf(spread(), state.asked.get(spread())), ...along, state.at, true);
+      addPanel(() => `Contours of ${spread().label}`, along, own, moveCross, FLAT_BUTTONS);
+    }
   } else if (along.length === 3) {
     $("plots").className = "volume";
     const volume = () => volumeFigure(state.metric, scale(), state.level, state.at);
@@ -87,6 +91,9 @@ function addLevel(panel) {
 }
 
 const scale = () => scaleOf(state.metric, asked());
+
+/** Of an ensemble, the metric's standard deviation between sets of directions, where the page has it. */
+const spread = () => data.metrics[data.summaries[data.metrics.indexOf(state.metric)].spread] ?? state.metric;
 
 /** Draw everything anew; camera and zoom stay. */
 function draw() {
