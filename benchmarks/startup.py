@@ -1,25 +1,22 @@
-"""What starting up costs on more and more ranks, stage by stage; as a program, one rank's stages.
+"""What a start costs on more and more ranks, by stages, and what a call of all ranks takes; as a program, one rank.
 
 Each stage is timed on rank 0 by wrapping the functions that ``run`` calls. On few cores the ranks share them: then a
-stage's seconds are of the work of all ranks, and their slope is what a rank's own work takes.
+stage's seconds are of the work of all ranks, and their slope is what a rank's own work takes of a core.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
 
-BEGUN = time.perf_counter()
-
-import json  # noqa: E402
-import os  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from functools import wraps  # noqa: E402
-from typing import Any  # noqa: E402
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 RANKS, CHECKED = (1, 2, 4, 8, 12), 32
 SIZES = {"few small tensors": (2, 64), "many tensors": (400, 16), "large tensors": (4, 2048)}  # layers, width
@@ -27,6 +24,8 @@ STAGES = {
     "data": "read_data", "weights": "broadcast_weights", "directions": "broadcast_directions", "mode": "first_mode",
     "metrics": "choose_metrics", "layout": "_lay_out", "plan": "_begin", "again": "compute_again",
 }  # fmt: skip
+TIMES = 200  # that a small call is timed
+ARRAY = 2**26  # bytes of a broadcast that is timed
 
 
 def problem(layers: int = 2, width: int = 64) -> Any:
@@ -46,9 +45,10 @@ def rank() -> None:
     from hpc_landscape import evaluation, run
     from hpc_landscape.arguments import parse
     from hpc_landscape.campaign.failures import Attempts
+    from hpc_landscape.progress import age
     from hpc_landscape.ranks.comm import world
 
-    seconds = {"imports": time.perf_counter() - BEGUN}
+    seconds = {"imports": age()}
     comm = _timed(seconds, "MPI", world)()
     counted = _count(comm)
     for stage, name in STAGES.items():
@@ -59,7 +59,30 @@ def rank() -> None:
     _timed(seconds, "run", run.run)(settings, comm)
     seconds["other"] = seconds["run"] - sum(seconds.get(stage, 0.0) for stage in (*STAGES, "points and file"))
     if comm.is_root:
-        print(json.dumps({"seconds": seconds, "total": time.perf_counter() - BEGUN, **counted}), flush=True)
+        print(json.dumps({"seconds": seconds | {"in all": age()}, **counted}), flush=True)
+
+
+def calls() -> None:
+    """One rank: prints the seconds of a call, on rank 0; of those in which all wait for each other, and of an array."""
+    from hpc_landscape.ranks.comm import world
+
+    comm, array = world(), np.zeros(ARRAY, np.uint8)
+    kinds: dict[str, tuple[Callable[[], object], int]] = {
+        "a number of all": (lambda: comm.least(1.0), TIMES),
+        "a value of rank 0": (lambda: (comm.bcast("value"), comm.barrier()), 2 * TIMES),
+        "a message of each": (lambda: (comm.to_root({"node": "a node", "stages": [1.0] * 8}), comm.barrier()), TIMES),
+        "64 MiB": (lambda: (comm.bcast_array(array), comm.barrier()), 4),
+    }
+    seconds = {}
+    for name, (call, times) in kinds.items():
+        call()
+        comm.barrier()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        seconds[name] = (time.perf_counter() - start) / times
+    if comm.is_root:
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 def _timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,45 +114,52 @@ def _count(comm: Any) -> dict[str, int]:
 
 
 def startup(turns: int) -> dict[str, Any]:
-    """Seconds of each stage on 1 to 12 ranks and on 32, each size; a line through the first, and what 32 took."""
+    """Seconds of each stage, for each size, and of a call: on 1 to 12 ranks, the line through them, and it on 32."""
     found: dict[str, Any] = {}
     for size, (layers, width) in SIZES.items():
-        runs = {n: [_run(n, layers, width) for _ in range(turns)] for n in (*RANKS, CHECKED)}
-        middle = {n: sorted(of, key=lambda one: one["total"])[len(of) // 2] for n, of in runs.items()}
-        some = middle[CHECKED]
+        runs = _on_ranks(turns, lambda n, of=(layers, width): _start(n, *of))  # type: ignore[misc]
         found[f"{size}: collectives, bytes"] = ", ".join(
-            f"{middle[n]['collectives']} and {middle[n]['broadcast bytes']:,} on {n}" for n in (2, CHECKED)
+            f"{runs[n]['collectives']} and {runs[n]['broadcast bytes']:,} on {n}" for n in (2, CHECKED)
         )
-        for stage in some["seconds"]:
-            seconds = [middle[n]["seconds"].get(stage, 0.0) for n in RANKS]
-            slope, start = np.polyfit(RANKS, seconds, 1)
-            row = ", ".join(f"{s:.2f}" for s in seconds)
-            told = f"{start:.2f} + {slope:.3f} N: {start + slope * CHECKED:.2f}, was {some['seconds'][stage]:.2f}"
-            found[f"{size}: {stage}"] = f"{row}; {told} on {CHECKED}"
-    return found
+        found |= {f"{size}: {stage}": told for stage, told in _lines(runs)}
+    return found | {f"a call: {name}": told for name, told in _lines(_on_ranks(turns, _calls))}
 
 
-def _run(ranks: int, layers: int, width: int) -> dict[str, Any]:
+def _on_ranks(turns: int, start: Callable[[int], dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The run of the middle, by its seconds in all, on each number of ranks."""
+    runs = {n: [start(n) for _ in range(turns)] for n in (*RANKS, CHECKED)}
+    return {n: sorted(of, key=lambda one: sum(one["seconds"].values()))[len(of) // 2] for n, of in runs.items()}
+
+
+def _lines(runs: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Of each stage what it took, the line through it without the largest run, and how well that says the largest."""
+    for stage, last in runs[CHECKED]["seconds"].items():
+        seconds = [runs[n]["seconds"].get(stage, 0.0) for n in RANKS]
+        slope, start = np.polyfit(RANKS, seconds, 1)
+        row = ", ".join(f"{s:.3g}" for s in seconds)
+        yield stage, f"{row}; {start:.3g} + {slope:.3g} N: {start + slope * CHECKED:.3g}, was {last:.3g} on {CHECKED}"
+
+
+def _start(ranks: int, layers: int, width: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(
-                "mpirun",
-                "-n",
-                str(ranks),
-                sys.executable,
-                "-m",
-                "benchmarks.startup",
-                "--problem",
-                "benchmarks.startup:problem",
-            ),
+        return _launch(
+            *(ranks, "--problem", "benchmarks.startup:problem"),
             *("--problem.layers", str(layers), "--problem.width", str(width), f"--x=0:1:{ranks}", "--y=none"),
             *("--ranks_per_point=1", "--plot=false", "--output", os.path.join(folder, "a.h5")),
-        ]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+        )
+
+
+def _calls(ranks: int) -> dict[str, Any]:
+    return _launch(ranks, "calls")
+
+
+def _launch(ranks: int, *arguments: str) -> dict[str, Any]:
+    command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "benchmarks.startup", *arguments]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 if __name__ == "__main__":
-    rank()
+    calls() if sys.argv[1:] == ["calls"] else rank()

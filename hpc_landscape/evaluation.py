@@ -36,11 +36,12 @@ def sharing(options: RankSettings, sets: Sets, comm: Comm) -> Team | None:
     """The ranks that share out the model's parameters, where they do: all, if no number is said."""
     if options.shard is None:
         return None
-    asked = options.ranks_per_point
-    count = 1 if asked == "auto" else max(1, comm.size // asked)
+    count, note = number_of_teams(options.ranks_per_point, 1, comm.size)
     if count == comm.size:
         raise UserError("--shard fsdp: the model is shared out over several ranks: start them, by mpirun -n 4, say")
     check_batches(known_batches(sets), -(-comm.size // count))
+    if note:
+        log.info("note         %s", note)
     log.info("teams        %s, and share out the model", describe_teams(count, comm.size))
     return team_of(comm, count)
 
@@ -53,15 +54,16 @@ def evaluate(
     team: that has been put together already, since it shares a model.
     """
     progress = Progress(plan.grid.size if plan.tolerance is None else None, plan.before, shown=comm.is_root)
-    reporter, control = Reporter(plan.grid), Control(comm, signals, options.grace)
+    reporter, longest = Reporter(plan.grid), 0.0
     known: dict[int, Team] = {}
     try:
         for points in phases(plan, comm):
             parts = iter([(points, team)]) if team is not None else _parts(plan, points, options, known, comm)
             for part, members in parts:
-                longest, control = control.longest, Control(comm, signals, options.grace)
+                control = Control(comm, signals, options.grace)
                 control.longest = longest
                 _evaluate(plan, part, members, kind, control, reporter, progress)
+                longest = control.longest
                 if control.stop_code:
                     return control.stop_code
                 check_readings(plan.sets, plan.path, comm)
@@ -83,9 +85,9 @@ def _parts(
             known[count] = team_of(comm, count)
         return known[count]
 
-    asked, left = options.ranks_per_point, len(points) % comm.size
-    several = number_of_teams(asked, left, comm.size, known_batches(plan.sets))[0] < comm.size
-    if asked == "auto" and plan.point_seconds >= LONG and left < len(points) and left and several:
+    left = len(points) % comm.size
+    long = options.ranks_per_point == "auto" and plan.point_seconds >= LONG and 0 < left < len(points)
+    if long and number_of_teams("auto", left, comm.size, known_batches(plan.sets))[0] < comm.size:
         yield points[:-left], of(comm.size)
         points = points[-left:]
     yield points, of(teams(plan, len(points), options, comm, told=set(known)))

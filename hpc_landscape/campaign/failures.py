@@ -67,10 +67,9 @@ class Attempts:
         """
         if len(parts := self.grid.by_set(points)) > 1:
             return [one for part in parts for one in self.evaluate(part)]
-        tries, found = 0, self._attempt(points, 0)
-        while found == REPEAT:
+        tries = 0
+        while (found := self._attempt(points, tries)) == REPEAT:
             tries += 1
-            found = self._attempt(points, tries)
         if found == SINGLY:
             return [one for point in points for one in self.evaluate(np.array([point]))]
         return [found] if isinstance(found, Failure) else found

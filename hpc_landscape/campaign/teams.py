@@ -14,11 +14,9 @@ from ..ranks.base import Comm, SerialComm
 from ..ranks.control import Control
 from ..ranks.team import Team
 from ..schedule.base import Schedule
-from ..schedule.stealing import Stealing
+from ..schedule.stealing import NOTHING, Stealing
 from ..schedule.strided import Strided
 from ..store.writer import Writer
-
-NONE = np.empty(0, dtype=np.int64)
 
 
 def number_of_teams(
@@ -47,8 +45,7 @@ def describe_teams(count: int, ranks: int) -> str:
 
 def known_batches(sets: Sets) -> list[int]:
     """How many batches each set has, of those that are no streams, which tell only when they are read."""
-    every = [*sets.evaluation.values(), *([sets.warmup] if sets.warmup is not None else [])]
-    return [batches.count() for batches in every if not batches.streamed or isinstance(batches, LoaderBatches)]
+    return [batches.count() for batches in sets.all if not batches.streamed or isinstance(batches, LoaderBatches)]
 
 
 def check_batches(batches: list[int], ranks: int) -> None:
@@ -76,7 +73,7 @@ class Led(Schedule):
         self.team, self.schedule, self.stops = team, schedule, stops
 
     def next(self, count: int) -> np.ndarray:
-        mine = self.schedule.next(count) if self.team.leads and not self.stops() else NONE
+        mine = self.schedule.next(count) if self.team.leads and not self.stops() else NOTHING
         return self.team.of_first(mine)
 
     def tell(self, points: np.ndarray, values: Sequence[Any]) -> None:

@@ -85,7 +85,7 @@ class Data:
     @property
     def kept(self) -> bool:
         """Whether the batches are in memory, and not read anew in each pass."""
-        return isinstance(self.batches, (list, tuple)) or not getattr(self.batches, "streamed", True)
+        return _kept(self.batches)
 
     def at_hand(self, model: ModelWrapper) -> bool:
         """Whether the batches are tensors, all of them where the model is: to be read once for all points."""
@@ -175,12 +175,16 @@ class Data:
         return next(first, None) is None
 
 
+def _kept(batches: Iterable[Any]) -> bool:
+    return isinstance(batches, (list, tuple)) or not getattr(batches, "streamed", True)
+
+
 class Part:
     """Every count-th of the batches of a list, or of a loader, from an index on."""
 
     def __init__(self, batches: Iterable[Any], index: int, count: int):
         self.batches, self.index, self.count = batches, index, count
-        self.streamed = not isinstance(batches, (list, tuple)) and getattr(batches, "streamed", True)
+        self.streamed = not _kept(batches)
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.batches), self.index, None, self.count)

@@ -104,7 +104,7 @@ class _Tuner:
     def _shorten(self, plain: ExecutionMode) -> None:
         """Take so many of the first batches that a point takes long enough to be measured."""
         sets = self.whole.sets
-        counts = [batches.count() for batches in (*sets.evaluation.values(), sets.warmup) if batches is not None]
+        counts = [batches.count() for batches in sets.all]
         n = 1
         while True:
             self.short.sets = sets.each(partial(beginning, count=n))

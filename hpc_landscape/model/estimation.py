@@ -106,6 +106,8 @@ class RunningStatistics:
         exact = set(self.exact)
         self.native = [layer for layer in layers if layer not in exact and is_norm(layer)]
         self.others = [layer for layer in layers if layer not in exact and not is_norm(layer)]
+        self.numbers = {layer: i for i, layer in enumerate(layers)}
+        self.places = {layer: i for i, layer in enumerate(self.native)}  # in the lists of buffers
         self.stack = ExitStack()
 
     def __enter__(self) -> RunningStatistics:
@@ -162,7 +164,7 @@ class RunningStatistics:
     def _take(self, layer: nn.Module, input: Tensor, mean: Tensor, variance: Tensor, unbiased: float) -> None:
         weight, row = self._weight(input), self.points.row
         if self._kept(row):
-            self.taken[row][-1].append([self.layers.index(layer)], [mean, variance], weight, unbiased)
+            self.taken[row][-1].append([self.numbers[layer]], [mean, variance], weight, unbiased)
         else:
             self.sums[row].add(layer, mean, variance, weight, unbiased)
 
@@ -185,12 +187,12 @@ class RunningStatistics:
     @torch.no_grad()
     def _add_pending_of(self, row: int) -> None:
         """What the layers have written, in a few operations for all, and cleared: what is not finite would stay."""
-        pending, places = self.pending[row], {layer: i for i, layer in enumerate(self.native)}
+        pending = self.pending[row]
         for weight in dict.fromkeys(pending.values()):
             used = [layer for layer in pending if pending[layer] == weight]
-            moments = [of[places[layer]] for of in self.buffers[row] for layer in used]
+            moments = [of[self.places[layer]] for of in self.buffers[row] for layer in used]
             if self._kept(row):
-                numbers = [self.layers.index(layer) for layer in used]
+                numbers = [self.numbers[layer] for layer in used]
                 self.taken[row][-1].append(numbers, [moment.clone() for moment in moments], weight)
             else:
                 self.sums[row].add_all(used, moments, weight)
