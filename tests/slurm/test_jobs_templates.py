@@ -92,6 +92,7 @@ TWICE = STARTS.format("") + STARTS.format(", 10 still to do")
         (REQUEUED, 75, "", False),
         (PREEMPTED, 75, TWICE, False),
         (RUNNING, 75, TWICE, False),
+        (PREEMPTED, 75, TWICE.replace(", 10 still", ", at most 10 still"), False),  # a refinement's
         (PREEMPTED, 75, TWICE + "7/10 points, 1 points/s, 3 s left\n", True),
         (PREEMPTED, 75, TWICE + "stopped      9 of 10 points are in landscape.h5; ...\n", True),
         (PREEMPTED, 75, TWICE + STARTS.format(", 9 still to do"), True),
@@ -104,7 +105,7 @@ def test_when_a_job_comes_back(tmp_path: Path, state: str, code: int, log: str, 
     scontrol = f'echo "$1" >>calls; [ "$1" != requeue ] || exit {requeue}; echo "{state}"'
     sbatch = 'echo sbatch >>calls; printf "%s\\n" "$@" >words; echo "$HPC_LANDSCAPE_JOBS" >jobs'
     # The third start says how many points are left, as the two before have.
-    left = 'echo "grid         x 10, 10 points, 10 still to do"' if log == TWICE else ":"
+    left = 'echo "grid         x 10, 10 points, 10 still to do"' if log.endswith(TWICE[-20:]) else ":"
     programs = {"python": f"{left}; exit {code}", "scontrol": scontrol, "sbatch": sbatch, "squeue": "echo 7:00"}
     done = _run(tmp_path, "one_gpu.slurm", programs, HPC_LANDSCAPE_JOBS="5", SLURM_JOB_ACCOUNT="own", SLURM_NTASKS="3")
     calls = (tmp_path / "calls").read_text().split()

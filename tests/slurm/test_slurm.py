@@ -32,6 +32,7 @@ CONFIG = f"problem: {TINY}\nx: -1:1:10\ny: -1:1:4\nplot: false\ndevice: cpu\n"
 # Two minutes. Slurm looks every 30 s, and signals that much earlier than asked for: 60 to 90 s after the start.
 SHORT = ("--time=2",)
 SIGNAL = {"SBATCH_SIGNAL": "B:USR1@30"}
+BATCHES = ("--batch_size=20",)  # several
 LONG = ("--problem.delay", 8)  # 40 points, two ranks: 160 s
 
 # Jobs that another one preempts: template, partition, more options, and the point at which every rank waits.
@@ -100,6 +101,8 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     submit("suspended", "one_gpu.slurm", (), [*held, 6])
     # Both nodes are this machine: ranks of the two would take the same names for their shared memory.
     submit("nodes", "nodes.slurm", ["--nodes=2", "--ntasks-per-node=2"], [], OMPI_MCA_btl="self,tcp")
+    team = ["--ranks_per_point=2", *BATCHES]
+    submit("teams", "nodes.slurm", ["--nodes=2", "--ntasks-per-node=2"], team, OMPI_MCA_btl="self,tcp")
     submit("array", "array.slurm", ["--array=0-2"], ["run.yaml", *(f"model{seed}.pt" for seed in range(3))])
     submit("mistake", "one_node.slurm", two, ["--samples", 0])
     return submitted
@@ -263,6 +266,20 @@ def test_several_nodes(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path
     assert "ranks        4 on" in _log(job) and "on n[1-2], restart 0" in _log(job)
     assert {line.rank for line in log_lines(job.folder / "log", "point")} == {0, 1, 2, 3}
     assert_same_landscape(job.folder / "landscape.h5", undisturbed)
+
+
+def test_a_team_on_each_node(cluster: Cluster, jobs: dict[str, Any], tmp_path: Path) -> None:
+    """Ranks of a node place the same points, and those of the two nodes different ones."""
+    job = jobs["teams"]
+    (said,) = cluster.wait(job.number, LIMIT)
+    assert said["JobState"] == "COMPLETED" and said["NodeList"] == "n[1-2]", _log(job)
+    assert "teams        2 of 2 ranks, which evaluate a point together" in _log(job)
+    placed = [{line.what for line in log_lines(job.folder / "log", "point") if line.rank == rank} for rank in range(4)]
+    assert placed[0] == placed[1] and placed[2] == placed[3] and not placed[0] & placed[2]
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    finished = run_program("--config", "run.yaml", *BATCHES, folder=tmp_path)
+    assert finished.code == 0, finished
+    assert_same_landscape(job.folder / "landscape.h5", tmp_path / "landscape.h5")
 
 
 def test_an_array_over_checkpoints(cluster: Cluster, jobs: dict[str, Any], undisturbed: Path) -> None:
