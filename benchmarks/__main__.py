@@ -1,7 +1,8 @@
 """Prints what is measured here and now, as tables and as JSON: ``python -m benchmarks [SECTION ...] [--turns N]``.
 
 Everything that is compared runs in turns. Without sections all of them are run. ``peers`` needs loss-landscapes 3.0.6
-(pip install loss-landscapes==3.0.6), ``ranks`` and ``stealing`` an mpirun, ``gpu`` an NVIDIA GPU.
+(pip install loss-landscapes==3.0.6), ``ranks``, ``teams``, ``stealing`` and ``startup`` an mpirun, ``gpu`` an NVIDIA
+GPU.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .refine import refine
 from .scaling import scaling
 from .startup import startup
 from .stealing import stealing
+from .teams import teams
 from .timing import in_turns, ratio, rows
 
 EAGER = ExecutionMode(channels_last=True)
@@ -211,24 +213,6 @@ def ranks(turns: int) -> dict[str, Any]:
     shown["2 ranks / 1 rank, 2 threads"] = statistics.median(
         b / a for a, b in zip(found["1 rank, 2 threads"], found["2 ranks, 1 thread each"], strict=True)
     )
-    return shown
-
-
-def teams(turns: int) -> dict[str, Any]:
-    """A point of ResNet-20, in twenty batches, on 2 cores: by a rank alone, and by two together; their values."""
-    setups = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "a team of 2, 1 thread each": (2, 1)}
-    found: dict[str, list[float]] = {name: [] for name in setups}
-    values: dict[str, str] = {}
-    for _ in range(turns):
-        for name, (n, threads) in setups.items():
-            command = ["mpirun", "-n", str(n), sys.executable, "-m", "benchmarks.rank", "team"]
-            env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-            found[name].append(1 / float(done.stdout))
-            values[name] = done.stderr.splitlines()[0]
-    shown: dict[str, Any] = {name: f"{statistics.median(v):.4g} s a point, {values[name]}" for name, v in found.items()}
-    for name in list(setups)[:2]:
-        shown[f"{name} / a team of 2"] = ratio(found, name, "a team of 2, 1 thread each")
     return shown
 
 

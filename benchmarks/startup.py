@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+PICTURE = "benchmarks/startup.png"
 RANKS, CHECKED = (1, 2, 4, 8, 12), 32
 SIZES = {"few small tensors": (2, 64), "many tensors": (400, 16), "large tensors": (4, 2048)}  # layers, width
 STAGES = {
@@ -116,13 +117,17 @@ def _count(comm: Any) -> dict[str, int]:
 def startup(turns: int) -> dict[str, Any]:
     """Seconds of each stage, for each size, and of a call: on 1 to 12 ranks, the line through them, and it on 32."""
     found: dict[str, Any] = {}
+    every: dict[str, dict[int, dict[str, Any]]] = {}
     for size, (layers, width) in SIZES.items():
         runs = _on_ranks(turns, lambda n, of=(layers, width): _start(n, *of))  # type: ignore[misc]
         found[f"{size}: collectives, bytes"] = ", ".join(
             f"{runs[n]['collectives']} and {runs[n]['broadcast bytes']:,} on {n}" for n in (2, CHECKED)
         )
         found |= {f"{size}: {stage}": told for stage, told in _lines(runs)}
-    return found | {f"a call: {name}": told for name, told in _lines(_on_ranks(turns, _calls))}
+        every[size] = runs
+    every["a call"] = _on_ranks(turns, _calls)
+    _draw(every)
+    return found | {f"a call: {name}": told for name, told in _lines(every["a call"])}
 
 
 def _on_ranks(turns: int, start: Callable[[int], dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -138,6 +143,25 @@ def _lines(runs: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str]]:
         slope, start = np.polyfit(RANKS, seconds, 1)
         row = ", ".join(f"{s:.3g}" for s in seconds)
         yield stage, f"{row}; {start:.3g} + {slope:.3g} N: {start + slope * CHECKED:.3g}, was {last:.3g} on {CHECKED}"
+
+
+def _draw(every: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """A panel for each: what took longest, measured, and the line that was fitted below the largest number of ranks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(every), 3.4), layout="constrained")
+    for axes, (name, runs) in zip(figure.subplots(1, len(every)), every.items(), strict=True):
+        last = {stage: s for stage, s in runs[CHECKED]["seconds"].items() if stage not in ("run", "in all")}
+        for stage in sorted(last, key=last.__getitem__, reverse=True)[:5]:
+            seconds = [runs[n]["seconds"].get(stage, 0.0) for n in (*RANKS, CHECKED)]
+            slope, start = np.polyfit(RANKS, seconds[:-1], 1)
+            (line,) = axes.plot((*RANKS, CHECKED), seconds, "o", markersize=4, label=stage)
+            axes.plot((1, CHECKED), (start + slope, start + slope * CHECKED), color=line.get_color(), linewidth=1)
+        axes.set(title=name, xlabel="ranks, on the same cores", ylabel="seconds")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PICTURE, dpi=150)
 
 
 def _start(ranks: int, layers: int, width: int) -> dict[str, Any]:

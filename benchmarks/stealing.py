@@ -22,6 +22,7 @@ from hpc_landscape.ranks.launcher import launched
 
 from .timing import Seconds, Told, in_turns, ratio, rows
 
+PICTURE = "benchmarks/stealing.png"
 RANKS, POINTS, SECONDS, SLOWER = 4, 400, 0.05, 5
 
 
@@ -30,14 +31,14 @@ class Waiting(nn.Module):
 
     def __init__(self, log: str, slow: int):
         super().__init__()
-        self.linear, self.log = nn.Linear(2, 2), log
-        self.seconds = SECONDS * (SLOWER if launched()[1] == slow else 1)
+        self.linear, self.log, self.rank = nn.Linear(2, 2), log, launched()[1]
+        self.seconds = SECONDS * (SLOWER if self.rank == slow else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         begin = time.time()
         time.sleep(self.seconds)
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{begin} {time.time()}\n")
+            file.write(f"{self.rank} {begin} {time.time()}\n")
         return self.linear(x)
 
 
@@ -52,14 +53,17 @@ def stealing(turns: int) -> dict[str, Any]:
     ideal = POINTS * SECONDS / (RANKS - 1 + 1 / SLOWER)
     found: dict[str, Any] = {"ideal": f"{ideal:.4g} s"}
     for name, slow in (("equal", RANKS), ("rank 0 slow", 0), ("rank 1 slow", 1)):
-        runs = {schedule: lambda s=schedule, r=slow: _makespan(s, r) for schedule in ("strided", "stealing")}
+        passes: dict[str, np.ndarray] = {}
+        runs = {s: lambda s=s, r=slow, p=passes: _makespan(s, r, p) for s in ("strided", "stealing")}
         seconds: Seconds = in_turns(runs, turns)
         found |= {f"{name}: {key}": text for key, text in rows(seconds)}
         found[f"{name}: strided / stealing"] = ratio(seconds, *runs)
+    _draw(passes, ideal)  # of rank 1
     return found
 
 
-def _makespan(schedule: str, slow: int) -> Told:
+def _makespan(schedule: str, slow: int, kept: dict[str, np.ndarray]) -> Told:
+    """kept: of each schedule its last run's passes, as rank, begin and end, from the first one's begin."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         command = [
@@ -69,5 +73,26 @@ def _makespan(schedule: str, slow: int) -> Told:
         ]
         subprocess.run(command, capture_output=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         passes = np.loadtxt(log)
-    points = passes[np.argsort(passes[:, 0])][-POINTS:]  # some passes are made before there are points
-    return Told(points[:, 1].max() - points[:, 0].min())
+    points = passes[np.argsort(passes[:, 1])][-POINTS:]  # some passes are made before there are points
+    points[:, 1:] -= points[:, 1].min()
+    kept[schedule] = points
+    return Told(points[:, 2].max())
+
+
+def _draw(passes: dict[str, np.ndarray], ideal: float) -> None:
+    """A row for each rank, with its points; and when all would be done at best."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axes, (schedule, points) in zip(figure.subplots(len(passes), 1, sharex=True), passes.items(), strict=True):
+        for rank in range(RANKS):
+            of = points[points[:, 0] == rank]
+            bars = list(zip(of[:, 1], of[:, 2] - of[:, 1], strict=True))
+            axes.broken_barh(bars, (rank - 0.4, 0.8), facecolor="tab:blue", edgecolor="white", linewidth=0.3)
+        axes.axvline(ideal, color="black", linestyle=":", label="ideal")
+        axes.set(title=f"{schedule}: {points[:, 2].max():.1f} s", ylabel="rank", yticks=range(RANKS))
+        axes.invert_yaxis()
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("seconds")
+    figure.savefig(PICTURE, dpi=150)
