@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.utils import prune
@@ -51,6 +55,20 @@ class Convolutions(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class Holds(Convolutions):
+    """Where it is asked to, one rank waits for ever in a late forward pass, and says in a file which process it is."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Holds.passes += 1
+        held = os.environ.get("HOLD_THE_SHARED")
+        if held and Holds.passes == 80 and distributed.is_initialized() and distributed.get_rank() == 1:
+            Path(held).write_text(str(os.getpid()))
+            time.sleep(3600)
+        return super().forward(x)
+
+
 class Remembering(nn.Module):
     """With pruned weights, and a buffer that each batch puts another in place of."""
 
@@ -82,8 +100,9 @@ def problem(kind: str = "transformer", dtype: str = "float32", parts: bool = Fal
         if kind in ("transformer", "fails"):
             model = Transformer() if kind == "transformer" else FailsOnOne()
             inputs, classes = torch.randint(WORDS, (53, 6)), WORDS
-        elif kind == "convolutions":
-            model, inputs, classes = Convolutions(), torch.randn(53, 1, 6, 6), 3
+        elif kind in ("convolutions", "holds"):
+            model = Convolutions() if kind == "convolutions" else Holds()
+            inputs, classes = torch.randn(53, 1, 6, 6), 3
         else:
             model = Scaled() if kind == "scaled" else Remembering()
             inputs, classes = torch.randn(53, 4), 3
