@@ -134,7 +134,9 @@ class Grid:
 
     def by_set(self, points: np.ndarray) -> list[np.ndarray]:
         """These points, which are in order, in a part for each set of directions."""
-        return np.split(points, np.flatnonzero(np.diff([self.set_of(int(point)) for point in points])) + 1)
+        if self.sets is None:
+            return [points]
+        return np.split(points, np.flatnonzero(np.diff(points // (self.size // self.sets))) + 1)
 
     def text_of(self, index: int) -> str:
         """A point's coordinates, as a person reads them."""

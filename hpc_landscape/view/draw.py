@@ -85,7 +85,7 @@ def marks(axes: Axes, points: list[Mark], keep: tuple[int, ...]) -> None:
 
 def evaluated(axes: Any, field: Field, *places: np.ndarray) -> None:
     """A dot at each point that is done, of a field that is estimated elsewhere. places: of these, along each axis."""
-    if field.estimated and not field.done.all():
+    if field.estimated and not field.there.all():
         look: Look = {"linewidth": 0, "s": 3, "color": "black", "alpha": 0.55}
         axes.scatter(*places, label="evaluated", zorder=3, **look)
 

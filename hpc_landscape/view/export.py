@@ -126,7 +126,7 @@ def _csv(name: str, stored: Stored, values: Values) -> None:
         rows.writerow([*header, layout.DONE, layout.WALL_TIME])
         k = len(stored.grid.dims)
         for i, row in enumerate(zip(*columns, values[layout.WALL_TIME].reshape(-1), strict=True)):
-            numbers = [repr(float(value)) for value in row]
+            numbers = [repr(value.item()) for value in row]  # the number of a set is a whole one
             if not done[i]:
                 numbers[k:measured], numbers[-1] = [""] * (measured - k), ""
             rows.writerow([*numbers[:-1], int(done[i]), numbers[-1]])

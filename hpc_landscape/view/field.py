@@ -86,7 +86,7 @@ class Field:
 
         Of points that are done: an estimate is none.
         """
-        values = np.where(self.done, self.values, np.nan)
+        values = np.where(self.there, self.values, np.nan)
         if not np.isfinite(values).any():
             return None
         same = np.argwhere(values == (np.nanmax(values) if largest else np.nanmin(values)))

@@ -79,7 +79,7 @@ def _whole_plane(axes: Axes, shown: Shown, paint: Paint) -> Drawn | None:
     x, y = field.coordinates
     drawn = _panel(axes, x, y, field.values, shown.scales[0], paint, shown.cmap)
     axes.set(xlabel=axis_label(shown.stored, 0), ylabel=axis_label(shown.stored, 1))
-    at = np.nonzero(field.done)
+    at = np.nonzero(field.there)
     draw.evaluated(axes, field, x[at[0]], y[at[1]])
     draw.trajectories(axes, shown.trajectories, shown.farthest)
     draw.marks(axes, shown.marks, (0, 1))
@@ -100,7 +100,7 @@ def _slices(shown: Shown, paint: Paint) -> Figure:
         drawn.append(_panel(axes, x, y, values, scale, paint, shown.cmap))
         axes.set(xlabel=axis_label(shown.stored, across), ylabel=axis_label(shown.stored, up))
         axes.set_title(f"direction {through + 1} = {number(at[through])}", fontsize=8)
-        done = np.nonzero(np.take(field.done, middle[through], axis=through))
+        done = np.nonzero(np.take(field.there, middle[through], axis=through))
         draw.evaluated(axes, field, x[done[0]], y[done[1]])
         inside = [mark for mark in shown.marks if np.isclose(mark.where[through], at[through])]
         draw.marks(axes, inside, (across, up))

@@ -56,7 +56,7 @@ def _panel(axes: Axes3D, shown: Shown) -> Drawn:
     axes.view_init(*shown.view)
     ratio = np.ptp(x) / np.ptp(y)
     axes.set_box_aspect((min(max(ratio, 0.4), 2.5), 1, 0.75), zoom=1.05)
-    at = np.nonzero(field.done & np.isfinite(field.values))
+    at = np.nonzero(field.there & np.isfinite(field.values))
     draw.evaluated(axes, field, x[at[0]], y[at[1]], np.clip(scale.transform(field.values[at]), *scale.ends))
     draw.marks_at_value(axes, shown.marks, scale)
     return drawn

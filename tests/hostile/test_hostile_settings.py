@@ -21,6 +21,7 @@ from hpc_landscape.kinds import DIRECTIONS, NORMALIZATIONS
 from hpc_landscape.problems.registry import type_arguments
 from hpc_landscape.schedule.strided import strided
 from hpc_landscape.setting_groups import MOST as MOST_WHOLE
+from hpc_landscape.setting_groups import MOST_SETS
 from hpc_landscape.settings import OPTIONS, Settings
 
 # The same examples every time; more of them for a search: HOSTILE_EXAMPLES=5000 python -m pytest tests/hostile
@@ -149,6 +150,8 @@ def _value(name: str) -> st.SearchStrategy[Any]:
         return st.none() | AXES.filter(_valid)
     if name == "directions":
         return st.sampled_from(DIRECTIONS.names())
+    if name == "ensemble":
+        return st.none() | st.integers(2, MOST_SETS)
     if name == "bn":
         return st.sampled_from([*NORMALIZATIONS.names(), "größe 模型.py:Policy"])
     choices = [c for part in kinds for c in get_args(part) if isinstance(c, str)]
@@ -162,6 +165,8 @@ def _value(name: str) -> st.SearchStrategy[Any]:
 
 def _together(values: dict[str, Any]) -> Settings:
     """These values, but for those that do not go together."""
+    if values["ensemble"]:
+        values |= {"directions": "random", "refine": None, "extend": None, "shard": None, "trajectory": None}
     kind = values["directions"]
     values |= {"to": None, "direction_files": None}  # go with some directions alone
     values |= dict.fromkeys(DIRECTIONS.load(kind).needs, "a.pt,größe 模型.pt,c d.pt")  # for up to three axes
@@ -173,6 +178,8 @@ def _together(values: dict[str, Any]) -> Settings:
         values |= {"channels_last": False, "compile": False, "block": None}
     if kind != "random" or values["orthogonalize"]:
         values["directions_memory"] = "host"
+    if values["ensemble"]:
+        values["directions_memory"] = "device"
     if values["shard"]:
         values |= {"channels_last": False, "compile": False, "block": None, "tune": False, "on_error": "fail"}
         values |= {"precision": "fp32", "device": "cuda", "directions_memory": "auto"}
