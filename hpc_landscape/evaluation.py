@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import numpy as np
@@ -54,7 +54,7 @@ def evaluate(
     team: that has been put together already, since it shares a model.
     """
     progress = Progress(plan.grid.size if plan.tolerance is None else None, plan.before, shown=comm.is_root)
-    reporter, longest = Reporter(plan.grid), 0.0
+    reporter, turn_to, longest = Reporter(plan.grid), turning(plan), 0.0
     known: dict[int, Team] = {}
     try:
         for points in phases(plan, comm):
@@ -62,7 +62,7 @@ def evaluate(
             for part, members in parts:
                 control = Control(comm, signals, options.grace)
                 control.longest = longest
-                _evaluate(plan, part, members, kind, control, reporter, progress)
+                _evaluate(plan, part, members, kind, control, reporter, progress, turn_to)
                 longest = control.longest
                 if control.stop_code:
                     return control.stop_code
@@ -113,6 +113,7 @@ def _evaluate(
     control: Control,
     reporter: Reporter,
     progress: Progress,
+    turn_to: Callable[[int], None],
 ) -> None:
     """Evaluate this rank's part of the points, which are the same on all, and bring it to the file."""
     comm, patience = control.comm, plan.sets.patience
@@ -137,7 +138,7 @@ def _evaluate(
             *(plan.evaluator, plan.grid, partial(store_arrays, quantities=plan.quantities), patience),
             record=plan.evaluation.on_error == "record",
             check=writer.check,
-            turn_to=turning(plan),
+            turn_to=turn_to,
         ),
         writer,
         plan.nan_values,

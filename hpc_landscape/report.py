@@ -90,10 +90,9 @@ def announce(plan: Plan, ranks: Sequence[Rank], threads: int, writer: type[Write
     log.info(f"directions   {len(vectors)} {kind.recipe(asked)}{seed}{angle}{KEPT[plan.directions.memory]}")
     for note in _notes(plan):
         log.info("note         %s", note)
-    there = len(plan.taken.points) if plan.taken else plan.before
-    taken = f", {there} taken from {plan.taken.earlier.path}" if plan.taken else ""
+    taken = f", {plan.before} taken from {plan.taken.earlier.path}" if plan.taken else ""
     some = plan.tolerance is not None and n > 0  # of those that are left, the values so far say which
-    to_do = f", at most {plan.grid.size - there} still to do" if some else f", {n} still to do"
+    to_do = f", at most {plan.grid.size - plan.before} still to do" if some else f", {n} still to do"
     log.info(f"grid         {plan.grid}, {plan.grid.size} points{taken}" + (to_do if stored or taken else ""))
     if plan.tolerance is not None:
         log.info(f"refinement   {plan.quantities[0].name} to {plan.tolerance:g} of its range; now {n} points")

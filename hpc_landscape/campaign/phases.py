@@ -45,7 +45,10 @@ def _next_round(plan: Plan, tried: np.ndarray | None = None) -> np.ndarray:
     assert plan.tolerance is not None
     values, done = np.full(plan.grid.shape, np.nan), np.zeros(plan.grid.shape, bool)
     name, path, begun = plan.quantities[0].name, plan.path, tried is not None
-    if begun or plan.stored is not None or plan.taken is not None:
+    if plan.taken is not None and plan.output.dry_run:  # there is no new file yet
+        there = layout.read_values(plan.taken.earlier.path, name).reshape(-1)[plan.taken.there]
+        values.reshape(-1)[plan.taken.points], done.reshape(-1)[plan.taken.points] = there, True
+    elif begun or plan.stored is not None or plan.taken is not None:
         values, done, failed = (layout.read_values(path, dataset) for dataset in (name, layout.DONE, layout.FAILED))
         again = failed.astype(bool) & ~(False if tried is None else tried.reshape(done.shape))
         done = plan.finished(done.astype(bool), again)

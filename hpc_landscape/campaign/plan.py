@@ -106,8 +106,10 @@ class Plan:
 
     @property
     def before(self) -> int:
-        """How many points this run has found finished."""
-        return 0 if self.stored is None else int(self.finished(self.stored.done, self.stored.failed).sum())
+        """How many points this run has found finished, in its own file or in an earlier one."""
+        if self.stored is None:
+            return 0 if self.taken is None else len(self.taken.points)
+        return int(self.finished(self.stored.done, self.stored.failed).sum())
 
     @property
     def refined(self) -> list[str]:

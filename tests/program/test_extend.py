@@ -156,6 +156,33 @@ def test_on_ranks(tmp_path: Path, program: Callable[..., Finished]) -> None:
     assert_same_landscape("new.h5", "fresh.h5")
 
 
+def test_a_stop_counts_what_was_taken(old: Path, program: Callable[..., Finished]) -> None:
+    """Two points were computed, of which one was in the old file: to compare."""
+    stop = ("--problem.fault", "SIGUSR1", "--problem.fault_at", 2)
+    finished = program(*EXTENDED, *stop)
+    assert finished.code == 75 and "stopped      16 of 45 points are in new.h5" in finished.out, finished
+    stop = ("--problem.fault", "SIGUSR1", "--problem.fault_at", 1)  # before any that is not compared
+    finished = program(*EXTENDED, *stop, "--overwrite", "--grace", 60)
+    assert finished.code == 1 and "the stop came before one point was finished" in finished.err, finished
+
+
+def test_refined_and_extended(tmp_path: Path, program: Callable[..., Finished]) -> None:
+    """A dry run has the points of the first round from the old file: there is no new one."""
+    axes = (*OPTIONS, "--refine", 0.05, "--x=-1:1:17", "--y=-1:1:17")
+    assert program(*axes, "--output", "old.h5").code == 0
+    there = int(read("old.h5", "done").sum())
+    finer = (*OPTIONS, "--refine", 0.05, "--x=-1:1:33", "--y=-1:1:33", "--extend", "old.h5", "--output", "new.h5")
+    dry = program(*finer, "--dry_run")
+    assert dry.code == 0 and f"{there} taken from old.h5, at most {33**2 - there} still to do" in dry.out, dry
+    assert sorted(listing(tmp_path)) == ["old.h5"]
+    finished = program(*finer)
+    assert finished.code == 0, finished
+    now = [line for line in finished.out.splitlines() if line.startswith("refinement   loss to")]
+    assert now and now[0] in dry.out
+    taken = read("old.h5", "done").astype(bool)
+    assert read("new.h5", "loss")[::2, ::2][taken].tobytes() == read("old.h5", "loss")[taken].tobytes()
+
+
 REFUSED: dict[str, tuple[list[Any], str]] = {
     "itself": (["--output", "old.h5"], "--extend old.h5: is the --output itself"),
     "itself, to be overwritten": (["--output", "link.h5", "--overwrite"], "--extend old.h5: is the --output itself"),
