@@ -125,24 +125,32 @@ def startup(turns: int) -> dict[str, Any]:
         )
         found |= {f"{size}: {stage}": told for stage, told in _lines(runs)}
         every[size] = runs
-    every["a call"] = _on_ranks(turns, _calls)
+    every["a call"] = _on_ranks(turns, _calls, RANKS[1:])  # one rank alone sends nothing
     _draw(every)
     return found | {f"a call: {name}": told for name, told in _lines(every["a call"])}
 
 
-def _on_ranks(turns: int, start: Callable[[int], dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def _on_ranks(
+    turns: int, start: Callable[[int], dict[str, Any]], ranks: tuple[int, ...] = RANKS
+) -> dict[int, dict[str, Any]]:
     """The run of the middle, by its seconds in all, on each number of ranks."""
-    runs = {n: [start(n) for _ in range(turns)] for n in (*RANKS, CHECKED)}
+    runs = {n: [start(n) for _ in range(turns)] for n in (*ranks, CHECKED)}
     return {n: sorted(of, key=lambda one: sum(one["seconds"].values()))[len(of) // 2] for n, of in runs.items()}
 
 
 def _lines(runs: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Of each stage what it took, the line through it without the largest run, and how well that says the largest."""
     for stage, last in runs[CHECKED]["seconds"].items():
-        seconds = [runs[n]["seconds"].get(stage, 0.0) for n in RANKS]
-        slope, start = np.polyfit(RANKS, seconds, 1)
-        row = ", ".join(f"{s:.3g}" for s in seconds)
+        seconds, slope, start = _fitted(runs, stage)
+        row = ", ".join(f"{s:.3g}" for s in seconds[:-1])
         yield stage, f"{row}; {start:.3g} + {slope:.3g} N: {start + slope * CHECKED:.3g}, was {last:.3g} on {CHECKED}"
+
+
+def _fitted(runs: dict[int, dict[str, Any]], stage: str) -> tuple[list[float], float, float]:
+    """What the stage took on each number of ranks; slope and start of the line without the largest."""
+    seconds = [of["seconds"].get(stage, 0.0) for of in runs.values()]
+    slope, start = np.polyfit([*runs][:-1], seconds[:-1], 1)
+    return seconds, float(slope), float(start)
 
 
 def _draw(every: dict[str, dict[int, dict[str, Any]]]) -> None:
@@ -153,12 +161,17 @@ def _draw(every: dict[str, dict[int, dict[str, Any]]]) -> None:
     for axes, (name, runs) in zip(figure.subplots(1, len(every)), every.items(), strict=True):
         last = {stage: s for stage, s in runs[CHECKED]["seconds"].items() if stage not in ("run", "in all")}
         for stage in sorted(last, key=last.__getitem__, reverse=True)[:5]:
-            seconds = [runs[n]["seconds"].get(stage, 0.0) for n in (*RANKS, CHECKED)]
-            slope, start = np.polyfit(RANKS, seconds[:-1], 1)
-            (line,) = axes.plot((*RANKS, CHECKED), seconds, "o", markersize=4, label=stage)
-            axes.plot((1, CHECKED), (start + slope, start + slope * CHECKED), color=line.get_color(), linewidth=1)
+            seconds, slope, start = _fitted(runs, stage)
+            (points,) = axes.plot([*runs], seconds, "o", markersize=4, label=stage)
+            line = [value if (value := start + slope * n) > 0 else np.nan for n in runs]
+            axes.plot([*runs], line, color=points.get_color(), linewidth=1)
         axes.set(title=name, xlabel="ranks, on the same cores", ylabel="seconds")
-        axes.set_ylim(bottom=0)
+        if name == "a call":
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks([*runs], [*map(str, runs)], minor=False)
+            axes.minorticks_off()
+        else:
+            axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, dpi=150)

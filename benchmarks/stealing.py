@@ -83,8 +83,8 @@ def _draw(passes: dict[str, np.ndarray], ideal: float) -> None:
     """A row for each rank, with its points; and when all would be done at best."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axes, (schedule, points) in zip(figure.subplots(len(passes), 1, sharex=True), passes.items(), strict=True):
+    figure, ordered = Figure(figsize=(8, 3.4), layout="constrained"), sorted(passes.items(), reverse=True)
+    for axes, (schedule, points) in zip(figure.subplots(len(passes), 1, sharex=True), ordered, strict=True):
         for rank in range(RANKS):
             of = points[points[:, 0] == rank]
             bars = list(zip(of[:, 1], of[:, 2] - of[:, 1], strict=True))

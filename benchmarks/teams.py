@@ -47,7 +47,7 @@ def _draw(seconds: Seconds) -> None:
     axes.axvline(middles[0] / 2, color="black", linestyle=":", label="half of one rank's")
     axes.set(xlabel="seconds a point: median, least and most")
     axes.invert_yaxis()
-    axes.legend(frameon=False, loc="upper right", fontsize=8)
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, dpi=150)
 
