@@ -1,8 +1,7 @@
 """Killed at any time, started again with any number of ranks: the same file, and nothing finished is done twice.
 
-HPC_LANDSCAPE_KILLS says how many kills, in all: by default 50. With an h5py that has MPI half of them are of the parallel
-writer. Every fifth file holds 160 kB a point, and its disk takes
-8 MB a second.
+HPC_LANDSCAPE_KILLS says how many kills, in all: by default 50. With an h5py that has MPI half of them are of the
+parallel writer. Every fifth file holds 160 kB a point, and its disk takes 8 MB a second.
 """
 
 from __future__ import annotations
