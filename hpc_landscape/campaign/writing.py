@@ -41,7 +41,7 @@ def fall_back(writer: type[Writer], path: str, comm: Comm, notice: Callable[[str
 def _refuses(path: str, comm: Comm) -> str:
     """Why independent writes cannot be had here; empty where they can. Some nodes may not see the file."""
     created = comm.bcast(parallel.created(path) if comm.is_root else None)
-    if not comm.on_all(comm.local_rank > 0 or parallel.sees(path, created)):  # as its node does
+    if not comm.on_all(parallel.sees(path, created)):
         return "not every rank sees the file"
     file = parallel.try_open(path, comm)  # all can, or none
     said = comm.first_text(file if isinstance(file, str) else "")

@@ -37,9 +37,8 @@ def _killed(folder: Path, options: tuple[object, ...], holding: Callable[[], int
 @pytest.mark.parametrize(
     "first, then",
     [
-        (("--directions_memory", "host"), ("--directions_memory", "seed", "--ranks_per_point", "2")),
-        (("--directions_memory", "seed", "--ranks_per_point", "2"), ("--directions_memory", "host")),
-        (("--extend", "old.h5"), ("--schedule", "strided")),
+        (("--extend", "old.h5", "--directions_memory", "host"), ("--directions_memory", "seed")),
+        (("--directions_memory", "seed", "--ranks_per_point", "2"), ("--schedule", "strided")),
     ],
 )
 def test_killed_and_gone_on_with(

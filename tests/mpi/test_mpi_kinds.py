@@ -23,13 +23,16 @@ pytestmark = [
 def test_on_ranks(case: Case, comm, folder):
     if comm.size != 2:
         pytest.skip("on two ranks; the program alone is in tests/kinds")
+    quarter = zlib.crc32(case.id.encode()) % 4
+    if quarter == 3 and not case.refused:
+        pytest.skip("three quarters of them tell enough")
     before = os.getcwd()
     os.chdir(folder)
     try:
         if comm.is_root and case.prepare:
             case.prepare(Path(folder))
         comm.barrier()
-        team = zlib.crc32(case.id.encode()) % 2 + 1  # half of them by the two ranks together
+        team = 1 if quarter == 2 else 2  # most of them by the two ranks together
         settings, _ = parse([*case.words(Path(folder) / "landscape.h5"), f"--ranks_per_point={team}"], "test")
         if case.refused:
             with pytest.raises(UserError, match=case.refused):

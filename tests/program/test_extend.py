@@ -16,8 +16,6 @@ from programs import TINY, Finished, assert_same_landscape, listing, log_lines, 
 from hpc_landscape.problems import digits
 from hpc_landscape.store.earlier import Taken
 
-pytestmark = pytest.mark.mpi_stack
-
 OPTIONS = ("--problem", TINY, "--plot", "false")
 OLD = (*OPTIONS, "--x=-1:1:5", "--y=-1:1:3", "--output", "old.h5")
 FINER = (*OPTIONS, "--x=-1:1:9", "--y=-1:1:5")
@@ -144,6 +142,8 @@ def test_the_mode_is_the_old_files(tmp_path: Path, program: Callable[..., Finish
     assert program(*extended).code == 0
 
 
+@pytest.mark.slow
+@pytest.mark.mpi_stack
 def test_on_ranks(tmp_path: Path, program: Callable[..., Finished]) -> None:
     """Two; the directions are drawn again."""
     assert program(*OLD, "--save_directions", "false").code == 0
