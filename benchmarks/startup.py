@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def startup(turns: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     every: dict[str, dict[int, dict[str, Any]]] = {}
     for size, (layers, width) in SIZES.items():
-        runs = _on_ranks(turns, lambda n, of=(layers, width): _start(n, *of))  # type: ignore[misc]
+        runs = _on_ranks(turns, partial(_start, layers=layers, width=width))
         found[f"{size}: collectives, bytes"] = ", ".join(
             f"{runs[n]['collectives']} and {runs[n]['broadcast bytes']:,} on {n}" for n in (2, CHECKED)
         )
